@@ -1,0 +1,89 @@
+"""A compiled network before it becomes files: what the plan hands to the artifact writers.
+
+A program is a straight list of kernel calls. Every argument of a kernel is a pointer into one of four spaces at an
+offset known now; nothing is decided at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from irc.ir.types import Array
+from irc.targets.target import Target
+
+Space = Literal["weights", "workspace", "input", "output"]
+
+
+@dataclass(frozen=True)
+class Arg:
+    """A pointer: base of `space` (number `index` for inputs and outputs) plus `offset` bytes."""
+
+    space: Space
+    offset: int = 0
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: `void symbol(arg0, ..., int32_t part, int32_t parts)`.
+
+    Part p of n computes its share of the work; shares touch disjoint memory. `parallel` False: only (0, 1) is legal.
+    `nodes` are the ONNX nodes computed, `macs` its multiply-adds: for reports.
+    """
+
+    symbol: str
+    args: tuple[Arg, ...]
+    parallel: bool = False
+    nodes: tuple[str, ...] = ()
+    label: str = ""
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Port:
+    """A network input or output as the caller sees it: C-contiguous, shape in elements.
+
+    `scale` and `zero_point` are given where the values are quantized: real = (q - zero_point) * scale.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        import numpy as np
+
+        n = np.dtype(self.dtype).itemsize
+        for d in self.shape:
+            n *= d
+        return n
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Constant data at `offset` of the weights section. `data` is C-contiguous and written as its bytes."""
+
+    offset: int
+    data: Array
+    name: str = ""
+
+
+@dataclass
+class Program:
+    """Everything that the artifact is made of."""
+
+    name: str
+    target: Target
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    steps: tuple[Step, ...]
+    kernels: dict[str, bytes]  # symbol -> relocatable ELF object that defines it
+    weights: tuple[Blob, ...]
+    weights_bytes: int
+    workspace_bytes: int
+    alignment: int = 64  # of weights and workspace
+    statistics: dict[str, Any] = field(default_factory=dict)
