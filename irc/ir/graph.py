@@ -147,19 +147,19 @@ class Node:
             raise ValueError(f"{self.label}: input {index} is missing")
         return value
 
-    def int(self, name: str, default: int = 0) -> int:
+    def get_int(self, name: str, default: int = 0) -> int:
         value = self.attributes.get(name, default)
         if not isinstance(value, int):
             raise ValueError(f"{self.label}: attribute {name} is no integer")
         return value
 
-    def float(self, name: str, default: float = 0.0) -> float:
+    def get_float(self, name: str, default: float = 0.0) -> float:
         value = self.attributes.get(name, default)
         if not isinstance(value, int | float):
             raise ValueError(f"{self.label}: attribute {name} is no number")
         return float(value)
 
-    def str(self, name: str, default: str = "") -> str:
+    def get_str(self, name: str, default: str = "") -> str:
         value = self.attributes.get(name, default)
         if isinstance(value, bytes):
             return value.decode()
@@ -167,7 +167,7 @@ class Node:
             raise ValueError(f"{self.label}: attribute {name} is no string")
         return value
 
-    def ints(self, name: str, default: Sequence[int] = ()) -> tuple[int, ...]:
+    def get_ints(self, name: str, default: Sequence[int] = ()) -> tuple[int, ...]:
         value = self.attributes.get(name, tuple(default))
         if not isinstance(value, tuple):
             raise ValueError(f"{self.label}: attribute {name} is no list of integers")

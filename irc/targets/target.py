@@ -41,4 +41,5 @@ class Target:
     @property
     def key(self) -> str:
         """What generated code depends on: part of every cache key."""
-        return f"{self.triple}/{self.cpu}/{','.join(self.features)}/{self.vector_bytes}x{self.vector_registers}/{self.dot}"
+        isa = "/".join((self.triple, self.cpu, ",".join(self.features)))
+        return f"{isa}/{self.vector_bytes}x{self.vector_registers}/{self.dot}"
