@@ -1,0 +1,1 @@
+"""The road of the long tail: any ONNX operator with static shapes -> one object without a runtime."""

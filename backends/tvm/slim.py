@@ -1,0 +1,122 @@
+"""LLVM IR text as TVM emits it -> the same code without debug information, and from text to an object.
+
+TVM attaches DWARF to every instruction and two weak half-precision helpers to every module: three quarters of a
+small object. Its alias metadata (TBAA) is named after addresses of the compiling process, so it also has to go for
+objects to be reproducible; `noalias` on parameters says what matters and stays.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+_ATTACHMENT = re.compile(r",? ![a-zA-Z][\w.]* !\d+(?=[,\s]|$)")
+_INLINE_LOCATION = re.compile(r",? ![a-zA-Z][\w.]* !(?:DILocation\(.*?\)|\{[^{}]*\})")
+_NAMED = re.compile(r"^!([\w.]+) = !\{(.*)\}$")
+_NUMBERED = re.compile(r"^!(\d+) = ")
+_HELPER = re.compile(r"^define weak .*@__(?:truncsfhf2|extendhfsf2)\(")
+_DEFINED_OR_DECLARED = re.compile(r"^declare .*@([\w.$]+)\(")
+
+
+def slim_ll(text: str) -> str:
+    """`text` without debug records, metadata attachments and unused helpers.
+
+    The module flag `tvm_target`, which TVM needs to read the text back, is kept. The half-precision helpers stay
+    where the code handles `half` values (the code generator may call them); there they are internal.
+    """
+    body, numbered, flags = _split(text)
+    helpers, rest = _separate_helpers(body)
+    if any("half" in line for line in rest if not line.startswith("declare")):
+        rest = [*rest, "", *helpers]
+    kept = _drop_unused_declarations(rest)
+    return "\n".join(_squeeze([*kept, "", *_target_flag(numbered, flags)])) + "\n"
+
+
+def object_from_ll(text: str) -> bytes:
+    """A relocatable object made from LLVM IR text that names its target in the flag `tvm_target`.
+
+    The text is not optimized again: it has to be optimized already, as `inspect_source("ll")` is.
+    """
+    import tvm
+
+    load = tvm.get_global_func("ffi.Module.load_from_file.ll")
+    with tempfile.TemporaryDirectory(prefix="irc-") as folder:
+        source, result = Path(folder) / "m.ll", Path(folder) / "m.o"
+        source.write_text(text)
+        load(str(source), "ll").write_to_file(str(result))
+        return result.read_bytes()
+
+
+def _split(text: str) -> tuple[list[str], dict[str, str], list[str]]:
+    """Code lines with their metadata removed; numbered metadata by number; the module flags' numbers."""
+    body: list[str] = []
+    numbered: dict[str, str] = {}
+    flags: list[str] = []
+    for line in text.splitlines():
+        number, named = _NUMBERED.match(line), _NAMED.match(line)
+        if number:
+            numbered[number[1]] = line
+        elif named:
+            if named[1] == "llvm.module.flags":
+                flags = re.findall(r"\d+", named[2])
+        elif not _is_noise(line):
+            body.append(_without_metadata(line))
+    return body, numbered, flags
+
+
+def _is_noise(line: str) -> bool:
+    start = line.lstrip()
+    if start.startswith(("#dbg_", "; Function Attrs", "; ModuleID", "source_filename")):
+        return True
+    if "@llvm.experimental.noalias.scope.decl" in start or "@llvm.dbg." in start:
+        return True
+    return start.startswith("@llvm.global_ctors") and "[0 x" in start
+
+
+def _without_metadata(line: str) -> str:
+    if 'c"' in line:  # a constant string may contain anything
+        return line
+    if line.startswith("define "):
+        line = line.replace("define dllexport ", "define ", 1)
+    if "!" not in line:
+        return line
+    return _ATTACHMENT.sub("", _INLINE_LOCATION.sub("", line))
+
+
+def _separate_helpers(lines: list[str]) -> tuple[list[str], list[str]]:
+    helpers: list[str] = []
+    rest: list[str] = []
+    inside = False
+    for line in lines:
+        if _HELPER.match(line):
+            inside = True
+            line = line.replace("define weak dso_local ", "define internal ", 1)
+            line = re.sub(r' section "[^"]*"', "", line)
+        (helpers if inside else rest).append(line)
+        if inside and line == "}":
+            inside = False
+    return helpers, rest
+
+
+def _drop_unused_declarations(lines: list[str]) -> list[str]:
+    used = set(re.findall(r"@([\w.$]+)", "\n".join(line for line in lines if not line.startswith("declare "))))
+    kept = []
+    for line in lines:
+        declared = _DEFINED_OR_DECLARED.match(line)
+        if declared is None or declared[1] in used:
+            kept.append(line)
+    return kept
+
+
+def _squeeze(lines: list[str]) -> list[str]:
+    """Runs of empty lines become one."""
+    return [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
+
+
+def _target_flag(numbered: dict[str, str], flags: list[str]) -> list[str]:
+    for number in flags:
+        definition = numbered.get(number, "")
+        if '!"tvm_target"' in definition:
+            return ["!llvm.module.flags = !{!0}", "!0 = " + definition.split(" = ", 1)[1]]
+    return []
