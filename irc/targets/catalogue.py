@@ -1,0 +1,233 @@
+"""The machines irc compiles for, as data, and how to find the one this process runs on.
+
+`get_target("native")` picks the best entry of this table that the CPU can execute, not the exact CPU model: artifacts
+made on two machines of the same class are then the same bytes. Other distributions add targets through the entry
+point group `irc.targets` (each entry point names a `Target`).
+
+Micro-architecture levels: x86-64 psABI, "Micro-architecture levels" (x86-64-v2 .. v4). Arm: ARMv8.2 FEAT_DotProd.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from irc.errors import OptionError, suggest
+from irc.targets.target import Target
+
+ENTRY_POINTS = "irc.targets"
+
+_LINUX_X86 = "x86_64-unknown-linux-gnu"
+_LINUX_ARM = "aarch64-unknown-linux-gnu"
+
+_CATALOGUE = (
+    Target(
+        name="x86-64",
+        description="any 64-bit x86 (SSE2)",
+        arch="x86-64",
+        triple=_LINUX_X86,
+        cpu="x86-64",
+        vector_bytes=16,
+        vector_registers=16,
+        fma=False,
+        dot="pmaddwd",
+        activations="uint8",
+        l2_bytes=256 * 1024,
+        linker="cc",
+    ),
+    Target(
+        name="x86-64-v3",
+        description="x86 with AVX2 and FMA (2013 onwards)",
+        arch="x86-64",
+        triple=_LINUX_X86,
+        cpu="x86-64-v3",
+        vector_bytes=32,
+        vector_registers=16,
+        dot="pmaddwd",
+        activations="uint8",
+        l2_bytes=256 * 1024,
+        linker="cc",
+    ),
+    Target(
+        name="x86-64-v4",
+        description="x86 with AVX-512",
+        arch="x86-64",
+        triple=_LINUX_X86,
+        cpu="x86-64-v4",
+        features=("-prefer-256-bit",),
+        vector_bytes=64,
+        vector_registers=32,
+        dot="pmaddwd",
+        activations="uint8",
+        l2_bytes=1024 * 1024,
+        linker="cc",
+    ),
+    Target(
+        name="x86-64-v4-vnni",
+        description="x86 with AVX-512 and VNNI (Cascade Lake, Ice Lake, Zen 4 onwards)",
+        arch="x86-64",
+        triple=_LINUX_X86,
+        cpu="x86-64-v4",
+        features=("+avx512vnni", "-prefer-256-bit"),
+        vector_bytes=64,
+        vector_registers=32,
+        dot="vpdpbusd",
+        activations="uint8",
+        l2_bytes=1024 * 1024,
+        linker="cc",
+    ),
+    Target(
+        name="aarch64",
+        description="any 64-bit Arm (ARMv8.0, Cortex-A53 onwards)",
+        arch="aarch64",
+        triple=_LINUX_ARM,
+        cpu="generic",
+        features=("+neon",),
+        vector_bytes=16,
+        vector_registers=32,
+        dot="widening",
+        activations="int8",
+        qemu="qemu-aarch64",
+        qemu_cpu="cortex-a53",
+        linker="aarch64-linux-gnu-gcc",
+    ),
+    Target(
+        name="arm",
+        description="64-bit Arm with dot products (ARMv8.2, Cortex-A55/A75, Neoverse, Apple)",
+        arch="aarch64",
+        triple=_LINUX_ARM,
+        cpu="generic",
+        features=("+neon", "+v8.2a", "+dotprod"),
+        vector_bytes=16,
+        vector_registers=32,
+        dot="sdot",
+        activations="int8",
+        qemu="qemu-aarch64",
+        qemu_cpu="max",
+        linker="aarch64-linux-gnu-gcc",
+    ),
+)
+
+TARGETS: Mapping[str, Target] = {t.name: t for t in _CATALOGUE}
+"""The built-in targets by name ("native" stands for one of them)."""
+
+# What a level needs, in /proc/cpuinfo names; later entries are better and contain the ones before.
+_X86_LEVELS = (
+    ("x86-64", frozenset[str]()),
+    (
+        "x86-64-v3",
+        frozenset(["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "popcnt", "sse4_2", "ssse3", "cx16"]),
+    ),
+    ("x86-64-v4", frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])),
+    ("x86-64-v4-vnni", frozenset({"avx512_vnni"})),
+)
+_ARM_LEVELS = (("aarch64", frozenset[str]()), ("arm", frozenset({"asimddp"})))
+
+
+def get_target(name: str) -> Target:
+    """The target of this name. Raises OptionError, with the nearest names, where there is none."""
+    if name == "native":
+        return TARGETS[host_level()]
+    known = all_targets()
+    if name not in known:
+        raise OptionError(f"there is no target '{name}'", hint=suggest(name, ["native", *known]))
+    return known[name]
+
+
+def all_targets() -> dict[str, Target]:
+    """Built-in targets, then those of other distributions. A built-in name cannot be taken over."""
+    return {**_third_party(), **TARGETS}
+
+
+@functools.cache
+def _third_party() -> dict[str, Target]:
+    from importlib.metadata import entry_points
+
+    found: dict[str, Target] = {}
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
+        target = entry.load()
+        if not isinstance(target, Target):
+            raise OptionError(
+                f"the entry point '{entry.name}' ({entry.value}) of group {ENTRY_POINTS} is no target",
+                expected="an irc.targets.target.Target",
+                got=type(target).__name__,
+            )
+        found[target.name] = target
+    return found
+
+
+def host_level() -> str:
+    """Name of the best built-in target that this machine can execute.
+
+    Raises OptionError on a machine that is neither x86-64 nor 64-bit Arm.
+    """
+    return runnable_levels(host_arch(), host_features())[-1]
+
+
+def runs_here(target: Target) -> bool:
+    """Whether code for `target` can run in this process. Targets unknown to the table are taken to need their arch."""
+    try:
+        arch = host_arch()
+    except OptionError:
+        return False
+    if target.arch != arch or not sys.platform.startswith("linux"):
+        return False
+    levels = _X86_LEVELS if arch == "x86-64" else _ARM_LEVELS
+    if target.name not in {name for name, _ in levels}:
+        return True
+    return target.name in runnable_levels(arch, host_features())
+
+
+def runnable_levels(arch: str, features: frozenset[str]) -> list[str]:
+    """Names of the levels that a CPU with these /proc/cpuinfo flags runs, weakest first."""
+    levels = _X86_LEVELS if arch == "x86-64" else _ARM_LEVELS
+    names = []
+    for name, needed in levels:
+        if not needed <= features:
+            break
+        names.append(name)
+    return names
+
+
+def host_arch() -> str:
+    """ "x86-64" or "aarch64". Raises OptionError for any other machine."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        return "x86-64"
+    if machine in ("aarch64", "arm64"):
+        return "aarch64"
+    raise OptionError(
+        f"irc has no native target for a '{machine}' machine",
+        expected="x86-64 or aarch64",
+        hint="naming a target: " + ", ".join(TARGETS),
+    )
+
+
+@functools.cache
+def host_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """CPU flags as Linux names them ("avx2", "asimddp"); empty, hence the baseline, where they cannot be found."""
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:
+        return _features_without_proc()
+    return parse_cpuinfo(text)
+
+
+def parse_cpuinfo(text: str) -> frozenset[str]:
+    """Flags that all CPUs of a /proc/cpuinfo have (big.LITTLE machines may differ between cores)."""
+    found: list[frozenset[str]] = []
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            found.append(frozenset(value.split()))
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+def _features_without_proc() -> frozenset[str]:
+    """macOS says it through sysctl; anywhere else nothing is assumed beyond the baseline."""
+    if sys.platform != "darwin":
+        return frozenset()
+    return frozenset({"asimddp"}) if platform.machine() == "arm64" else frozenset()
