@@ -1,1 +1,1 @@
-
+"""Reference results, scores, comparisons and costs."""
