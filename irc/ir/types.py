@@ -60,8 +60,8 @@ class DType(enum.Enum):
         """The numpy dtype that holds one element (4-bit types take a byte each, as ml_dtypes does)."""
         if self is DType.STRING:
             return np.dtype(object)
-        extra = getattr(ml_dtypes, self.value, None)
-        return np.dtype(extra) if extra is not None else np.dtype(self.value)
+        extra: npt.DTypeLike = getattr(ml_dtypes, self.value, self.value)
+        return np.dtype(extra)
 
     @property
     def bits(self) -> int:
@@ -95,38 +95,14 @@ class DType(enum.Enum):
         return DType(dt.name)
 
 
-_ORDER = [
-    "FLOAT",
-    "UINT8",
-    "INT8",
-    "UINT16",
-    "INT16",
-    "INT32",
-    "INT64",
-    "STRING",
-    "BOOL",
-    "FLOAT16",
-    "DOUBLE",
-    "UINT32",
-    "UINT64",
-    "COMPLEX64",
-    "COMPLEX128",
-    "BFLOAT16",
-    "FLOAT8E4M3FN",
-    "FLOAT8E4M3FNUZ",
-    "FLOAT8E5M2",
-    "FLOAT8E5M2FNUZ",
-    "UINT4",
-    "INT4",
-    "FLOAT4E2M1",
-    "FLOAT8E8M0",
-    "UINT2",
-    "INT2",
-    "FLOAT6E2M3",
-    "FLOAT6E3M2",
-]  # TensorProto.DataType, 1 onwards; a test compares this with the installed onnx
-_ONNX_NUMBER = {DType[name]: number for number, name in enumerate(_ORDER, 1)}
-_FROM_ONNX = {number: dtype for dtype, number in _ONNX_NUMBER.items()}
+# TensorProto.DataType, 1 onwards; a test compares this with the installed onnx.
+_ORDER = """
+FLOAT UINT8 INT8 UINT16 INT16 INT32 INT64 STRING BOOL FLOAT16 DOUBLE UINT32 UINT64 COMPLEX64 COMPLEX128 BFLOAT16
+FLOAT8E4M3FN FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ UINT4 INT4 FLOAT4E2M1 FLOAT8E8M0 UINT2 INT2
+FLOAT6E2M3 FLOAT6E3M2
+"""
+_ONNX_NUMBER: dict[DType, int] = {DType[name]: number for number, name in enumerate(_ORDER.split(), 1)}
+_FROM_ONNX: dict[int, DType] = {number: dtype for dtype, number in _ONNX_NUMBER.items()}
 
 Dim = int | str | None
 """An extent: a number, a named symbol, or None where nothing is known."""
