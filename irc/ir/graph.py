@@ -75,7 +75,7 @@ class Value:
 
     @property
     def is_output(self) -> bool:
-        return self.graph is not None and any(v is self for v in self.graph.outputs)
+        return self.graph is not None and id(self) in self.graph._output_ids
 
     @property
     def tensor(self) -> TensorType:
@@ -197,6 +197,41 @@ class Node:
         return f"{', '.join(v.name for v in self.outputs)} = {self.op_type}({ins})"
 
 
+class _Names:
+    """Names in use. `unique` remembers where it stopped, so that thousands of equal bases cost no quadratic search."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._next: dict[str, int] = {}  # base -> every base_N with 1 <= N < this is taken
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._taken
+
+    def unique(self, base: str) -> str:
+        if base not in self._taken:
+            return base
+        n = self._next.get(base, 1)
+        while f"{base}_{n}" in self._taken:
+            n += 1
+        self._next[base] = n
+        return f"{base}_{n}"
+
+    def check(self, names: Sequence[str]) -> None:
+        for i, name in enumerate(names):
+            if name in self._taken or name in names[:i]:
+                raise ValueError(f"a value named '{name}' exists already")
+
+    def add(self, name: str) -> None:
+        self.check([name])
+        self._taken.add(name)
+
+    def discard(self, name: str) -> None:
+        self._taken.discard(name)
+        base, _, number = name.rpartition("_")
+        if base in self._next and number.isdecimal():
+            self._next[base] = min(self._next[base], max(1, int(number)))
+
+
 class Graph:
     """Nodes in topological order, inputs, outputs and constants. `parent` is the graph around a subgraph."""
 
@@ -206,9 +241,10 @@ class Graph:
         self.inputs: list[Value] = []
         self.constants: dict[str, Value] = {}
         self._outputs: list[Value] = []
+        self._output_ids: set[int] = set()
         self._nodes: list[Node] = []
-        self._names: set[str] = set()
-        self._node_names: set[str] = set()
+        self._names = _Names()
+        self._node_names = _Names()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -228,16 +264,10 @@ class Graph:
 
     # Names are unique over a graph and all its subgraphs, so that ONNX scoping can never capture the wrong value.
     def unique_name(self, base: str) -> str:
-        names = self.root._names
-        name, n = base or "v", 0
-        while name in names:
-            n += 1
-            name = f"{base}_{n}"
-        return name
+        """`base`, or `base_N` with the smallest N that makes it new in this graph and all around and inside it."""
+        return self.root._names.unique(base or "v")
 
     def _own(self, value: Value) -> Value:
-        if value.name in self.root._names:
-            raise ValueError(f"a value named '{value.name}' exists already")
         self.root._names.add(value.name)
         value.graph = self
         return value
@@ -273,50 +303,48 @@ class Graph:
 
         `types` are the output types where known; `irc.ir.infer` fills in the others.
         """
-        label = self._unique_node_name(name or op_type)
+        label = self.root._node_names.unique(name or op_type)
         if isinstance(outputs, int):
             names = [self.unique_name(f"{label}_out" if outputs == 1 else f"{label}_out{i}") for i in range(outputs)]
         else:
             names = list(outputs)
+            self.root._names.check(names)
         values = [Value(n, types[i] if i < len(types) else None) for i, n in enumerate(names)]
         node = Node(op_type, inputs, values, attributes or {}, domain, label, origin or Origin(), overload)
+        for sub in node.subgraphs:
+            if sub.parent is not self:
+                raise ValueError(f"{node.label}: its subgraph must be made with parent=this graph")
+        position = len(self._nodes) if before is None else self._index(before)
         node.graph = self
+        self.root._node_names.add(label)
         for i, value in enumerate(values):
             self._own(value)
             value.producer, value.output_index = node, i
         for i, used in enumerate(node.inputs):
             if used is not None:
                 used._uses[(id(node), i)] = Use(node, i)
-        for sub in node.subgraphs:
-            if sub.parent is not self:
-                raise ValueError(f"{node.label}: its subgraph must be made with parent=this graph")
-        if before is None:
-            self._nodes.append(node)
-        else:
-            self._nodes.insert(self._index(before), node)
+        self._nodes.insert(position, node)
         return node
 
     def subgraph(self, name: str) -> Graph:
         """A graph to be handed to `add` as an attribute."""
         return Graph(name, parent=self)
 
-    def _unique_node_name(self, base: str) -> str:
-        names = self.root._node_names
-        name, n = base, 0
-        while name in names:
-            n += 1
-            name = f"{base}_{n}"
-        names.add(name)
-        return name
-
     def _index(self, node: Node) -> int:
-        for i, n in enumerate(self._nodes):
-            if n is node:
-                return i
-        raise ValueError(f"{node.label} is not in graph '{self.name}'")
+        if node.graph is not self:
+            raise ValueError(f"{node.label} is not in graph '{self.name}'")
+        return self._nodes.index(node)  # nodes compare by identity, so this is a fast scan
 
     def set_outputs(self, values: Iterable[Value]) -> None:
-        self._outputs = list(values)
+        """Name the results. Each must be defined by this graph itself: a value of a surrounding graph that a
+        subgraph returns needs an Identity, as onnxruntime wants it too. Raises ValueError.
+        """
+        outputs = list(values)
+        for value in outputs:
+            if value.graph is not self:
+                raise ValueError(f"output '{value.name}' of graph '{self.name}' is not defined in it; add an Identity")
+        self._outputs = outputs
+        self._output_ids = {id(v) for v in outputs}
 
     def set_input(self, node: Node, index: int, value: Value | None) -> None:
         """Let input slot `index` of `node` (extended with None if needed) read `value`."""
@@ -332,14 +360,18 @@ class Graph:
             inputs.pop()
         node.inputs = tuple(inputs)
 
-    def replace_uses(self, old: Value, new: Value) -> None:
+    def replace_uses(self, old: Value, new: Value, *, keep: Iterable[Node] = ()) -> None:
         """All readers of `old`, and graph outputs, read `new`. An output keeps the name users see.
 
+        Nodes in `keep` go on reading `old` (the node just put behind it, say).
         When `old` is an output of its graph, `new` takes over its name if `new` is made by a node; otherwise an
         Identity carries the name (a graph input or constant cannot be renamed).
         """
+        if old is new:
+            return
+        kept = {id(node) for node in keep}
         for use in old.uses:
-            if use.node.graph is not None:
+            if use.node.graph is not None and id(use.node) not in kept:
                 use.node.graph.set_input(use.node, use.index, new)
         owner = old.graph
         if owner is None or not old.is_output:
@@ -354,16 +386,14 @@ class Graph:
             name = old.name
             owner.rename(old, spare)
             carrier = owner.add("Identity", [new], [name], types=[old.type or new.type]).output
-        owner._outputs = [carrier if v is old else v for v in owner._outputs]
+        owner.set_outputs([carrier if v is old else v for v in owner._outputs])
 
     def rename(self, value: Value, name: str) -> None:
         """Raises ValueError when the name is taken."""
         if name == value.name:
             return
-        if name in self.root._names:
-            raise ValueError(f"a value named '{name}' exists already")
-        self.root._names.discard(value.name)
         self.root._names.add(name)
+        self.root._names.discard(value.name)
         if value.constant is not None and value.graph is not None:
             del value.graph.constants[value.name]
             value.graph.constants[name] = value
@@ -395,6 +425,7 @@ class Graph:
         for value in (*self.inputs, *self.constants.values()):
             self.root._names.discard(value.name)
         self._nodes, self._outputs, self.inputs, self.constants = [], [], [], {}
+        self._output_ids = set()
 
     def remove_constant(self, value: Value) -> None:
         if value._uses or value.is_output:
