@@ -10,7 +10,7 @@ import pytest
 
 LIMIT = 800
 """Lines. A longer file tells more than one story."""
-MACHINE_PATH = re.compile(r"/(?:work|root|home)/\w|/opt/(?:venv|zoo)|/tmp/brief")
+MACHINE_PATH = re.compile(r"/(?:work|root|home)/\w|/opt/(?:venv|zoo)\w*/|/tmp/(?:brief|irc-)")
 TEXT = {".py", ".md", ".toml", ".c", ".h", ".txt", ".cfg", ".yml", ".cmake", ".ir", ".sh", ""}
 
 
