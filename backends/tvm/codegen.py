@@ -1,0 +1,56 @@
+"""TIR function -> relocatable object with a plain C ABI: no packed calls, no TVM runtime, no debug information."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from irc.targets.target import Target
+
+
+def llvm_target(target: Target) -> Any:
+    """The TVM target of `target`, being its own host."""
+    spec: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
+    if target.features:
+        spec["mattr"] = list(target.features)
+    made = tvm.target.Target(spec)
+    return made.with_host(made)
+
+
+def lower_built(func: Any, target: Any) -> Any:
+    """Lower a function made by `KernelBuilder` (flat buffers, explicit vectors, no blocks)."""
+    module = tvm.IRModule({str(func.attrs["global_symbol"]): func})
+    return tvm.ir.transform.Sequential(
+        [
+            tirx.transform.BindTarget(target),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )(module)
+
+
+def compile_ll(func: Any, target: Target) -> str:
+    """Optimized LLVM IR text of a kernel."""
+    made = llvm_target(target)
+    return str(tvm.get_global_func("target.build.llvm")(lower_built(func, made), made).inspect_source("ll"))
+
+
+def compile_object(func: Any, target: Target) -> bytes:
+    """The object of a kernel, slim."""
+    from irc.backends.tvm.slim import object_from_ll, slim_ll
+
+    return object_from_ll(slim_ll(compile_ll(func, target)))
+
+
+def compile_assembly(func: Any, target: Target) -> str:
+    """Assembly text of a kernel: for tests that look at instructions, and for people."""
+    made = llvm_target(target)
+    module = tvm.get_global_func("target.build.llvm")(lower_built(func, made), made)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.s"
+        module.write_to_file(str(path), "s") if False else path.write_text(module.inspect_source("asm"))
+        return path.read_text()

@@ -1,0 +1,149 @@
+"""A small builder for TIR functions over raw pointers: straight-line code, loops, local accumulators.
+
+Everything that is known at compile time is decided in Python: unrolling is a Python loop, a tile that does not exist
+is not emitted. So the TIR that comes out needs no scheduling passes, and what LLVM sees is what was written here.
+Vectors are TIR values with lanes; indices count elements of flat buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType
+
+Expr = Any  # a TIR expression; tvm ships no usable annotations
+Buffer = Any
+
+ALL_PARTS = ("part", "parts")
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+class KernelBuilder:
+    """Builds one kernel `void symbol(T0* p0, ..., int32 part, int32 parts)`."""
+
+    def __init__(self, symbol: str) -> None:
+        self.symbol = symbol
+        self._params: list[Any] = []
+        self._declared: list[Any] = []
+        self._blocks: list[list[Any]] = [[]]
+        self._count = 0
+        self.part = tirx.Var("part", "int32")
+        self.parts = tirx.Var("parts", "int32")
+
+    def _name(self, base: str) -> str:
+        self._count += 1
+        return f"{base}{self._count}"
+
+    # Parameters and memory
+    def pointer(self, name: str, dtype: str, size: int) -> Buffer:
+        """A pointer parameter, seen as a flat buffer of `size` elements."""
+        variable = tirx.Var(name, PointerType(tvm.ir.PrimType(dtype), "global"))
+        self._params.append(variable)
+        buffer = tirx.decl_buffer((max(size, 1),), dtype, name + "_", data=variable)
+        self._declared.append(tirx.DeclBuffer(buffer, data=variable))
+        return buffer
+
+    def local(self, size: int, dtype: str, name: str = "acc") -> Buffer:
+        """Stack memory. With constant indices only, LLVM keeps it in registers."""
+        buffer = tirx.decl_buffer((size,), dtype, self._name(name), scope="local")
+        self.emit(tirx.AllocBuffer(buffer))
+        return buffer
+
+    def load(self, buffer: Buffer, index: Expr, lanes: int = 1) -> Expr:
+        return tirx.BufferLoad(buffer, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
+
+    def store(self, buffer: Buffer, index: Expr, value: Expr, lanes: int = 1) -> None:
+        self.emit(tirx.BufferStore(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)]))
+
+    # Statements
+    def emit(self, stmt: Any) -> None:
+        self._blocks[-1].append(stmt)
+
+    def let(self, value: Expr, name: str = "t") -> Expr:
+        """Name a value: computed once, used often."""
+        variable = tirx.Var(self._name(name), value.ty)
+        self.emit(tirx.Bind(variable, value))
+        return variable
+
+    @contextmanager
+    def block(self) -> Iterator[list[Any]]:
+        statements: list[Any] = []
+        self._blocks.append(statements)
+        try:
+            yield statements
+        finally:
+            self._blocks.pop()
+
+    @contextmanager
+    def loop(self, extent: Expr, name: str = "i", start: Expr = 0) -> Iterator[Expr]:
+        """A serial loop from `start` over `extent` steps; with extent 1 (a Python int) there is no loop."""
+        if isinstance(extent, int) and extent == 1:
+            yield start if not isinstance(start, int) else tirx.const(start, "int32")
+            return
+        variable = tirx.Var(self._name(name), "int32")
+        with self.block() as body:
+            yield variable
+        if not body:
+            return
+        low = tirx.const(start, "int32") if isinstance(start, int) else start
+        high = tirx.const(extent, "int32") if isinstance(extent, int) else extent
+        self.emit(tirx.For(variable, low, high, tirx.ForKind.SERIAL, sequence(body)))
+
+    @contextmanager
+    def work(self, total: int, name: str = "w") -> Iterator[Expr]:
+        """The loop that is shared out: items [total*part/parts, total*(part+1)/parts)."""
+        low = self.let(tirx.truncdiv(self.part * total, self.parts), "low")
+        high = self.let(tirx.truncdiv((self.part + 1) * total, self.parts), "high")
+        with self.loop(high - low, name, start=low) as item:
+            yield item
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        with self.block() as body:
+            yield
+        if body:
+            self.emit(tirx.IfThenElse(condition, sequence(body), None))
+
+    @contextmanager
+    def first_part(self) -> Iterator[None]:
+        """For kernels that do not share their work."""
+        with self.when(self.part == 0):
+            yield
+
+    def finish(self) -> tirx.PrimFunc:
+        body = sequence([*self._declared, *self._blocks[0]])
+        func = tirx.PrimFunc([*self._params, self.part, self.parts], body)
+        return func.with_attr("global_symbol", self.symbol).with_attr("tirx.noalias", True)
+
+
+def sequence(statements: Sequence[Any]) -> Any:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def const(value: float, dtype: str, lanes: int = 1) -> Expr:
+    scalar = tirx.const(value, dtype)
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+
+def broadcast(value: Expr, lanes: int) -> Expr:
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    return tirx.Cast(vector_type(dtype, lanes), value)
+
+
+def reinterpret(value: Expr, dtype: str) -> Expr:
+    return tirx.reinterpret(dtype, value)
+
+
+def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
+    """A call of the LLVM intrinsic `name` without side effects."""
+    return tirx.call_llvm_pure_intrin(dtype, name, *args)

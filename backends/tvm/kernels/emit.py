@@ -1,0 +1,297 @@
+"""Expression -> TIR values. Polynomials instead of libm, so that vectors stay vectors.
+
+exp: Cody-Waite reduction by ln 2 and a degree-6 polynomial (as in Cephes expf), below 2 ulp.
+tanh: rational 13/6 polynomial on a clamped argument; erf: Abramowitz-Stegun-like minimax by exp; errors are in tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tvm import tirx
+
+from irc.backends.tvm.expression import Expression, Instr
+from irc.backends.tvm.kernels.builder import (
+    Expr,
+    KernelBuilder,
+    broadcast,
+    cast,
+    const,
+    intrinsic,
+    reinterpret,
+    vector_type,
+)
+
+Operand = Callable[[int, int], Expr]
+"""(operand number, lanes) -> its value at the current place."""
+
+_MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds half to even into the low mantissa bits
+_MAGIC_BITS = 0x4B400000
+
+
+def fence(value: Expr, lanes: int) -> Expr:
+    """Keeps a float product apart from the addition after it: LLVM must not contract the two to an FMA."""
+    return intrinsic("llvm.arithmetic.fence", vector_type("float32", lanes), value)
+
+
+def emit_expression(
+    k: KernelBuilder, expression: Expression, lanes: int, operand: Operand, accumulator: Expr | None = None
+) -> Expr:
+    """The value of the last instruction for `lanes` neighbouring elements.
+
+    The instruction `accumulator` gives `accumulator`, what the kernel summed.
+    """
+    values: list[Expr] = []
+    for instr in expression:
+        if instr.op == "accumulator":
+            value = accumulator
+        elif instr.op == "operand":
+            value = k.let(operand(int(instr.params[0]), lanes), "o")
+        else:
+            value = k.let(_emit(k, instr, [values[a] for a in instr.args], [expression[a] for a in instr.args], lanes))
+        values.append(value)
+    return values[-1]
+
+
+def _emit(k: KernelBuilder, instr: Instr, args: list[Expr], sources: list[Instr], lanes: int) -> Expr:
+    op, dtype = instr.op, instr.dtype
+    if op == "constant":
+        return const(instr.params[0], dtype, lanes)
+    if op == "cast":
+        return _cast(args[0], sources[0].dtype, dtype, lanes)
+    if op == "dequantize":
+        return _dequantize(args[0], instr, lanes)
+    if op == "requantize":
+        return _requantize(k, args[0], instr, lanes)
+    if op == "scale":  # product rounded on its own: the first step of every requantization
+        return fence(args[0] * args[1], lanes)
+    if op == "sum":  # sum of fenced products
+        return args[0] + args[1]
+    if op == "flip":  # int8 <-> uint8, value + 128
+        return reinterpret(args[0], vector_type(dtype, lanes)) ^ const(
+            0x80 if dtype == "uint8" else -128, dtype, lanes
+        )
+    if op == "select":
+        return tirx.Select(args[0] != const(0, sources[0].dtype, lanes), args[1], args[2])
+    if op == "clip":
+        return _clip(args[0], instr.params[0], instr.params[1], dtype, lanes)
+    if op in _BINARY:
+        return _BINARY[op](args[0], args[1], dtype, sources[0].dtype, lanes)
+    return _unary(k, op, args[0], dtype, lanes, instr.params)
+
+
+def _cast(value: Expr, source: str, dtype: str, lanes: int) -> Expr:
+    if source == dtype:
+        return value
+    if dtype == "bool":
+        return _truth(value != const(0, source, lanes), lanes)
+    return cast(value, dtype, lanes)
+
+
+def _truth(condition: Expr, lanes: int) -> Expr:
+    return tirx.Select(condition, const(1, "int8", lanes), const(0, "int8", lanes))
+
+
+def _dequantize(q: Expr, instr: Instr, lanes: int) -> Expr:
+    scale, zero_point = instr.params
+    wide = cast(q, "int32", lanes) - const(int(zero_point), "int32", lanes)
+    return fence(cast(wide, "float32", lanes) * const(scale, "float32", lanes), lanes)
+
+
+def _requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int) -> Expr:
+    low, high, zero_point, scale = instr.params
+    zp = int(zero_point)
+    if scale != 1.0:
+        x = fence(x * const(scale, "float32", lanes), lanes)
+    clamped = _clip(x, low - zp, high - zp, "float32", lanes)
+    bits = reinterpret(clamped + const(_MAGIC, "float32", lanes), vector_type("int32", lanes))
+    return cast(bits - const(_MAGIC_BITS - zp, "int32", lanes), instr.dtype, lanes)
+
+
+def _clip(x: Expr, low: float, high: float, dtype: str, lanes: int) -> Expr:
+    """min(max(x, low), high) as compare and select, which every vector unit has; NaN goes to low for integers only."""
+    if low > -math.inf:
+        x = tirx.Max(x, const(low, dtype, lanes))
+    if high < math.inf:
+        x = tirx.Min(x, const(high, dtype, lanes))
+    return x
+
+
+def _compare(make: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    def emit(a: Expr, b: Expr, dtype: str, source: str, lanes: int) -> Expr:
+        return _truth(make(a, b), lanes)
+
+    return emit
+
+
+def _plain(make: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    def emit(a: Expr, b: Expr, dtype: str, source: str, lanes: int) -> Expr:
+        return make(a, b)
+
+    return emit
+
+
+def _div(a: Expr, b: Expr, dtype: str, source: str, lanes: int) -> Expr:
+    return tirx.Div(a, b)
+
+
+def _pow(a: Expr, b: Expr, dtype: str, source: str, lanes: int) -> Expr:
+    return tirx.pow(a, b)
+
+
+_BINARY: dict[str, Callable[..., Expr]] = {
+    "add": _plain(lambda a, b: a + b),
+    "sub": _plain(lambda a, b: a - b),
+    "mul": _plain(lambda a, b: a * b),
+    "div": _div,
+    "min": _plain(tirx.Min),
+    "max": _plain(tirx.Max),
+    "pow": _pow,
+    "equal": _compare(lambda a, b: tirx.EQ(a, b)),
+    "less": _compare(lambda a, b: tirx.LT(a, b)),
+    "less_equal": _compare(lambda a, b: tirx.LE(a, b)),
+    "greater": _compare(lambda a, b: tirx.GT(a, b)),
+    "greater_equal": _compare(lambda a, b: tirx.GE(a, b)),
+    "and": _plain(lambda a, b: a & b),
+    "or": _plain(lambda a, b: a | b),
+    "xor": _plain(lambda a, b: a ^ b),
+}
+
+
+def _unary(k: KernelBuilder, op: str, x: Expr, dtype: str, lanes: int, params: tuple[float, ...]) -> Expr:
+    def c(value: float) -> Expr:
+        return const(value, dtype, lanes)
+
+    if op == "neg":
+        return c(0) - x if "int" in dtype else x * c(-1.0)
+    if op == "abs":
+        return tirx.Max(x, c(0) - x) if "int" in dtype else _bits_and(x, 0x7FFFFFFF, lanes)
+    if op == "relu":
+        return tirx.Max(x, c(0))
+    if op == "not":
+        return x ^ c(1)
+    if op == "sign":
+        one = tirx.Select(tirx.GT(x, c(0)), c(1), c(0))
+        return tirx.Select(tirx.LT(x, c(0)), c(-1), one)
+    if op == "isnan":
+        return _truth(tirx.NE(x, x), lanes)
+    if op == "reciprocal":
+        return c(1.0) / x
+    if op == "sqrt":
+        return intrinsic("llvm.sqrt", vector_type(dtype, lanes), x)
+    if op in ("floor", "ceil", "round"):
+        name = "llvm.roundeven" if op == "round" else f"llvm.{op}"
+        return intrinsic(name, vector_type(dtype, lanes), x)
+    if op == "exp":
+        return exp(k, x, lanes)
+    if op == "sigmoid":
+        return sigmoid(k, x, lanes)
+    if op == "tanh":
+        return tanh(k, x, lanes)
+    if op == "erf":
+        return erf(k, x, lanes)
+    if op == "gelu":
+        return k.let(x * c(0.5)) * (c(1.0) + erf(k, x * c(math.sqrt(0.5)), lanes))
+    if op == "gelu_tanh":
+        inner = k.let((x + x * x * x * c(0.044715)) * c(math.sqrt(2 / math.pi)))
+        return k.let(x * c(0.5)) * (c(1.0) + tanh(k, inner, lanes))
+    return _library(op, x, dtype, lanes)
+
+
+def _library(op: str, x: Expr, dtype: str, lanes: int) -> Expr:
+    """Functions that have no polynomial here: one libm call per element."""
+    if lanes != 1:
+        raise ValueError(f"{op} is scalar only")
+    suffix = "f" if dtype == "float32" else ""
+    return tirx.call_pure_extern(dtype, op + suffix, x)
+
+
+SCALAR_ONLY = frozenset("log softplus sin cos tan asin acos atan sinh cosh asinh acosh atanh pow mod".split())
+
+
+def needs_scalar(expression: Expression) -> bool:
+    """Whether some instruction exists for single elements only (libm)."""
+    return any(i.op in SCALAR_ONLY for i in expression)
+
+
+def _bits_and(x: Expr, mask: int, lanes: int) -> Expr:
+    bits = reinterpret(x, vector_type("int32", lanes)) & const(mask, "int32", lanes)
+    return reinterpret(bits, vector_type("float32", lanes))
+
+
+def exp(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+    """e**x, float32. Below -87.3 it gives 0 or the smallest normal's neighbourhood; above 88.7 infinity is 2**128-ish."""
+
+    def c(value: float) -> Expr:
+        return const(value, "float32", lanes)
+
+    x = k.let(_clip(x, -87.33654, 88.72283, "float32", lanes))
+    scaled = k.let(x * c(1.44269504088896341) + c(_MAGIC))  # round(x / ln 2) in the low bits
+    n = k.let(scaled - c(_MAGIC))
+    r = k.let(x - n * c(0.693359375))
+    r = k.let(r - n * c(-2.12194440e-4))
+    p = c(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = k.let(p * r + c(coefficient))
+    y = k.let(p * r * r + r + c(1.0))
+    exponent = reinterpret(scaled, vector_type("int32", lanes)) - const(_MAGIC_BITS, "int32", lanes)
+    # 2**n in two halves: n may be 128, which has no exponent of its own
+    half = k.let(exponent >> const(1, "int32", lanes))
+    rest = k.let(exponent - half)
+    return y * _power_of_two(half, lanes) * _power_of_two(rest, lanes)
+
+
+def _power_of_two(n: Expr, lanes: int) -> Expr:
+    return reinterpret((n + const(127, "int32", lanes)) << const(23, "int32", lanes), vector_type("float32", lanes))
+
+
+def sigmoid(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+    one = const(1.0, "float32", lanes)
+    return one / (one + exp(k, const(0.0, "float32", lanes) - x, lanes))
+
+
+def tanh(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+    """Odd rational approximation (the coefficients used by Eigen), clamped where float32 tanh is 1 to the last bit."""
+
+    def c(value: float) -> Expr:
+        return const(value, "float32", lanes)
+
+    x = k.let(_clip(x, -7.90531110763549805, 7.90531110763549805, "float32", lanes))
+    s = k.let(x * x)
+    p = c(-2.76076847742355e-16)
+    for coefficient in (2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05):
+        p = k.let(p * s + c(coefficient))
+    for coefficient in (6.37261928875436e-04, 4.89352455891786e-03):
+        p = k.let(p * s + c(coefficient))
+    q = c(1.19825839466702e-06)
+    for coefficient in (1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03):
+        q = k.let(q * s + c(coefficient))
+    return k.let(x * p) / q
+
+
+def erf(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+    """Odd rational approximation on [-4, 4] (the coefficients used by Eigen); beyond, erf is +-1 in float32."""
+
+    def c(value: float) -> Expr:
+        return const(value, "float32", lanes)
+
+    x = k.let(_clip(x, -4.0, 4.0, "float32", lanes))
+    s = k.let(x * x)
+    p = c(-2.72614225801306e-10)
+    for coefficient in (
+        2.77068142495902e-08,
+        -2.10102402082508e-06,
+        -5.69250639462346e-05,
+        -7.34990630326855e-04,
+        -2.95459980854025e-03,
+        -1.60960333262415e-02,
+    ):
+        p = k.let(p * s + c(coefficient))
+    q = c(-1.45660718464996e-05)
+    for coefficient in (-2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02):
+        q = k.let(q * s + c(coefficient))
+    return k.let(x * p) / q
+
+
+__all__ = ["broadcast", "emit_expression", "erf", "exp", "fence", "needs_scalar", "sigmoid", "tanh"]

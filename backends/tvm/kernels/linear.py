@@ -1,0 +1,325 @@
+"""Convolution and matrix multiplication: sums of products in registers, expression on the way out.
+
+The register tile is `rows x columns` output places by `vectors` of output channels. For each step of the reduction one
+load per vector of weights (streamed in the order in which they are packed) and one broadcast per place feed
+rows*columns*vectors multiply-adds. Tiles at the border of the output get code of their own: no masks, no overreads.
+
+Instruction per reduction step:
+  float32    fma, one input channel
+  vpdpbusd   4 channels, uint8 x int8 -> int32 (AVX-512 VNNI)
+  sdot       4 channels, int8 x int8 -> int32 (Arm dotprod)
+  pmaddwd    2 channels, widened to int16 first, so nothing saturates (x86 without VNNI)
+  widening   1 channel in int32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic, reinterpret
+from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.specs import LinearSpec
+from irc.targets.target import Target
+
+_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+_VPDPBUSD = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reduction step: how many input channels, and acc + x * w for a vector of `lanes` sums."""
+
+    channels: int
+    acc_dtype: str
+    load_x: Callable[[KernelBuilder, Buffer, Expr], Expr]
+    load_w: Callable[[KernelBuilder, Buffer, Expr], Expr]
+    mac: Callable[[Expr, Expr, Expr], Expr]
+    ones: Expr = None
+
+
+def step_channels(x_dtype: str, target: Target) -> int:
+    """Input channels summed by one step; x must have a multiple of it (plan pads)."""
+    if x_dtype == "float32":
+        return 1
+    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd": 2, "widening": 1}[target.dot]
+
+
+def lanes_of(target: Target) -> int:
+    """Sums (32 bits each) in a vector."""
+    return target.vector_bytes // 4
+
+
+def _float_step(lanes: int) -> Step:
+    return Step(
+        1,
+        "float32",
+        lambda k, x, i: broadcast(k.load(x, i), lanes),
+        lambda k, w, i: k.load(w, i, lanes),
+        lambda acc, x, w: acc + x * w,
+        const(1.0, "float32", lanes),
+    )
+
+
+def _dot4_step(lanes: int, name: str, ones: Expr) -> Step:
+    wide = f"int8x{4 * lanes}"
+    acc_type = f"int32x{lanes}"
+
+    def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Expr:
+        return reinterpret(broadcast(reinterpret(k.load(x, i, 4), "int32"), lanes), wide)
+
+    return Step(
+        4,
+        "int32",
+        load_x,
+        lambda k, w, i: k.load(w, i, 4 * lanes),
+        lambda acc, x, w: intrinsic(name, acc_type, acc, x, w),
+        ones,
+    )
+
+
+def _pmaddwd_step(lanes: int) -> Step:
+    wide = f"int16x{2 * lanes}"
+
+    def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Expr:
+        pair = reinterpret(cast(k.load(x, i, 2), "int16", 2), "int32")
+        return reinterpret(broadcast(pair, lanes), wide)
+
+    return Step(
+        2,
+        "int32",
+        load_x,
+        lambda k, w, i: cast(k.load(w, i, 2 * lanes), "int16", 2 * lanes),
+        lambda acc, x, w: acc + intrinsic(_PMADDWD[lanes], f"int32x{lanes}", x, w),
+        const(1, "int16", 2 * lanes),
+    )
+
+
+def _widening_step(lanes: int) -> Step:
+    return Step(
+        1,
+        "int32",
+        lambda k, x, i: broadcast(cast(k.load(x, i), "int32"), lanes),
+        lambda k, w, i: cast(k.load(w, i, lanes), "int32", lanes),
+        lambda acc, x, w: acc + x * w,
+        const(1, "int32", lanes),
+    )
+
+
+def choose_step(x_dtype: str, target: Target) -> Step:
+    lanes = lanes_of(target)
+    if x_dtype == "float32":
+        return _float_step(lanes)
+    if target.dot == "vpdpbusd":
+        return _dot4_step(lanes, _VPDPBUSD[lanes], const(1, "int8", 4 * lanes))
+    if target.dot == "sdot":
+        return _dot4_step(lanes, "llvm.aarch64.neon.sdot.v4i32.v16i8", const(1, "int8", 4 * lanes))
+    if target.dot == "pmaddwd":
+        return _pmaddwd_step(lanes)
+    return _widening_step(lanes)
+
+
+def spans(total: int, tile: int) -> list[tuple[int, int, int]]:
+    """(start, count of tiles, tile size) for whole tiles and then the rest."""
+    whole, rest = divmod(total, tile)
+    found = [(0, whole, tile)] if whole else []
+    return [*found, (whole * tile, 1, rest)] if rest else found
+
+
+def chunks(lanes: int, used: int) -> list[tuple[int, int]]:
+    """(offset, size) pieces, powers of two, that cover the `used` first lanes of a vector."""
+    if used == lanes:
+        return [(0, lanes)]
+    found, offset, size = [], 0, lanes
+    while offset < used:
+        while size > used - offset:
+            size //= 2
+        found.append((offset, size))
+        offset += size
+    return found
+
+
+class _Linear:
+    def __init__(self, symbol: str, spec: LinearSpec, target: Target) -> None:
+        self.spec = spec
+        self.lanes = lanes_of(target)
+        self.step = choose_step(spec.x_dtype, target)
+        k = self.k = KernelBuilder(symbol)
+        self.x = k.pointer("x", spec.x_dtype, spec.x_size)
+        self.w = k.pointer("w", "float32" if spec.x_dtype == "float32" else "int8", spec.w_size)
+        self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
+        self.y = k.pointer("y", spec.y_dtype, spec.y_size)
+        rows, columns, vectors = spec.tile
+        self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
+        self.sums = k.local(rows * columns * self.lanes, "int32", "sum") if spec.sum_x else None
+        total = -(-spec.oc // self.lanes)
+        self.channel_spans = self._channel_spans(total, vectors)
+
+    def _channel_spans(self, total: int, vectors: int) -> list[tuple[int, int, int]]:
+        """Tiles of channel vectors: (first vector, tiles, vectors); a partly used last vector is in a tile alone
+        with its neighbours, never in the loop over whole tiles."""
+        found = spans(total, vectors)
+        start, count, size = found[-1]
+        if self.spec.oc % self.lanes and count > 1:
+            found[-1] = (start, count - 1, size)
+            found.append((start + (count - 1) * size, 1, size))
+        return found
+
+    def build(self) -> Any:
+        spec, k = self.spec, self.k
+        images = spec.batch[0] * spec.batch[1]
+        row_tiles = -(-spec.out[0] // spec.tile[0])
+        if spec.order == "rows":
+            with k.work(images * row_tiles, "r") as item:
+                self._place(item // row_tiles, item % row_tiles, None)
+        else:
+            tiles = sum(count for _, count, _ in self.channel_spans)
+            with k.work(tiles, "t") as tile, k.loop(images, "n") as image, k.loop(row_tiles, "r") as row:
+                self._place(image, row, tile)
+        return k.finish()
+
+    def _place(self, image: Expr, row_tile: Expr, channel_tile: Expr | None) -> None:
+        spec, k = self.spec, self.k
+        a = k.let(image // spec.batch[1], "a") if spec.batch[1] > 1 else image
+        b = k.let(image % spec.batch[1], "b") if spec.batch[1] > 1 else const(0, "int32")
+        row_spans = spans(spec.out[0], spec.tile[0])
+        for start, count, rows in row_spans:
+            whole = len(row_spans) == 1
+            condition = row_tile < count if start == 0 else row_tile >= start // spec.tile[0]
+            with _maybe(k, None if whole else condition):
+                h = k.let(row_tile * spec.tile[0], "h")
+                self._channels(a, b, h, rows, channel_tile)
+
+    def _channels(self, a: Expr, b: Expr, h: Expr, rows: int, channel_tile: Expr | None) -> None:
+        k, first = self.k, 0
+        for start, count, vectors in self.channel_spans:
+            if channel_tile is None:
+                with k.loop(count, "c") as tile:
+                    self._columns(a, b, h, rows, start, tile, vectors)
+            else:
+                inside = None
+                if len(self.channel_spans) > 1:
+                    inside = channel_tile < first + count if first == 0 else channel_tile >= first
+                    if 0 < first and first + count < sum(c for _, c, _ in self.channel_spans):
+                        inside = (channel_tile >= first) & (channel_tile < first + count)
+                with _maybe(k, inside):
+                    self._columns(a, b, h, rows, start, k.let(channel_tile - first, "c"), vectors)
+            first += count
+
+    def _columns(self, a: Expr, b: Expr, h: Expr, rows: int, start: int, tile: Expr, vectors: int) -> None:
+        spec, k = self.spec, self.k
+        vector = k.let(tile * vectors + start, "v")
+        for column, count, columns in spans(spec.out[1], spec.tile[1]):
+            with k.loop(count, "x") as x:
+                w = k.let(x * columns + column, "col")
+                self._tile(a, b, h, w, vector, rows, columns, vectors, start)
+
+    def _tile(
+        self, a: Expr, b: Expr, h: Expr, w: Expr, vector: Expr, rows: int, columns: int, vectors: int, start: int
+    ) -> None:
+        spec, k, lanes = self.spec, self.k, self.lanes
+        places = [(r, c) for r in range(rows) for c in range(columns)]
+        for i in range(len(places) * vectors):
+            k.store(self.acc, i * lanes, const(0, self.step.acc_dtype, lanes), lanes)
+        if self.sums is not None:
+            for i in range(len(places)):
+                k.store(self.sums, i * lanes, const(0, "int32", lanes), lanes)
+        self._reduce(a, b, h, w, vector, places, vectors)
+        self._write(a, b, h, w, vector, places, vectors, start)
+
+    def _reduce(
+        self, a: Expr, b: Expr, h: Expr, w: Expr, vector: Expr, places: list[tuple[int, int]], vectors: int
+    ) -> None:
+        spec, k, lanes, step = self.spec, self.k, self.lanes, self.step
+        sa, sb, sh, sw = spec.x_strides
+        steps = spec.ic // step.channels
+        x_base = k.let(a * sa + b * sb + h * (spec.stride[0] * sh) + w * (spec.stride[1] * sw), "xb")
+        reduction = spec.kernel[0] * spec.kernel[1] * steps
+        w_base = a * spec.w_strides[0] + b * spec.w_strides[1]
+        if spec.w_rows:
+            w_base = k.let(w_base + vector * lanes, "wb")
+            w_step, w_vector = spec.w_rows, lanes
+        else:
+            w_base = k.let(w_base + vector * (reduction * lanes * step.channels), "wb")
+            w_step, w_vector = vectors * lanes * step.channels, lanes * step.channels
+        with (
+            k.loop(spec.kernel[0], "kh") as kh,
+            k.loop(spec.kernel[1], "kw") as kw,
+            k.loop(steps, "i") as i,
+        ):
+            tap = (kh * spec.kernel[1] + kw) * steps + i
+            weights = [
+                k.let(step.load_w(k, self.w, w_base + tap * w_step + v * w_vector), "w") for v in range(vectors)
+            ]
+            x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
+            for p, (r, c) in enumerate(places):
+                place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
+                value = k.let(step.load_x(k, self.x, x_at + place), "d")
+                for v in range(vectors):
+                    at = (p * vectors + v) * lanes
+                    k.store(self.acc, at, step.mac(k.load(self.acc, at, lanes), value, weights[v]), lanes)
+                if self.sums is not None:
+                    total = step.mac(k.load(self.sums, p * lanes, lanes), value, step.ones)
+                    k.store(self.sums, p * lanes, total, lanes)
+
+    def _write(
+        self,
+        a: Expr,
+        b: Expr,
+        h: Expr,
+        w: Expr,
+        vector: Expr,
+        places: list[tuple[int, int]],
+        vectors: int,
+        start: int,
+    ) -> None:
+        spec, k, lanes = self.spec, self.k, self.lanes
+        last = -(-spec.oc // lanes) - 1
+
+        def address(strides: tuple[int, ...], channel: Expr) -> Expr:
+            sa, sb, sh, sw, *sc = strides
+            return a * sa + b * sb + h * sh + w * sw + channel * (sc[0] if sc else 1)
+
+        channel = k.let(vector * lanes, "ch")
+        y_base = k.let(address(spec.y_strides, channel), "yb")
+        bases = [k.let(address(o.strides, channel), "eb") for o in spec.operands]
+        for p, (r, c) in enumerate(places):
+            for v in range(vectors):
+                is_last = start + v == last and spec.oc % lanes
+                for offset, size in chunks(lanes, spec.oc % lanes if is_last else lanes):
+                    inner = v * lanes + offset
+
+                    def operand(n: int, size: int, r: int = r, c: int = c, inner: int = inner, p: int = p) -> Expr:
+                        if n < 0:  # the sum of x, for weights with a zero point
+                            return k.load(self.sums, p * lanes, size)
+                        o = spec.operands[n]
+                        place = bases[n] + r * o.strides[2] + c * o.strides[3]
+                        if o.strides[4] == 0:
+                            return broadcast(k.load(self.operands[n], place), size)
+                        return k.load(self.operands[n], place + inner, size)
+
+                    acc = k.load(self.acc, (p * vectors + v) * lanes + offset, size)
+                    value = emit_expression(k, spec.expression, size, operand, acc)
+                    place = r * spec.y_strides[2] + c * spec.y_strides[3] + inner
+                    k.store(self.y, y_base + place, value, size)
+
+
+class _maybe:
+    """`with _maybe(k, condition)`: under a condition, or not when it is None."""
+
+    def __init__(self, k: KernelBuilder, condition: Expr | None) -> None:
+        self.manager = None if condition is None else k.when(condition)
+
+    def __enter__(self) -> None:
+        if self.manager is not None:
+            self.manager.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.manager is not None:
+            self.manager.__exit__(*error)
+
+
+def build(symbol: str, spec: LinearSpec, target: Target) -> Any:
+    """The TIR function `symbol(x, w, operands..., y, part, parts)`."""
+    return _Linear(symbol, spec, target).build()

@@ -1,0 +1,249 @@
+"""Kernel specifications: everything that determines the code of a kernel, as plain frozen data.
+
+A specification and a target give one object file; equal specifications are compiled once (see `cache.py`).
+Strides count elements. Layout "rows": the innermost dimension (channels, or columns of a matrix) is contiguous.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal, Union
+
+from irc import __version__
+from irc.backends.tvm.expression import Expression, Instr
+from irc.targets.target import Target
+
+Strides = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An extra input of an expression. `strides` over the kernel's output dimensions (0: broadcast).
+
+    In kernels with channels the last stride is 0 (one value per place) or 1.
+    """
+
+    dtype: str
+    strides: Strides
+    size: int  # elements that may be addressed
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """Convolution, matrix multiplication and grouped forms of them, with an expression on the sums.
+
+    y[a,b,h,w,c] = expression(sum over kh, kw, i of x[a, b, h*sh + kh*dh, w*sw + kw*dw, i] * w[a,b,c,kh,kw,i])
+
+    `x_strides`, `y_strides`: (a, b, h, w); channels have stride 1. Two batch dimensions a, b: of a batched matrix
+    product, or (images, groups). Weights are packed by `pack.py` (tiles of `ot` vectors) with element strides
+    `w_strides` (a, b); `w_rows` > 0 instead reads them unpacked, row i at i * w_rows.
+    """
+
+    x_dtype: str
+    y_dtype: str
+    batch: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    ic: int
+    oc: int
+    x_strides: Strides
+    y_strides: Strides
+    w_strides: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()
+    w_rows: int = 0
+    sum_x: bool = False
+    tile: tuple[int, int, int] = (1, 4, 2)  # rows, columns, vectors of channels
+    order: Literal["rows", "channels"] = "rows"
+    x_size: int = 0
+    y_size: int = 0
+    w_size: int = 0
+
+
+@dataclass(frozen=True)
+class DepthwiseSpec:
+    """Depthwise convolution, channel multiplier 1. Weights [kh, kw, channels padded to whole vectors]."""
+
+    x_dtype: str
+    w_dtype: str
+    y_dtype: str
+    batch: int
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    channels: int
+    x_strides: Strides  # (n, h, w)
+    y_strides: Strides
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()
+    tile: tuple[int, int] = (1, 4)  # columns, vectors of channels
+    x_size: int = 0
+    y_size: int = 0
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Max or sum over windows; the sum is of float32 or int32. `count` True: operand 0 of the expression is followed by
+    the number of window places inside the image (average pooling without padding in the count)."""
+
+    kind: Literal["max", "sum"]
+    x_dtype: str
+    y_dtype: str
+    batch: int
+    image: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    channels: int
+    x_strides: Strides
+    y_strides: Strides
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int] = (0, 0)  # top, left
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()
+    x_size: int = 0
+    y_size: int = 0
+
+
+@dataclass(frozen=True)
+class ElementwiseSpec:
+    """y = expression(operands) over `shape`; operand strides and `y_strides` over the same dimensions."""
+
+    y_dtype: str
+    shape: tuple[int, ...]
+    y_strides: Strides
+    expression: Expression
+    operands: tuple[Operand, ...]
+    y_size: int = 0
+
+
+@dataclass(frozen=True)
+class RowsSpec:
+    """Kernels over rows of `width` contiguous elements: softmax, layer normalization, rms normalization.
+
+    `shape` are the row dimensions; strides over them. `expression` is applied to the normalized value.
+    """
+
+    kind: Literal["softmax", "log_softmax", "layer_norm", "rms_norm"]
+    x_dtype: str
+    y_dtype: str
+    shape: tuple[int, ...]
+    width: int
+    x_strides: Strides
+    y_strides: Strides
+    epsilon: float = 0.0
+    prologue: Expression = ()
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()
+    x_size: int = 0
+    y_size: int = 0
+
+
+@dataclass(frozen=True)
+class ReduceSpec:
+    """Reduction of `reduced` dimensions of x, for every element of `shape`. The innermost kept or reduced dimension is
+    vectorized when contiguous. `prologue` maps each element first (its operand 0), `expression` the result."""
+
+    kind: Literal["sum", "max", "min", "prod"]
+    x_dtype: str
+    y_dtype: str
+    shape: tuple[int, ...]
+    reduced: tuple[int, ...]
+    x_strides: Strides  # over shape
+    r_strides: Strides  # over reduced
+    y_strides: Strides
+    prologue: Expression = ()
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()
+    x_size: int = 0
+    y_size: int = 0
+
+
+@dataclass(frozen=True)
+class FillSpec:
+    """Writes `value` to the border of an image [n, h, w, c]: all of it but the inner box."""
+
+    dtype: str
+    shape: tuple[int, int, int, int]
+    strides: tuple[int, int, int]
+    inner: tuple[int, int, int, int, int]  # top, left, inner height, inner width, inner channels
+    value: float
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class LibrarySpec:
+    """A region of ONNX (one-node model, serialized) lowered by `irc.backends.tvm.library`."""
+
+    model: bytes
+
+
+Spec = Union[
+    LinearSpec, DepthwiseSpec, PoolSpec, ElementwiseSpec, RowsSpec, ReduceSpec, FillSpec, LibrarySpec
+]
+
+_CLASSES = {
+    c.__name__: c
+    for c in (
+        LinearSpec,
+        DepthwiseSpec,
+        PoolSpec,
+        ElementwiseSpec,
+        RowsSpec,
+        ReduceSpec,
+        FillSpec,
+        LibrarySpec,
+        Operand,
+        Instr,
+    )
+}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"$": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, bytes):
+        return {"$": "bytes", "hex": value.hex()}
+    if isinstance(value, float):
+        return {"$": "float", "hex": value.hex()}
+    return value
+
+
+def _rich(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_rich(v) for v in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value["$"]
+    if kind == "bytes":
+        return bytes.fromhex(value["hex"])
+    if kind == "float":
+        return float.fromhex(value["hex"])
+    return _CLASSES[kind](**{k: _rich(v) for k, v in value.items() if k != "$"})
+
+
+def to_json(spec: Spec) -> str:
+    """Canonical text: the same for equal specifications, exact for floats."""
+    return json.dumps(_plain(spec), sort_keys=True, separators=(",", ":"))
+
+
+def from_json(text: str) -> Spec:
+    spec: Spec = _rich(json.loads(text))
+    return spec
+
+
+def target_json(target: Target) -> str:
+    return json.dumps(asdict(target), sort_keys=True)
+
+
+def key(spec: Spec, target: Target, code: str) -> str:
+    """Content address of the object: specification, target, irc version and a hash of the code generator (`code`)."""
+    text = "\n".join((to_json(spec), target.key, __version__, code))
+    return hashlib.sha256(text.encode()).hexdigest()
