@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def import_node(*a):
+    return None

@@ -1,0 +1,158 @@
+"""Tensor expressions -> one TIR function over raw pointers, its intermediate tensors handed in by the caller."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import s_tir, te, tirx
+from tvm.s_tir.stmt import SBlock, SBlockRealize
+
+COSTLY = {"exp", "log", "pow", "tanh", "erf", "sqrt", "sin", "cos", "tan", "fmod"}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A function `name(params..., scratch...)`; `scratch` holds the sizes in bytes of its last parameters."""
+
+    name: str
+    function: Any
+    scratch: tuple[int, ...]
+
+
+def lower_tensors(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> Lowered:
+    """The function that computes `outputs` from `inputs` (te tensors; outputs are no placeholders, all different)."""
+    function = te.create_prim_func([*inputs, *outputs])
+    return lower_function(name, inline(function, protected(outputs)))
+
+
+def protected(outputs: Sequence[Any]) -> set[str]:
+    """Stages that must stay: results, and what a loop nest of its own reads (schedules do not see these reads)."""
+    keep = {str(t.op.name) for t in outputs}
+    for op in _operations(outputs):
+        if isinstance(op, te.ExternOp):
+            keep |= {str(t.op.name) for t in op.input_tensors} | {str(op.name)}
+    return keep
+
+
+def _operations(outputs: Sequence[Any]) -> list[Any]:
+    seen: dict[Any, None] = {}
+    todo = [t.op for t in outputs]
+    while todo:
+        op = todo.pop()
+        if op in seen:
+            continue
+        seen[op] = None
+        todo.extend(t.op for t in op.input_tensors)
+    return list(seen)
+
+
+def inline(function: Any, keep: set[str]) -> Any:
+    """Stages that only move or cheaply combine elements are computed where they are read.
+
+    A stage is inlined when it has no reduction and either it is cheap (no transcendental function) or it is read
+    once per element. What remains is left as plain loops: LLVM vectorizes the innermost one.
+    """
+    schedule = s_tir.Schedule(function)
+    for block in list(schedule.get_child_blocks(schedule.get_sblock("root"))):
+        body = schedule.get(block)
+        if str(body.name_hint) in keep or any(int(v.iter_type) != 0 for v in body.iter_vars):
+            continue
+        if _is_costly(body.body) and not _read_once(schedule, block):
+            continue
+        try:
+            schedule.compute_inline(block)
+        except s_tir.ScheduleError:
+            continue
+    return schedule.mod["main"]
+
+
+def _is_costly(body: Any) -> bool:
+    """Whether the statement calls a transcendental function (looked up in its text: this TVM has no visitor)."""
+    return any(name in COSTLY for name in re.findall(r"T\.(\w+)\(", str(body)))
+
+
+def _read_once(schedule: Any, block: Any) -> bool:
+    consumers = schedule.get_consumers(block)
+    if len(consumers) != 1:
+        return False
+    reader = schedule.get(consumers[0])
+    here = schedule.get(block)
+    return _points(reader) <= _points(here)
+
+
+def _points(block: Any) -> int:
+    return int(np.prod([int(v.dom.extent) for v in block.iter_vars], dtype=np.int64))
+
+
+def lower_function(name: str, function: Any) -> Lowered:
+    """A scheduled TIR function with typed buffers -> one over pointers, ready for `emit.object_text`."""
+    root = function.body.block
+    scratch = list(root.alloc_buffers)
+    bare = SBlock(
+        root.iter_vars, root.reads, root.writes, root.name_hint, root.body, root.init, [], root.match_buffers,
+        root.annotations,
+    )  # fmt: skip
+    body = SBlockRealize(function.body.iter_values, function.body.predicate, bare)
+    hoisted = tirx.PrimFunc([*function.params, *scratch], body).with_attr("tirx.noalias", True).with_attr("s_tir", True)
+    module = tvm.ir.transform.Sequential(
+        [
+            s_tir.transform.CanonicalizeLoop(),
+            s_tir.transform.LowerInitBlock(),
+            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            s_tir.transform.ConvertBlocksToOpaque(),
+            s_tir.transform.CompactBufferAllocation(),
+            s_tir.transform.LowerMatchBuffer(),
+            s_tir.transform.StmtSimplify(),
+            s_tir.transform.LowerOpaqueBlock(),
+            tirx.transform.FlattenBuffer(),
+        ]
+    )(tvm.IRModule({name: hoisted.with_attr("global_symbol", name)}))
+    plain = _raw_pointers(module[name]).with_attr("global_symbol", name)
+    return Lowered(name, plain, tuple(_nbytes(b) for b in scratch))
+
+
+def _raw_pointers(function: Any) -> Any:
+    pointers = [tirx.Var(p.name + "_ptr", tvm.ir.PointerType(p.ty.dtype, "global")) for p in function.params]
+    declared = [tirx.DeclBuffer(b, data=p) for b, p in zip(function.params, pointers, strict=True)]
+    return tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, function.body])).with_attr("tirx.noalias", True)
+
+
+def _nbytes(buffer: Any) -> int:
+    """Bytes of a buffer's elements (`bool` takes one)."""
+    count = int(np.prod([int(d) for d in buffer.shape], dtype=np.int64))
+    dtype = str(buffer.dtype)
+    return count * (1 if dtype == "bool" else int(tvm.runtime.DataType(dtype).bits) // 8)
+
+
+@tirx.transform.prim_func_pass(opt_level=0)
+def _on_cpu(function: Any, module: Any, context: Any) -> Any:
+    """LowerTVMBuiltin asks which device it lowers for."""
+    zero, cpu = tirx.const(0, "int32"), tirx.const(1, "int32")
+    body = tirx.AttrStmt(zero, "device_type", cpu, function.body)
+    return function.with_body(tirx.AttrStmt(zero, "device_id", zero, body))
+
+
+def finish(functions: Sequence[Lowered], target: Any) -> Any:
+    """The module of all functions, ready for `target.build.llvm`."""
+    module = tvm.IRModule({f.name: f.function.with_attr("target", target) for f in functions})
+    return tvm.ir.transform.Sequential(
+        [
+            tirx.transform.NarrowDataType(32),
+            s_tir.transform.LoopPartition(),
+            tirx.transform.VectorizeLoop(True),
+            tirx.transform.StorageRewrite(),
+            tirx.transform.UnrollLoop(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            s_tir.transform.RewriteUnsafeSelect(),
+            tirx.transform.CommonSubexprElim(),
+            _on_cpu,
+            tirx.transform.LowerTVMBuiltin(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )(module)

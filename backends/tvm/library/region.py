@@ -1,0 +1,351 @@
+"""An ONNX region with static shapes -> `LibraryKernel`: every node through the first of four roads that takes it.
+
+1. constants and shapes are computed now (ONNX's own reference evaluator),
+2. a definition of ours (`table.py`),
+3. the operator's function body in the standard, node by node,
+4. TVM's importer (`importer.py`), only for the cases that were seen to be right.
+
+Neighbouring nodes of roads 2 and 3 become one TIR function: their tensor expressions are simply chained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from tvm import te
+
+from irc.backends.tvm.library.emit import ALIGNMENT, Call, LibraryKernel, Ref
+from irc.backends.tvm.library.functions import function_of, instantiate, opset_of
+from irc.backends.tvm.library.lower import Lowered, lower_tensors
+from irc.backends.tvm.library.op import Op, Refused, Value, compute, const, element, restart_names
+from irc.errors import UnsupportedError
+from irc.ir.types import Array
+
+DTYPES = frozenset(
+    "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()  # noqa: SIM905
+)
+"""Element types that the generated code handles."""
+FOLD_LIMIT = 1 << 22
+"""Constants with more elements than this are computed at run time instead."""
+RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+def lower_region(model_bytes: bytes) -> LibraryKernel:
+    """The region as calls of TIR functions. Raises UnsupportedError naming the nodes no road takes, with reasons."""
+    model = onnx.ModelProto.FromString(model_bytes)
+    restart_names()
+    return _Region(model).lower()
+
+
+@dataclass
+class _Region:
+    model: onnx.ModelProto
+    env: dict[str, Value | None] = field(default_factory=dict)
+    place: dict[Any, Ref] = field(default_factory=dict)  # te placeholder -> where its data lies
+    constants: list[Array] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    scratch: int = 0
+    roads: dict[str, str] = field(default_factory=dict)  # operator -> the road it took
+    _materialized: dict[int, tuple[Array, Any]] = field(default_factory=dict)
+
+    def lower(self) -> LibraryKernel:
+        graph = self.model.graph
+        known = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self.env.update({name: Value(array=a) for name, a in known.items()})
+        inputs = []
+        for i, info in enumerate(v for v in graph.input if v.name not in known):
+            dtype, shape = tensor_type(info)
+            if dtype not in DTYPES:
+                raise UnsupportedError(f"element type {dtype} of {info.name!r} is not compiled")
+            tensor = te.placeholder(shape, dtype, name=f"input{i}")
+            self.place[tensor.op] = Ref("input", i)
+            self.env[info.name] = Value(tensor)
+            inputs.append((dtype, shape))
+        opset = opset_of(self.model)
+        for node in graph.node:
+            self.node(node, opset)
+        outputs = self.results([o.name for o in graph.output])
+        return LibraryKernel(tuple(self.calls), tuple(inputs), tuple(outputs), tuple(self.constants), self.scratch)
+
+    # -- nodes
+
+    def node(self, node: onnx.NodeProto, opset: int) -> None:
+        """Compute the outputs of `node`, which follows the standard of `opset`, into the environment."""
+        values = [self.env[n] if n else None for n in node.input]
+        reasons = []
+        for road in (self.fold, self.own, self.branch, self.function, self.imported):
+            try:
+                made = road(node, values, opset)
+            except Refused as refused:
+                reasons.append(str(refused))
+                continue
+            if made:
+                self.roads.setdefault(f"{node.domain}:{node.op_type}", road.__name__)
+                return
+        reason = "; ".join(dict.fromkeys(reasons)) or "no definition"
+        raise UnsupportedError(f"operator {node.op_type} cannot be lowered: {reason}", where=_where(node))
+
+    def bind(self, node: onnx.NodeProto, values: list[Value | None]) -> None:
+        for name, value in zip(node.output, values, strict=False):
+            if name:
+                self.env[name] = value
+
+    def fold(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
+        """Nodes whose result is known now: constant operands, and shapes."""
+        if node.op_type in ("Shape", "Size") and not node.domain and values[0] is not None:
+            self.bind(node, [Value(array=_shape_value(node, values[0].shape))])
+            return True
+        if node.op_type in RANDOM or any(a.HasField("g") for a in node.attribute):
+            return False
+        if any(v is not None and v.array is None for v in values):
+            return False
+        results = evaluate(node, [None if v is None else v.array for v in values], opset)
+        if results is None or sum(r.size for r in results) > FOLD_LIMIT:
+            return False
+        self.bind(node, [Value(array=r) for r in results])
+        return True
+
+    def own(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
+        from irc.backends.tvm.library.table import OPERATORS
+
+        definition = OPERATORS.get((node.domain, node.op_type))
+        if definition is None:
+            return False
+        op = Op(node, attributes_of(node, opset), values, self.materialize, since(node, opset))
+        self.bind(node, [None if t is None else Value(t) for t in definition(op)])
+        return True
+
+    def branch(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
+        """`If` whose condition is known now: its branch, in place."""
+        if node.op_type != "If" or values[0] is None or values[0].array is None:
+            return False
+        wanted = "then_branch" if bool(values[0].array.reshape(-1)[0]) else "else_branch"
+        (graph,) = (a.g for a in node.attribute if a.name == wanted)
+        for tensor in graph.initializer:
+            self.env[tensor.name] = Value(array=numpy_helper.to_array(tensor))
+        for inner in graph.node:
+            self.node(inner, opset)
+        self.bind(node, [self.env[o.name] for o in graph.output])
+        return True
+
+    def function(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
+        function = function_of(node, [type_proto(v) for v in values], opset)
+        if function is None:
+            return False
+        self.env[""] = None
+        inner_opset = next((o.version for o in function.opset_import if not o.domain), opset)
+        for inner in instantiate(function, node, opset):
+            self.node(inner, inner_opset)
+        return True
+
+    def imported(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
+        from irc.backends.tvm.library.importer import import_node
+
+        attributes = attributes_of(node, opset)
+        steps = import_node(node, attributes, values, opset)
+        if steps is None:
+            return False
+        tensors = [self.settled(v.tensor) for v in values if v is not None and v.array is None]
+        refs = {("input", i): self.place[t.op] for i, t in enumerate(tensors)}
+        for step in steps.calls:
+            args = []
+            for key, dtype, shape in step.args:
+                if key[0] == "constant":
+                    args.append(self.constant(steps.constants[key[1]]))
+                    continue
+                if key not in refs:
+                    refs[key] = self.allocate(dtype, shape)
+                args.append(refs[key])
+            self.calls.append(
+                Call(Lowered(self.unique(step.function), step.function.function, step.function.scratch), tuple(args))
+            )
+        made = []
+        for key, dtype, shape in steps.outputs:
+            tensor = te.placeholder(shape, dtype, name=f"between{len(self.place)}")
+            self.place[tensor.op] = refs[key]
+            made.append(Value(tensor))
+        self.bind(node, list(made))
+        return True
+
+    # -- tensors and memory
+
+    def materialize(self, array: Array) -> Any:
+        """A tensor that holds a constant: written into the code if it is one number, else a placeholder."""
+        known = self._materialized.get(id(array))
+        if known is not None:
+            return known[1]
+        dtype = str(array.dtype)
+        if dtype not in DTYPES:
+            raise Refused(f"element type {dtype} is not compiled")
+        if array.size == 1:
+            number = array.reshape(-1)[0]
+            tensor = compute(array.shape, lambda *_: const(number, dtype), "scalar")
+        else:
+            tensor = te.placeholder(array.shape, dtype, name=f"constant{len(self.constants)}")
+            self.place[tensor.op] = self.constant(array)
+        self._materialized[id(array)] = (array, tensor)
+        return tensor
+
+    def constant(self, array: Array) -> Ref:
+        self.constants.append(np.asarray(array, order="C"))
+        return Ref("constant", len(self.constants) - 1)
+
+    def allocate(self, dtype: str, shape: tuple[int, ...]) -> Ref:
+        """Scratch memory for a tensor that passes between two calls."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        ref = Ref("scratch", self.scratch)
+        self.scratch += -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
+        return ref
+
+    def settled(self, tensor: Any) -> Any:
+        """A placeholder with the data of `tensor`, computed by a call of its own if it is none yet."""
+        if tensor.op in self.place:
+            return tensor
+        shape, dtype = tuple(int(d) for d in tensor.shape), str(tensor.dtype)
+        ref = self.allocate(dtype, shape)
+        self.emit([tensor], [ref])
+        made = te.placeholder(shape, dtype, name=f"between{len(self.place)}")
+        self.place[made.op] = ref
+        for name, value in self.env.items():
+            if value is not None and value.tensor is tensor:
+                self.env[name] = Value(made)
+        return made
+
+    def emit(self, tensors: list[Any], refs: list[Ref]) -> None:
+        """A call of one function that computes `tensors` (no placeholders, all different) into `refs`."""
+        needed = placeholders(tensors)
+        used = [p.output(0) for p in self.place if p in needed]
+        lowered = lower_tensors(f"stage{len(self.calls)}", used, tensors)
+        self.calls.append(Call(lowered, tuple([*(self.place[p.op] for p in used), *refs])))
+
+    def unique(self, function: Lowered) -> str:
+        return function.name
+
+    def results(self, names: list[str]) -> list[tuple[str, tuple[int, ...]]]:
+        """Compute the region's outputs; their types."""
+        tensors: list[Any] = []
+        refs, types = [], []
+        for i, name in enumerate(names):
+            value = self.env[name]
+            if value is None:
+                raise UnsupportedError(f"output {name!r} is not computed")
+            types.append((value.dtype, value.shape))
+            if value.dtype not in DTYPES:
+                raise UnsupportedError(f"element type {value.dtype} of {name!r} is not compiled")
+            if 0 in value.shape:
+                continue
+            tensor = value.tensor if value.array is None else self.materialize(value.array)
+            if tensor.op in self.place or any(tensor is t for t in tensors):
+                tensor = compute(value.shape, lambda *i, t=tensor: element(t, i), "copy")
+            tensors.append(tensor)
+            refs.append(Ref("output", i))
+        if tensors:
+            self.emit(tensors, refs)
+        return types
+
+
+def placeholders(tensors: list[Any]) -> set[Any]:
+    """The placeholder operations that `tensors` are computed from."""
+    found: set[Any] = set()
+    seen: set[Any] = set()
+    todo = list(tensors)
+    while todo:
+        tensor = todo.pop()
+        if isinstance(tensor.op, te.PlaceholderOp):
+            found.add(tensor.op)
+        elif tensor.op not in seen:
+            seen.add(tensor.op)
+            todo.extend(tensor.op.input_tensors)
+    return found
+
+
+def tensor_type(info: onnx.ValueInfoProto) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of a graph input. Raises UnsupportedError unless it is a tensor of static shape."""
+    if not info.type.HasField("tensor_type"):
+        raise UnsupportedError(f"{info.name!r} is not a tensor")
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
+        raise UnsupportedError(f"the shape of {info.name!r} is not static")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return str(dtype), tuple(d.dim_value for d in tensor.shape.dim)
+
+
+def type_proto(value: Value | None) -> onnx.TypeProto:
+    if value is None:
+        return onnx.TypeProto()
+    number = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    return onnx.helper.make_tensor_type_proto(number, list(value.shape))
+
+
+def since(node: onnx.NodeProto, opset: int) -> int:
+    """The version of the standard that defined the operator as the node uses it."""
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
+    except onnx.defs.SchemaError:
+        return 0
+
+
+def attributes_of(node: onnx.NodeProto, opset: int) -> dict[str, Any]:
+    """Attributes by name, with the defaults of the standard filled in."""
+    found = {}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        schema = None
+    if schema is not None:
+        for name, attribute in schema.attributes.items():
+            if attribute.default_value.type:
+                found[name] = _python(onnx.helper.get_attribute_value(attribute.default_value))
+    found.update({a.name: _python(onnx.helper.get_attribute_value(a)) for a in node.attribute})
+    return found
+
+
+def _python(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, (list, tuple)):
+        return [_python(v) for v in value]
+    return value
+
+
+def evaluate(node: onnx.NodeProto, arrays: list[Array | None], opset: int) -> list[Array] | None:
+    """The outputs of a node on known inputs by ONNX's reference evaluator; None where it cannot."""
+    from onnx.reference import ReferenceEvaluator
+
+    graph = onnx.helper.make_graph(
+        [node],
+        "fold",
+        [_untyped(n, a) for n, a in zip(node.input, arrays, strict=True) if a is not None],
+        [onnx.ValueInfoProto(name=n) for n in node.output if n],
+    )
+    domains = {node.domain: opset if not node.domain else 1, "": opset}
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in domains.items()])
+    feeds = {n: a for n, a in zip(node.input, arrays, strict=True) if a is not None}
+    try:
+        results = ReferenceEvaluator(model).run(None, feeds)
+    except Exception:  # the evaluator raises whatever its operator happens to raise; the next road decides
+        return None
+    if not all(isinstance(r, (np.ndarray, np.generic)) for r in results):
+        return None
+    by_name = iter([np.asarray(r) for r in results])
+    return [next(by_name) if n else np.zeros(0) for n in node.output]
+
+
+def _untyped(name: str, array: Array) -> onnx.ValueInfoProto:
+    number = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.helper.make_tensor_value_info(name, number, list(array.shape))
+
+
+def _shape_value(node: onnx.NodeProto, shape: tuple[int, ...]) -> Array:
+    if node.op_type == "Size":
+        return np.asarray(int(np.prod(shape, dtype=np.int64)), np.int64)
+    bounds = {a.name: a.i for a in node.attribute}
+    return np.asarray(shape[bounds.get("start", 0) : bounds.get("end", len(shape))], np.int64)
+
+
+def _where(node: onnx.NodeProto) -> str:
+    return f"node {node.name!r} ({node.op_type})"
