@@ -1,0 +1,360 @@
+"""The entry functions of a network as LLVM IR text: NAME_init, NAME_set_parallel, NAME_run and the descriptions.
+
+What they do is said in the header (`header.py`). A network is a straight list of kernel calls:
+
+- a serial step is called in NAME_run itself;
+- a parallel step is a thunk `step(frame, part, parts)`, where the frame (on NAME_run's stack) holds the base pointers.
+  NAME_run hands it to `dispatch`, which goes through the caller's parallel-for when there is one.
+
+Nothing is allocated, nothing global is written.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from irc.backends.artifact import interface as abi
+from irc.backends.program import Arg, Port, Program, Step
+from irc.errors import InternalError
+
+_DATALAYOUT = {
+    "x86-64": "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128",
+    "aarch64": "e-m:e-p270:32:32-p271:32:32-p272:64:64-i8:8:32-i16:16:32-i64:64-i128:128-n32:64-S128-Fn32",
+}
+
+INFO_TYPE = "{ i32, i32, ptr, %w, %w, %w, %w, i32, i32, ptr, ptr }"
+TENSOR_TYPE = "{ ptr, i32, i32, ptr, %w, i32, float, i32, i32 }"
+
+
+def glue_ll(program: Program) -> str:
+    """LLVM IR text that defines the public names of `program`. Kernels and weights stay hidden externals."""
+    abi.check_name(program.name)
+    return _Glue(program).text()
+
+
+class _Glue:
+    def __init__(self, program: Program) -> None:
+        self.p = program
+        self.n = program.name
+        self.word = f"i{program.target.pointer_bits}"
+        self.word_bytes = program.target.pointer_bits // 8
+        self.lines: list[str] = []
+
+    def text(self) -> str:
+        p = self.p
+        out = [
+            f'source_filename = "{self.n}"',
+            f'target datalayout = "{_DATALAYOUT[p.target.arch]}"',
+            f'target triple = "{p.target.triple}"',
+            "",
+        ]
+        if p.weights_bytes:
+            size = f"[{p.weights_bytes} x i8]"
+            out.append(f"@{weights_symbol(p)} = external hidden constant {size}, align {p.alignment}")
+        out += self._declarations()
+        out += self._tables()
+        out += self._init()
+        out += self._set_parallel()
+        parallel = [i for i, s in enumerate(p.steps) if s.parallel]
+        if parallel:
+            out += self._dispatch()
+        for i in parallel:
+            out += self._thunk(i, p.steps[i])
+        out += self._run()
+        out += ["attributes #0 = { nounwind }", "attributes #1 = { noinline nounwind }", ""]
+        return "\n".join(out)
+
+    def _declarations(self) -> list[str]:
+        arity: dict[str, int] = {}
+        for step in self.p.steps:
+            if arity.setdefault(step.symbol, len(step.args)) != len(step.args):
+                raise InternalError("a kernel is called with different numbers of arguments", where=step.symbol)
+            if step.symbol not in self.p.kernels:
+                raise InternalError("a step calls a kernel that was not compiled", where=step.symbol)
+        return [
+            f"declare hidden void {_at(name)}({', '.join(['ptr'] * n + ['i32', 'i32'])}) #0"
+            for name, n in arity.items()
+        ]
+
+    # Descriptions
+
+    def _tables(self) -> list[str]:
+        p, n, w = self.p, self.n, self.word
+        out: list[str] = []
+        for which, ports in (("inputs", p.inputs), ("outputs", p.outputs)):
+            rows = []
+            for i, port in enumerate(ports):
+                out += self._port_data(f"{n}.{which}.{i}", port)
+                rows.append(self._row(f"{n}.{which}.{i}", port))
+            row_type = TENSOR_TYPE.replace("%w", w)
+            # A table of at least one row: C has no empty arrays.
+            rows = rows or [f"{row_type} zeroinitializer"]
+            out.append(f"@{n}_{which} = constant [{len(rows)} x {row_type}] [\n  " + ",\n  ".join(rows) + "\n]")
+        out.append(_string(f"{n}.name", n))
+        info = [
+            f"i32 {abi.ABI_VERSION}",
+            f"i32 {_signed(abi.interface_hash(p))}",
+            f"ptr @{n}.name",
+            f"{w} {abi.CTX_WORDS * self.word_bytes}",
+            f"{w} {p.workspace_bytes}",
+            f"{w} {p.alignment}",
+            f"{w} {abi.INIT_RAM_BYTES}",
+            f"i32 {len(p.inputs)}",
+            f"i32 {len(p.outputs)}",
+            f"ptr @{n}_inputs",
+            f"ptr @{n}_outputs",
+        ]
+        out += [f"@{n}_info = constant {INFO_TYPE.replace('%w', w)} {{ {', '.join(info)} }}", ""]
+        return out
+
+    def _port_data(self, label: str, port: Port) -> list[str]:
+        dims = port.shape or (1,)  # a scalar: rank 0, one dimension that nobody reads
+        words = ", ".join(f"{self.word} {d}" for d in dims)
+        return [
+            _string(f"{label}.name", port.name),
+            f"@{label}.dims = private unnamed_addr constant [{len(dims)} x {self.word}] [{words}]",
+        ]
+
+    def _row(self, label: str, port: Port) -> str:
+        quantized = port.scale is not None
+        fields = [
+            f"ptr @{label}.name",
+            f"i32 {abi.dtype_number(port)}",
+            f"i32 {len(port.shape)}",
+            f"ptr @{label}.dims",
+            f"{self.word} {port.nbytes}",
+            f"i32 {int(quantized)}",
+            f"float {_float(port.scale or 0.0)}",
+            f"i32 {port.zero_point or 0}",
+            "i32 0",
+        ]
+        return f"{TENSOR_TYPE.replace('%w', self.word)} {{ {', '.join(fields)} }}"
+
+    # NAME_init and NAME_set_parallel
+
+    def _init(self) -> list[str]:
+        p, n, w = self.p, self.n, self.word
+        weights = f"@{weights_symbol(p)}" if p.weights_bytes else "null"
+        out = [
+            f"define i32 @{n}_init(ptr %ctx, ptr %ram, {w} %ram_bytes) #0 {{",
+            "  %null = icmp eq ptr %ctx, null",
+            "  br i1 %null, label %bad, label %good",
+            "bad:",
+            f"  ret i32 {abi.ERROR_NULL}",
+            "good:",
+        ]
+        for i in range(abi.CTX_WORDS):
+            value = {abi.CTX_WEIGHTS: f"ptr {weights}", abi.CTX_PARTS: f"{w} 1"}.get(i, f"{w} 0")
+            value = f"{w} {abi.interface_hash(p)}" if i == abi.CTX_TAG else value
+            out += [*self._field(f"%c{i}", "%ctx", i), f"  store {value}, ptr %c{i}"]
+        return [
+            *out,
+            f"  ret i32 {abi.OK}",
+            "}",
+            "",
+            f"define i32 @{n}_init_checked(ptr %ctx, ptr %ram, {w} %ram_bytes, i32 %interface) #0 {{",
+            f"  %same = icmp eq i32 %interface, {_signed(abi.interface_hash(p))}",
+            "  br i1 %same, label %good, label %bad",
+            "bad:",
+            f"  ret i32 {abi.ERROR_VERSION}",
+            "good:",
+            f"  %r = tail call i32 @{n}_init(ptr %ctx, ptr %ram, {w} %ram_bytes)",
+            "  ret i32 %r",
+            "}",
+            "",
+        ]
+
+    def _field(self, name: str, base: str, index: int) -> list[str]:
+        return [f"  {name} = getelementptr inbounds i8, ptr {base}, {self.word} {index * self.word_bytes}"]
+
+    def _check_ctx(self) -> list[str]:
+        """Ends the function with an error unless %ctx was initialised; goes on in block `ready`."""
+        return [
+            "  %null = icmp eq ptr %ctx, null",
+            "  br i1 %null, label %no_ctx, label %has_ctx",
+            "no_ctx:",
+            f"  ret i32 {abi.ERROR_NULL}",
+            "has_ctx:",
+            f"  %tag = load {self.word}, ptr %ctx",
+            f"  %mine = icmp eq {self.word} %tag, {abi.interface_hash(self.p)}",
+            "  br i1 %mine, label %ready, label %foreign",
+            "foreign:",
+            f"  ret i32 {abi.ERROR_UNINITIALISED}",
+            "ready:",
+        ]
+
+    def _set_parallel(self) -> list[str]:
+        w = self.word
+        return [
+            f"define i32 @{self.n}_set_parallel(ptr %ctx, ptr %f, ptr %user, i32 %parts) #0 {{",
+            *self._check_ctx(),
+            "  %few = icmp slt i32 %parts, 1",
+            "  br i1 %few, label %bad, label %good",
+            "bad:",
+            f"  ret i32 {abi.ERROR_ARGUMENT}",
+            "good:",
+            *self._field("%pf", "%ctx", abi.CTX_PARALLEL_FOR),
+            "  store ptr %f, ptr %pf",
+            *self._field("%pu", "%ctx", abi.CTX_PARALLEL_USER),
+            "  store ptr %user, ptr %pu",
+            *self._field("%pp", "%ctx", abi.CTX_PARTS),
+            f"  %wide = zext i32 %parts to {w}",
+            f"  store {w} %wide, ptr %pp",
+            f"  ret i32 {abi.OK}",
+            "}",
+            "",
+        ]
+
+    # Steps
+
+    def _dispatch(self) -> list[str]:
+        w = self.word
+        return [
+            "define internal void @dispatch(ptr %ctx, ptr %frame, ptr %step) #1 {",
+            *self._field("%pf", "%ctx", abi.CTX_PARALLEL_FOR),
+            "  %f = load ptr, ptr %pf",
+            "  %alone = icmp eq ptr %f, null",
+            "  br i1 %alone, label %serial, label %parallel",
+            "serial:",
+            "  tail call void %step(ptr %frame, i32 0, i32 1)",
+            "  ret void",
+            "parallel:",
+            *self._field("%pu", "%ctx", abi.CTX_PARALLEL_USER),
+            "  %user = load ptr, ptr %pu",
+            *self._field("%pp", "%ctx", abi.CTX_PARTS),
+            f"  %wide = load {w}, ptr %pp",
+            f"  %parts = trunc {w} %wide to i32" if w != "i32" else "  %parts = add i32 %wide, 0",
+            "  tail call void %f(ptr %user, ptr %step, ptr %frame, i32 %parts)",
+            "  ret void",
+            "}",
+            "",
+        ]
+
+    def _thunk(self, i: int, step: Step) -> list[str]:
+        bases = [("weights", 0), ("workspace", 1), ("inputs", 2), ("outputs", 3)]
+        used = {_base(a) for a in step.args}
+        out = [f"define internal void @step_{i}(ptr %frame, i32 %part, i32 %parts) #0 {{"]
+        for name, index in bases:
+            if name in used:
+                out += [*self._field(f"%f_{name}", "%frame", index), f"  %{name} = load ptr, ptr %f_{name}"]
+        return [*out, *self._call(i, step, "i32 %part, i32 %parts"), "  ret void", "}", ""]
+
+    def _call(self, i: int, step: Step, parts: str) -> list[str]:
+        out: list[str] = []
+        values = [self._pointer(f"%s{i}_{j}", arg, out) for j, arg in enumerate(step.args)]
+        args = ", ".join([f"ptr {v}" for v in values] + [parts])
+        return [*out, f"  tail call void {_at(step.symbol)}({args})"]
+
+    def _pointer(self, name: str, arg: Arg, out: list[str]) -> str:
+        """Appends the code that computes the pointer; gives its LLVM name."""
+        base = f"%{_base(arg)}"
+        if arg.space in ("input", "output"):
+            out += self._field(f"{name}p", base, arg.index)
+            base = f"{name}b"
+            out.append(f"  {base} = load ptr, ptr {name}p")
+        if not arg.offset:
+            return base
+        out.append(f"  {name} = getelementptr inbounds i8, ptr {base}, {self.word} {arg.offset}")
+        return name
+
+    # NAME_run
+
+    def _run(self) -> list[str]:
+        p, n = self.p, self.n
+        out = [
+            f"define i32 @{n}_run(ptr %ctx, ptr %inputs, ptr %outputs, ptr %workspace) #0 {{",
+        ]
+        if any(s.parallel for s in p.steps):
+            out.append(f"  %frame = alloca [4 x ptr], align {self.word_bytes}")
+        out += self._check_ctx()
+        null_checks: list[str] = []
+        if p.workspace_bytes:
+            null_checks.append("%workspace")
+        null_checks += [f"%{k}" for k, ports in (("inputs", p.inputs), ("outputs", p.outputs)) if ports]
+        out += self._refuse_null(null_checks, "tables")
+        pointers: list[str] = []
+        for which, ports in (("inputs", p.inputs), ("outputs", p.outputs)):
+            for i, port in enumerate(ports):
+                if port.nbytes:
+                    out += self._field(f"%p_{which}{i}", f"%{which}", i)
+                    out.append(f"  %v_{which}{i} = load ptr, ptr %p_{which}{i}")
+                    pointers.append(f"%v_{which}{i}")
+        out += self._refuse_null(pointers, "ports")
+        if p.workspace_bytes and p.alignment > 1:
+            out += [
+                f"  %address = ptrtoint ptr %workspace to {self.word}",
+                f"  %rest = and {self.word} %address, {p.alignment - 1}",
+                f"  %aligned = icmp eq {self.word} %rest, 0",
+                "  br i1 %aligned, label %go, label %misaligned",
+                "misaligned:",
+                f"  ret i32 {abi.ERROR_ALIGN}",
+                "go:",
+            ]
+        out += [*self._field("%f_weights", "%ctx", abi.CTX_WEIGHTS), "  %weights = load ptr, ptr %f_weights"]
+        if any(s.parallel for s in p.steps):
+            for i, name in enumerate(("weights", "workspace", "inputs", "outputs")):
+                out += [*self._field(f"%frame{i}", "%frame", i), f"  store ptr %{name}, ptr %frame{i}"]
+        for i, step in enumerate(p.steps):
+            if step.parallel:
+                out.append(f"  call void @dispatch(ptr %ctx, ptr %frame, ptr @step_{i})")
+            else:
+                out += self._call(i, step, "i32 0, i32 1")
+        return [*out, f"  ret i32 {abi.OK}", "}", ""]
+
+    def _refuse_null(self, pointers: list[str], label: str) -> list[str]:
+        if not pointers:
+            return []
+        out, any_null = [], ""
+        for i, pointer in enumerate(pointers):
+            out.append(f"  %{label}_n{i} = icmp eq ptr {pointer}, null")
+            if any_null:
+                out.append(f"  %{label}_o{i} = or i1 {any_null}, %{label}_n{i}")
+            any_null = f"%{label}_o{i}" if any_null else f"%{label}_n{i}"
+        return [
+            *out,
+            f"  br i1 {any_null}, label %{label}_bad, label %{label}_good",
+            f"{label}_bad:",
+            f"  ret i32 {abi.ERROR_NULL}",
+            f"{label}_good:",
+        ]
+
+
+def weights_symbol(program: Program) -> str:
+    """The name of the weights inside the object (local after linking)."""
+    return f"{program.name}_weights"
+
+
+def public_symbols(program: Program) -> tuple[str, ...]:
+    """The only names that the finished object shows to linkers."""
+    kinds = ("init", "init_checked", "set_parallel", "run", "info", "inputs", "outputs")
+    return tuple(f"{program.name}_{k}" for k in kinds)
+
+
+def _base(arg: Arg) -> str:
+    return {"input": "inputs", "output": "outputs"}.get(arg.space, arg.space)
+
+
+def _at(name: str) -> str:
+    """An LLVM global name, quoted so that any character may occur."""
+    return '@"' + _escape(name) + '"'
+
+
+def _escape(text: str) -> str:
+    plain = (chr(b) if 32 <= b < 127 and b not in (34, 92) else f"\\{b:02X}" for b in text.encode())
+    return "".join(plain)
+
+
+def _string(name: str, text: str) -> str:
+    size = len(text.encode()) + 1
+    return f'@{name} = private unnamed_addr constant [{size} x i8] c"{_escape(text)}\\00"'
+
+
+def _signed(n: int) -> int:
+    """A 32-bit pattern as LLVM's i32 literal."""
+    return n - (1 << 32) if n >> 31 else n
+
+
+def _float(x: float) -> str:
+    """A float32 value as LLVM writes it: the bits of the double that equals it."""
+    single: float = struct.unpack("<f", struct.pack("<f", x))[0]
+    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"

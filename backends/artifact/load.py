@@ -1,0 +1,330 @@
+"""Runs a compiled network in this process: opens its shared library through ctypes. No compiler, linker or TVM.
+
+    net = load_artifact("model_artifact")
+    y = net(x)                      # positional arrays in, one array or a tuple out
+    outputs = net.run({"x": x})     # by name
+
+A Network may be used from several threads at once: calls share only constants.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from irc.backends.artifact import elf
+from irc.backends.artifact import interface as abi
+from irc.backends.artifact.features import check_host, target_facts
+from irc.backends.artifact.link import link
+from irc.backends.artifact.shared import shared_chunks
+from irc.backends.program import Port, Program
+from irc.errors import DataError, IrcError, OptionError, OutputError
+from irc.ir.types import Array, DType
+
+FORMAT = "irc-artifact"
+"""`manifest["format"]` of every artifact."""
+
+
+class _TensorInfo(ctypes.Structure):
+    """irc_tensor_info of the header."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_int),
+        ("rank", ctypes.c_int),
+        ("dims", ctypes.POINTER(ctypes.c_size_t)),
+        ("bytes", ctypes.c_size_t),
+        ("quantized", ctypes.c_int),
+        ("scale", ctypes.c_float),
+        ("zero_point", ctypes.c_int),
+        ("reserved", ctypes.c_int),
+    ]
+
+
+class _NetworkInfo(ctypes.Structure):
+    """irc_network_info of the header."""
+
+    _fields_ = [
+        ("abi_version", ctypes.c_int),
+        ("interface_hash", ctypes.c_uint),
+        ("name", ctypes.c_char_p),
+        ("ctx_bytes", ctypes.c_size_t),
+        ("workspace_bytes", ctypes.c_size_t),
+        ("workspace_align", ctypes.c_size_t),
+        ("init_ram_bytes", ctypes.c_size_t),
+        ("n_inputs", ctypes.c_int),
+        ("n_outputs", ctypes.c_int),
+        ("inputs", ctypes.POINTER(_TensorInfo)),
+        ("outputs", ctypes.POINTER(_TensorInfo)),
+    ]
+
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+_PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+
+
+def load_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Network:
+    """Opens the shared library of an artifact directory.
+
+    Raises OptionError when the directory is no artifact, holds no shared library, or was made for a machine that
+    this one is not (architecture or CPU features).
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    name = manifest["name"]
+    check_host(manifest["target"], where=str(folder))
+    library = folder / "lib" / f"lib{name}.so"
+    if not library.is_file():
+        raise OptionError("the artifact holds no shared library", where=str(folder), expected=f"lib/lib{name}.so")
+    return Network(library, name, threads=threads)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact directory. Raises OptionError when it is none."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise OptionError("not an artifact of irc: no manifest.json", where=str(folder)) from None
+    except (OSError, ValueError) as error:
+        raise OptionError("cannot read the manifest", where=str(path), got=str(error)) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise OptionError("not an artifact of irc", where=str(path), expected=f'"format": "{FORMAT}"')
+    return manifest
+
+
+def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> Network:
+    """Links `program` in memory and opens it: for checking results before anything is written.
+
+    Raises OptionError when the program is for another kind of machine.
+    """
+    check_host(target_facts(program.target), where=program.name)
+    chunks = shared_chunks(link(program, glue_object), program.target, f"lib{program.name}.so")
+    fd = _anonymous_file(chunks)
+    if fd is not None:
+        return Network(Path(f"/proc/self/fd/{fd}"), program.name, threads=threads, fd=fd)
+    with tempfile.NamedTemporaryFile(prefix="irc-", suffix=".so") as file:
+        try:
+            file.writelines(chunks)  # type: ignore[arg-type]  # arrays have the buffer interface that it wants
+            file.flush()
+        except OSError as error:
+            raise OutputError("cannot write a temporary library", where=file.name, got=str(error)) from error
+        return Network(Path(file.name), program.name, threads=threads)  # mapped: the name may go
+
+
+def _anonymous_file(chunks: Sequence[elf.Bytes]) -> int | None:
+    """A file in memory that holds `chunks`. None where the system has no such thing.
+
+    It stays open as long as the library: the loader knows libraries by path, and an open number is not given twice.
+    """
+    if not hasattr(os, "memfd_create"):
+        return None
+    try:
+        fd = os.memfd_create("irc-network")
+    except OSError:
+        return None
+    with os.fdopen(fd, "wb", closefd=False) as file:
+        file.writelines(chunks)  # type: ignore[arg-type]  # arrays have the buffer interface that it wants
+    return fd
+
+
+class Network:
+    """A network that is ready to run.
+
+    `inputs` and `outputs` describe the arrays. `threads` > 1 shares the parallel steps among that many threads.
+    """
+
+    def __init__(self, library: Path, name: str, *, threads: int = 1, fd: int | None = None) -> None:
+        if threads < 1:
+            raise OptionError("threads must be at least 1", got=str(threads))
+        self.name = name
+        self.inputs: tuple[Port, ...] = ()
+        self.outputs: tuple[Port, ...] = ()
+        self.workspace_bytes = 0
+        self._fd = fd
+        self._library: ctypes.CDLL | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._local = threading.local()
+        try:
+            self._library = _open(library)
+            self._bind(library, name)
+            if threads > 1:
+                self._use_threads(threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def _bind(self, library: Path, name: str) -> None:
+        assert self._library is not None
+        try:
+            info = _NetworkInfo.in_dll(self._library, f"{name}_info")
+            init = self._library[f"{name}_init_checked"]
+            self._set_parallel = self._library[f"{name}_set_parallel"]
+            self._run = self._library[f"{name}_run"]
+        except (ValueError, AttributeError) as error:
+            raise OptionError(f"the library does not hold network {name}", where=str(library), got=str(error)) from None
+        if info.abi_version != abi.ABI_VERSION:
+            raise OptionError(
+                "the library has another C interface",
+                where=str(library),
+                expected=f"version {abi.ABI_VERSION}",
+                got=str(info.abi_version),
+                hint="compiling the model again with this irc",
+            )
+        self.inputs = tuple(_port(info.inputs[i]) for i in range(info.n_inputs))
+        self.outputs = tuple(_port(info.outputs[i]) for i in range(info.n_outputs))
+        self.workspace_bytes = int(info.workspace_bytes)
+        self._align = int(info.workspace_align)
+        self._ctx = ctypes.create_string_buffer(info.ctx_bytes)
+        self._ram = aligned_empty(info.init_ram_bytes, self._align)
+        init.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+        self._run.argtypes = [ctypes.c_void_p] * 4
+        self._set_parallel.argtypes = [ctypes.c_void_p, _PARALLEL_FOR, ctypes.c_void_p, ctypes.c_int]
+        _check(init(self._ctx, self._ram.ctypes.data, self._ram.nbytes, info.interface_hash), "init")
+
+    def _use_threads(self, threads: int) -> None:
+        """Gives the network a parallel-for over a Python thread pool (calls into the library run without the GIL)."""
+        pool = ThreadPoolExecutor(threads - 1, thread_name_prefix=f"irc-{self.name}")
+
+        def parallel_for(_user: int | None, task: int, data: int | None, parts: int) -> None:
+            function = _TASK(task)
+            others = [pool.submit(function, data, part, parts) for part in range(1, parts)]
+            function(data, 0, parts)
+            for other in others:
+                other.result()
+
+        self._pool = pool
+        self._callback = _PARALLEL_FOR(parallel_for)  # kept: the library holds a pointer to it
+        _check(self._set_parallel(self._ctx, self._callback, None, threads), "set_parallel")
+
+    def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
+        """Inputs in the order of `self.inputs`; the output, or a tuple of them when there are several (or none)."""
+        if len(arrays) != len(self.inputs):
+            names = ", ".join(p.name for p in self.inputs)
+            raise DataError(
+                "wrong number of inputs",
+                where=self.name,
+                expected=f"{len(self.inputs)} ({names})",
+                got=str(len(arrays)),
+            )
+        outputs = self._call([_checked(a, p) for a, p in zip(arrays, self.inputs, strict=True)])
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """Arrays by input name -> arrays by output name. Raises DataError for missing, unknown or misfit arrays."""
+        names = {p.name for p in self.inputs}
+        for what, wrong in (("missing", names - set(feeds)), ("unknown", set(feeds) - names)):
+            if wrong:
+                raise DataError(
+                    f"{what} input {', '.join(map(repr, sorted(wrong)))}",
+                    where=self.name,
+                    expected=", ".join(sorted(names)) or "no inputs",
+                )
+        outputs = self._call([_checked(feeds[p.name], p) for p in self.inputs])
+        return {p.name: a for p, a in zip(self.outputs, outputs, strict=True)}
+
+    def _call(self, inputs: list[Array]) -> list[Array]:
+        if self._library is None:
+            raise OptionError("the network is closed", where=self.name)
+        # aligned_empty never gives a null pointer, not even for an array without elements
+        outputs = [aligned_empty(p.nbytes, 64).view(_dtype(p)).reshape(p.shape) for p in self.outputs]
+        workspace = getattr(self._local, "workspace", None)
+        if workspace is None:
+            workspace = self._local.workspace = aligned_empty(self.workspace_bytes, self._align)
+        pointers = [
+            (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays)) for arrays in (inputs, outputs)
+        ]
+        _check(self._run(self._ctx, *pointers, workspace.ctypes.data), "run")
+        return outputs
+
+    def close(self) -> None:
+        """Gives the library back. The network cannot be called any more. No call may be under way."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        if self._library is not None:
+            handle, self._library = self._library._handle, None
+            self._run = self._set_parallel = None  # type: ignore[assignment]  # their code is gone
+            _dlclose(handle)
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_library", None) is not None or getattr(self, "_fd", None) is not None:
+            self.close()
+
+    def __repr__(self) -> str:
+        ins = ", ".join(f"{p.name}: {p.dtype}{list(p.shape)}" for p in self.inputs)
+        outs = ", ".join(f"{p.name}: {p.dtype}{list(p.shape)}" for p in self.outputs)
+        return f"<irc network {self.name} ({ins}) -> ({outs})>"
+
+
+def aligned_empty(size: int, align: int) -> Array:
+    """`size` bytes of memory at a multiple of `align`."""
+    raw = np.empty(size + align, np.uint8)
+    start = -raw.ctypes.data % align
+    return raw[start : start + size]
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    except OSError as error:
+        raise OptionError("the system cannot load the library", where=str(library), got=str(error)) from None
+
+
+def _dlclose(handle: int) -> None:
+    dlclose = ctypes.CDLL(None).dlclose
+    dlclose.argtypes = [ctypes.c_void_p]
+    dlclose(handle)
+
+
+def _port(info: _TensorInfo) -> Port:
+    shape = tuple(info.dims[i] for i in range(info.rank))
+    dtype = DType.from_onnx(info.dtype).value
+    if not info.quantized:
+        return Port(info.name.decode(), dtype, shape)
+    return Port(info.name.decode(), dtype, shape, info.scale, info.zero_point)
+
+
+def _dtype(port: Port) -> np.dtype[Any]:
+    return DType(port.dtype).numpy
+
+
+def _checked(value: Any, port: Port) -> Array:
+    """`value` as the contiguous array that the network reads. Python numbers and lists take the port's type."""
+    wanted = _dtype(port)
+    array = value if isinstance(value, np.ndarray) else np.asarray(value, wanted)
+    if array.dtype != wanted:
+        raise DataError("wrong element type", where=f"input {port.name!r}", expected=port.dtype, got=str(array.dtype))
+    if array.shape != port.shape:
+        raise DataError(
+            "wrong shape", where=f"input {port.name!r}", expected=str(list(port.shape)), got=str(list(array.shape))
+        )
+    # A reshape, as ascontiguousarray would make a scalar one-dimensional. Kernels need element alignment only.
+    return np.require(array, requirements=["C", "A"]).reshape(port.shape)
+
+
+def _check(code: int, what: str) -> None:
+    if code != abi.OK:
+        name, meaning = abi.ERRORS.get(code, ("?", "unknown error"))
+        raise IrcError(f"the network's {what} function failed: {meaning}", got=f"{code} ({name})")
