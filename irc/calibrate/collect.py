@@ -1,0 +1,271 @@
+"""One calibration run: the exported model in onnxruntime, with the wanted values as extra outputs.
+
+Samples are taken one batch at a time and forgotten; what stays in memory is the observers. Where they, or the values
+of one batch, would take more than `memory` bytes, the samples are run again for each part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from irc.calibrate.npz import open_npz
+from irc.calibrate.observers import KINDS, Observer
+from irc.errors import DataError, ModelError
+from irc.ir.graph import Model, Value
+from irc.ir.types import Array
+from irc.pipeline.contract import Samples
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+Wanted = Mapping[str, Sequence[Observer]]
+Progress = Callable[[str, int, int], None]
+Feed = dict[str, Array]
+O = TypeVar("O", bound=Observer)  # noqa: E741 - the usual short name of a type variable
+
+_MEMORY = 1 << 30
+_BATCH_MEMORY = 128 << 20
+_MOST_BATCH = 32
+_FORMAT = 1
+
+
+@dataclass
+class Statistics:
+    """What was observed: (value name, observer key) -> observer. `samples`: how many samples were seen."""
+
+    entries: dict[tuple[str, str], Observer] = field(default_factory=dict)
+    samples: int = 0
+
+    def get(self, name: str, kind: type[O], key: str | None = None) -> O:
+        """The observer of this class (and key, where a value has several). Raises KeyError."""
+        for (value, found), observer in self.entries.items():
+            if value == name and isinstance(observer, kind) and key in (None, found):
+                return observer
+        raise KeyError(f"{kind.__name__} of '{name}'")
+
+    def has(self, name: str, key: str) -> bool:
+        return (name, key) in self.entries
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz file that `load` reads; the same statistics give the same bytes."""
+        arrays: dict[str, Any] = {}
+        index = []
+        for i, ((name, _), observer) in enumerate(self.entries.items()):
+            index.append([name, observer.kind])
+            arrays.update({f"{i}.{part}": array for part, array in observer.state().items()})
+        text = json.dumps({"format": _FORMAT, "samples": self.samples, "entries": index})
+        arrays["index"] = np.frombuffer(text.encode(), np.uint8)
+        with Path(path).open("wb") as file:
+            np.savez(file, **arrays)
+
+    @staticmethod
+    def load(path: str | Path) -> Statistics:
+        """Raises DataError where the file is not one that `save` wrote."""
+        columns = open_npz(Path(path))
+        where = str(path)
+        if "index" not in columns:
+            raise DataError("this is no statistics file", where=where, expected="an 'index' array")
+        arrays = {}
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        index = json.loads(arrays["index"].tobytes())
+        if index.get("format") != _FORMAT:
+            raise DataError(
+                "statistics of another version", where=where, expected=str(_FORMAT), got=str(index["format"])
+            )
+        made = Statistics(samples=index["samples"])
+        for i, (name, kind) in enumerate(index["entries"]):
+            state = {k.split(".", 1)[1]: a for k, a in arrays.items() if k.startswith(f"{i}.")}
+            observer = KINDS[kind].from_state(state)
+            made.entries[name, observer.key] = observer
+        return made
+
+
+def collect(
+    model: Model,
+    samples: Samples,
+    wanted: Wanted,
+    *,
+    threads: int = 1,
+    memory: int = _MEMORY,
+    progress: Progress = lambda what, done, total: None,
+) -> Statistics:
+    """Run `samples` through `model` and let the observers of each named value see it.
+
+    Where the model's batch is 1, several samples go through together if that provably gives the same values.
+    Deterministic for one thread. Raises DataError without samples, ModelError where onnxruntime refuses the model.
+    """
+    statistics = Statistics(samples=len(samples))
+    if len(samples) == 0:
+        raise DataError("there are no calibration samples", expected="at least one")
+    values = {v.name: v for v in model.graph.values()}
+    missing = [name for name in wanted if name not in values]
+    if missing:
+        raise ModelError(f"there is no value '{missing[0]}' to observe", where=model.name)
+    chunks = _chunks(wanted, values, memory)
+    for number, chunk in enumerate(chunks):
+        what = "calibrate" if len(chunks) == 1 else f"calibrate ({number + 1} of {len(chunks)})"
+        _run(model, samples, chunk, values, threads, partial(progress, what))
+    for name, observers in wanted.items():
+        for observer in observers:
+            statistics.entries[name, observer.key] = observer
+    return statistics
+
+
+def _chunks(wanted: Wanted, values: Mapping[str, Value], memory: int) -> list[dict[str, Sequence[Observer]]]:
+    """Split so that observers and one sample's values of each part fit into `memory` (parts are never empty)."""
+    chunks: list[dict[str, Sequence[Observer]]] = [{}]
+    used = 0
+    for name, observers in wanted.items():
+        need = sum(o.nbytes for o in observers) + _sample_bytes(values[name])
+        if chunks[-1] and used + need > memory:
+            chunks.append({})
+            used = 0
+        chunks[-1][name] = observers
+        used += need
+    return [c for c in chunks if c]
+
+
+def _sample_bytes(value: Value) -> int:
+    shape = value.shape
+    if shape is None:
+        return 0
+    return 4 * int(np.prod([d if isinstance(d, int) else 1 for d in shape], dtype=np.int64))
+
+
+def _run(
+    model: Model,
+    samples: Samples,
+    chunk: Mapping[str, Sequence[Observer]],
+    values: Mapping[str, Value],
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    runner = _Runner(model, list(chunk), threads)
+    batch = max(1, min(_MOST_BATCH, _BATCH_MEMORY // max(1, sum(_sample_bytes(values[n]) for n in chunk))))
+    done = 0
+    for feed in _grouped(model, samples.feeds(), runner, batch):
+        for name, array in runner(feed).items():
+            for observer in chunk[name]:
+                observer.update(array)
+        done += _feed_samples(feed)
+        progress(min(done, len(samples)), len(samples))
+
+
+def _feed_samples(feed: Feed) -> int:
+    first = next(iter(feed.values()))
+    return int(first.shape[0]) if first.ndim else 1
+
+
+def _grouped(model: Model, feeds: Iterator[Feed], runner: _Runner, batch: int) -> Iterator[Feed]:
+    """Feeds as they are, or several of one sample joined where `runner` can be made to take them."""
+    first = list(itertools.islice(feeds, min(batch, 2)))
+    if len(first) < 2 or not all(v.shape and v.shape[0] == 1 for v in model.graph.inputs) or not runner.rebind(first):
+        yield from first
+        yield from feeds
+        return
+    rest = itertools.chain(first, feeds)
+    while part := list(itertools.islice(rest, batch)):
+        yield _joined(part)
+
+
+def _joined(feeds: Sequence[Feed]) -> Feed:
+    return {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
+
+
+class _Runner:
+    """onnxruntime on the model with `names` as its only outputs (graph inputs among them are passed through)."""
+
+    def __init__(self, model: Model, names: Sequence[str], threads: int) -> None:
+        from irc.export import to_proto
+
+        self.inputs = {v.name for v in model.graph.inputs}
+        self.names = list(names)
+        self.threads = threads
+        self.where = model.name
+        self.proto = to_proto(model)
+        computed = [n for n in names if n not in self.inputs]
+        types = {v.name: v.tensor.dtype.onnx for v in model.graph.values() if v.name in set(computed)}
+        _set_outputs(self.proto, computed, types)
+        self.session = self._session(self.proto) if computed else None
+        self.computed = computed
+
+    def __call__(self, feed: Feed) -> Feed:
+        found = {name: feed[name] for name in self.names if name in self.inputs}
+        if self.session is not None:
+            found.update(zip(self.computed, self._call(self.session, feed), strict=True))
+        return found
+
+    def rebind(self, feeds: Sequence[Feed]) -> bool:
+        """Make the batch symbolic if joined feeds then give exactly what single ones give; says whether it did.
+
+        A model may use its batch size (a Reshape to [1, -1]), so this is decided by trying.
+        """
+        if self.session is None:
+            return True
+        proto = type(self.proto)()
+        proto.CopyFrom(self.proto)
+        del proto.graph.value_info[:]
+        for value in proto.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_param = "irc_batch"
+        single = [self._call(self.session, feed) for feed in feeds]
+        try:
+            session = self._session(proto)
+            joined = session.run(self.computed, _joined(feeds))
+        except Exception:  # onnxruntime raises its own types; whatever fails, single feeds still work
+            return False
+        for i, together in enumerate(joined):
+            alone = np.concatenate([s[i] for s in single]) if single[0][i].ndim else np.asarray(0.0)
+            if together.shape != alone.shape or not _same(together, alone):
+                return False
+        self.session = session
+        return True
+
+    def _call(self, session: onnxruntime.InferenceSession, feed: Feed) -> list[Array]:
+        try:
+            outputs: list[Array] = session.run(self.computed, feed)
+        except Exception as error:  # onnxruntime has no common base class for its errors
+            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}", where=self.where) from error
+        return outputs
+
+    def _session(self, proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        source: Any = proto.SerializeToString()
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}", where=self.where) from error
+
+
+def _same(a: Array, b: Array) -> bool:
+    """Equal up to the rounding of another blocking: batched kernels may add in another order."""
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    scale = float(np.abs(b).max()) if b.size else 0.0
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _set_outputs(proto: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]) -> None:
+    del proto.graph.output[:]
+    for name in names:
+        output = proto.graph.output.add()
+        output.name = name
+        output.type.tensor_type.elem_type = types[name]

@@ -1,0 +1,271 @@
+"""What can be learnt about a tensor while samples stream by, in memory that does not grow with their number.
+
+An observer sees every batch once (`update`), can be written to and read from plain arrays (`state`, `from_state`), and
+says by `key` which statistic it is, so that a tensor may have several.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from irc.ir.types import Array
+
+State = dict[str, Array]
+_NOTHING = -(1 << 30)  # the exponent of a histogram that saw nothing, in its saved form
+
+
+class Observer(ABC):
+    """Base of all observers. Batches are arrays as onnxruntime gives them, first axis samples."""
+
+    kind: ClassVar[str]
+
+    @property
+    def key(self) -> str:
+        """The statistic, unique among the observers of one tensor."""
+        return self.kind
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Upper bound of the memory it takes."""
+
+    @abstractmethod
+    def update(self, batch: Array) -> None:
+        """See one batch."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """All it knows, as arrays."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Mapping[str, Array]) -> Observer:
+        """The observer that gave this state."""
+
+
+class Histogram(Observer):
+    """Range, count of NaN and infinity, and a histogram of `bins` equal bins that grows with the range.
+
+    Bin edges are multiples of a power of two, so a wider range merges bins in pairs exactly, and the result does not
+    depend on the order of the samples. Of large tensors at most `most` elements per batch are binned (an even stride);
+    `low` and `high` are exact.
+    """
+
+    kind: ClassVar[str] = "histogram"
+
+    def __init__(self, bins: int = 4096, most: int = 1 << 19) -> None:
+        self.bins, self.most = bins, most
+        self.low, self.high = np.inf, -np.inf
+        self.bad = 0  # NaN and infinities
+        self.seen = 0
+        self.exponent: int | None = None  # width of a bin is 2**exponent
+        self.first = 0  # bin 0 covers [first, first + 1) * width
+        self.counts = np.zeros(bins, np.int64)
+        self.zeros = 0  # exact zeros among the binned elements: they quantize without error
+
+    @property
+    def nbytes(self) -> int:
+        return self.counts.nbytes + 16 * self.most
+
+    @property
+    def width(self) -> float:
+        """Width of a bin (1.0 while nothing was seen)."""
+        return float(np.ldexp(1.0, self.exponent)) if self.exponent is not None else 1.0
+
+    @property
+    def centers(self) -> Array:
+        """The middle of each bin, float64 [bins]."""
+        return (np.arange(self.bins) + self.first + 0.5) * self.width
+
+    def update(self, batch: Array) -> None:
+        flat = np.asarray(batch, np.float32).reshape(-1)
+        self.seen += flat.size
+        low, high = (float(flat.min()), float(flat.max())) if flat.size else (np.inf, -np.inf)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            finite = flat[np.isfinite(flat)]
+            self.bad += flat.size - finite.size
+            flat = finite
+            if flat.size == 0:
+                return
+            low, high = float(flat.min()), float(flat.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._cover(self.low, self.high)
+        if flat.size > self.most:
+            flat = flat[:: -(-flat.size // self.most) | 1]  # odd: does not keep to one phase of an even layout
+        self.zeros += int(flat.size - np.count_nonzero(flat))
+        index = np.floor(flat * (1.0 / self.width)).astype(np.int64) - self.first
+        self.counts += np.bincount(np.clip(index, 0, self.bins - 1), minlength=self.bins)
+
+    def _cover(self, low: float, high: float) -> None:
+        """Widen the bins until [low, high] fits, with pairs of old bins in one new bin."""
+        wanted = self.exponent
+        if wanted is None:
+            span = max(high - low, abs(high) * 1e-6, 1e-30)
+            wanted = int(np.ceil(np.log2(span / self.bins)))
+        while np.floor(np.ldexp(high, -wanted)) - np.floor(np.ldexp(low, -wanted)) >= self.bins:
+            wanted += 1
+        first = int(np.floor(np.ldexp(low, -wanted)))
+        if self.exponent is not None and (wanted, first) != (self.exponent, self.first):
+            moved = np.zeros(self.bins, np.int64)
+            used = np.flatnonzero(self.counts)
+            np.add.at(moved, ((used + self.first) >> (wanted - self.exponent)) - first, self.counts[used])
+            self.counts = moved
+        self.exponent, self.first = wanted, first
+
+    def state(self) -> State:
+        exponent = _NOTHING if self.exponent is None else self.exponent
+        integers = [self.bad, self.seen, self.first, self.most, self.zeros, exponent]
+        return {
+            "range": np.array([self.low, self.high]),
+            "numbers": np.array(integers, np.int64),
+            "counts": self.counts,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> Histogram:
+        bad, seen, first, most, zeros, exponent = (int(n) for n in state["numbers"])
+        made = cls(bins=len(state["counts"]), most=most)
+        made.low, made.high = (float(n) for n in state["range"])
+        made.bad, made.seen, made.first = bad, seen, first
+        made.exponent, made.zeros = None if exponent == _NOTHING else exponent, zeros
+        made.counts = np.asarray(state["counts"], np.int64)
+        return made
+
+
+class ChannelMean(Observer):
+    """E[x] and E[x^2] of each channel (axis `axis`), float64 [channels]."""
+
+    kind: ClassVar[str] = "mean"
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.count = 0
+        self.sum: Array | None = None
+        self.squares: Array | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}{self.axis}"
+
+    @property
+    def nbytes(self) -> int:
+        return 1 << 16
+
+    def update(self, batch: Array) -> None:
+        axes = tuple(i for i in range(batch.ndim) if i != self.axis % batch.ndim)
+        total = batch.sum(axis=axes, dtype=np.float64)
+        squares = np.square(batch, dtype=np.float64).sum(axis=axes)
+        self.sum = total if self.sum is None else self.sum + total
+        self.squares = squares if self.squares is None else self.squares + squares
+        self.count += batch.size // max(len(np.atleast_1d(total)), 1)
+
+    @property
+    def mean(self) -> Array:
+        if self.sum is None:
+            raise ValueError("nothing was observed")
+        return self.sum / max(self.count, 1)
+
+    def state(self) -> State:
+        numbers = np.array([self.axis, self.count], np.int64)
+        if self.sum is None or self.squares is None:
+            return {"numbers": numbers}
+        return {"numbers": numbers, "sum": self.sum, "squares": self.squares}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> ChannelMean:
+        made = cls(int(state["numbers"][0]))
+        made.count = int(state["numbers"][1])
+        made.sum, made.squares = state.get("sum"), state.get("squares")
+        return made
+
+
+@dataclass(frozen=True)
+class Window:
+    """The geometry of a 2-D convolution: how an input [n, c, h, w] becomes rows of c * kh * kw numbers."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilations: tuple[int, int] = (1, 1)
+
+    def rows(self, batch: Array, most: int) -> Array:
+        """[positions, c * kh * kw], at most about `most` positions per sample (an even stride over them)."""
+        top, left, bottom, right = self.pads
+        padded = np.pad(batch, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        (kh, kw), (dh, dw), (sh, sw) = self.kernel, self.dilations, self.strides
+        windows = sliding_window_view(padded, ((kh - 1) * dh + 1, (kw - 1) * dw + 1), axis=(2, 3))
+        windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]
+        height, width = windows.shape[2:4]
+        step = max(1, -(-height * width // most)) | (height * width > most)
+        chosen = np.arange(0, height * width, step)
+        picked = windows[:, :, chosen // width, chosen % width]  # [n, c, positions, kh, kw]
+        return np.ascontiguousarray(picked.transpose(0, 2, 1, 3, 4)).reshape(batch.shape[0] * len(chosen), -1)
+
+
+class SecondMoment(Observer):
+    """H = E[x xT] of the rows that a linear layer multiplies, float64 [k, k]; with a Window those of a convolution.
+
+    H is the metric of all layer-wise least squares: ||(W - W') X||^2 = n tr((W - W') H (W - W')T).
+    At most `most` rows per sample are used.
+    """
+
+    kind: ClassVar[str] = "moment"
+
+    def __init__(self, size: int, window: Window | None = None, most: int = 256) -> None:
+        self.size, self.window, self.most = size, window, most
+        self.count = 0
+        self.sum = np.zeros((0, 0))
+
+    @property
+    def key(self) -> str:
+        if self.window is None:
+            return self.kind
+        w = self.window
+        return f"{self.kind}{w.kernel}{w.strides}{w.pads}{w.dilations}".replace(" ", "")
+
+    @property
+    def nbytes(self) -> int:
+        return 3 * 8 * self.size * self.size
+
+    def update(self, batch: Array) -> None:
+        if self.window is None:
+            rows = batch.reshape(-1, batch.shape[-1])
+            per_sample = max(1, len(rows) // max(batch.shape[0], 1))
+            rows = rows[:: -(-per_sample // self.most) | (per_sample > self.most)]
+        else:
+            rows = self.window.rows(batch, self.most)
+        exact = rows.astype(np.float64)
+        if not self.sum.size:
+            self.sum = np.zeros((self.size, self.size))
+        self.sum += exact.T @ exact
+        self.count += len(exact)
+
+    @property
+    def moment(self) -> Array:
+        """H, [size, size]."""
+        if self.count == 0:
+            raise ValueError("nothing was observed")
+        return self.sum / self.count
+
+    def state(self) -> State:
+        w = self.window
+        geometry = [] if w is None else [*w.kernel, *w.strides, *w.pads, *w.dilations]
+        numbers = [self.size, self.most, self.count, *geometry]
+        return {"numbers": np.array(numbers, np.int64), "sum": self.sum}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> SecondMoment:
+        size, most, count, *g = (int(n) for n in state["numbers"])
+        window = Window((g[0], g[1]), (g[2], g[3]), (g[4], g[5], g[6], g[7]), (g[8], g[9])) if g else None
+        made = cls(size, window, most)
+        made.count, made.sum = count, np.asarray(state["sum"], np.float64)
+        return made
+
+
+KINDS: dict[str, type[Observer]] = {c.kind: c for c in (Histogram, ChannelMean, SecondMoment)}

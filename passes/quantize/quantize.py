@@ -1,0 +1,308 @@
+"""8-bit post-training quantization, as QuantizeLinear/DequantizeLinear pairs around integer kernels.
+
+Weights are symmetric int8 in [-127, 127]; biases are int32 at the scale input x weight; activations are 8 bits with a
+range from calibration. What stands between the pairs is chosen so that each group of nodes is one integer kernel
+(`regions.py`). Nagel et al., "A White Paper on Neural Network Quantization" (2021), chapter 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from irc.calibrate.collect import Statistics, collect
+from irc.calibrate.observers import ChannelMean, Histogram, Observer
+from irc.errors import DataError, OptionError, suggest
+from irc.ir.graph import Graph, Model, Node, Value
+from irc.ir.types import Array, DType
+from irc.passes.quantize.affine import (
+    Affine,
+    asymmetric,
+    bias_scales,
+    dequantize_weight,
+    quantize_bias,
+    quantize_weight,
+    scales_for_bias,
+    symmetric,
+    weight_scales,
+)
+from irc.passes.quantize.correction import conv_correction, matrix_correction
+from irc.passes.quantize.ranges import Calibrator, Range, choose, decibel, saturation, signal_to_noise
+from irc.passes.quantize.regions import Kernel, Linear, find_regions
+from irc.passes.quantize.rewrite import NAME, Inserter
+from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Options. `activations=none` stores weights in int8 and computes in floating point.
+
+    `scheme` is that of the activations: asymmetric ones have the 8-bit type that the target's dot product wants
+    (uint8 without a target), symmetric ones are int8 with zero point 0. `percentile` counts for that calibrator only.
+    `skip` names nodes that stay in floating point.
+    """
+
+    name: ClassVar[str] = NAME
+    summary: ClassVar[str] = "8-bit weights and activations from calibration data"
+
+    weights: Literal["int8"] = "int8"
+    activations: Literal["int8", "none"] = "int8"
+    per_channel: bool = True
+    scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
+    calibrator: Calibrator = "mse"
+    percentile: float = 99.99
+    search_weights: bool = True
+    correct_bias: bool = True
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise OptionError("percentile is out of range", where=NAME, expected="(50, 100]", got=str(self.percentile))
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises DataError without calibration data (where activations are quantized), OptionError for `skip`."""
+        _check_skip(model.graph, self.skip)
+        if self.activations == "none":
+            return self._weights_only(model.graph)
+        if ctx.calibration is None:
+            raise DataError(
+                "quantizing activations needs calibration data",
+                where=f"pass '{NAME}'",
+                expected="samples of real inputs",
+                got="none",
+                hint="--calibration samples.npz, or quantize{activations=none}",
+            )
+        regions = find_regions(model.graph, self.skip)
+        if not any(k.kind == "linear" for k in regions.kernels):
+            return PassResult(False, _summary([], [], []), tuple(regions.refusals))
+        statistics = collect(model, ctx.calibration, self._wanted(regions.kernels), progress=ctx.progress)
+        dtype: Literal["uint8", "int8"] = ctx.target.activations if ctx.target is not None else "uint8"
+        return _Run(self, model.graph, regions.kernels, statistics, dtype).run(tuple(regions.refusals))
+
+    def _wanted(self, kernels: list[Kernel]) -> dict[str, list[Observer]]:
+        wanted: dict[str, list[Observer]] = {}
+        for value in _held_in_8_bits(kernels):
+            wanted[value.name] = [Histogram()]
+        for kernel in kernels:
+            if kernel.linear is None:
+                continue
+            mean = ChannelMean(kernel.linear.channel_axis)
+            observers = wanted.setdefault(kernel.inputs[0].name, [])
+            if all(o.key != mean.key for o in observers):
+                observers.append(mean)
+        return wanted
+
+    def _weights_only(self, graph: Graph) -> PassResult:
+        regions = find_regions(graph, self.skip)
+        inserter, layers = Inserter(graph), []
+        for kernel in regions.kernels:
+            if kernel.linear is not None:
+                layers.append(_store_weight(self, inserter, kernel.linear, None, None)[0])
+        inserter.finish()
+        return PassResult(bool(layers), _summary(layers, [], []), tuple(regions.refusals))
+
+
+def _check_skip(graph: Graph, skip: Collection[str]) -> None:
+    known = {n.name for n in graph.nodes} | {o for n in graph.nodes for o in n.origin.nodes}
+    for name in skip:
+        if name not in known:
+            hint = suggest(name, known)
+            raise OptionError(f"skip names no node: '{name}'", where=f"pass '{NAME}'", hint=hint)
+
+
+def _held_in_8_bits(kernels: list[Kernel]) -> list[Value]:
+    """The values that get a pair, each once: what kernels read, unless it is 8-bit numbers already."""
+    read = {id(v): v for k in kernels for v in k.inputs}
+    return [v for v in read.values() if fixed_parameters(v) is None]
+
+
+def fixed_parameters(value: Value) -> Affine | None:
+    """The parameters of a value that a per-tensor DequantizeLinear made."""
+    node = value.producer
+    if node is None or not node.is_op("DequantizeLinear"):
+        return None
+    scale, zero, source = node.need(1), node.input(2), node.need(0)
+    if not scale.is_constant or scale.numpy().size != 1 or source.dtype not in (DType.UINT8, DType.INT8):
+        return None
+    point = int(zero.numpy().reshape(-1)[0]) if zero is not None and zero.is_constant else 0
+    return Affine(float(scale.numpy().reshape(-1)[0]), point, "uint8" if source.dtype is DType.UINT8 else "int8")
+
+
+class _Run:
+    """One run of the pass over one graph: parameters first, then the rewrite."""
+
+    def __init__(
+        self,
+        options: Quantize,
+        graph: Graph,
+        kernels: list[Kernel],
+        statistics: Statistics,
+        dtype: Literal["uint8", "int8"],
+    ) -> None:
+        self.options, self.graph, self.kernels, self.statistics, self.dtype = (
+            options,
+            graph,
+            kernels,
+            statistics,
+            dtype,
+        )
+        self.notes: list[str] = []
+        self.histograms = {id(v): statistics.get(v.name, Histogram) for v in _held_in_8_bits(kernels)}
+        self.means = {
+            id(k.linear.core): statistics.get(k.inputs[0].name, ChannelMean, ChannelMean(k.linear.channel_axis).key)
+            for k in kernels
+            if k.linear is not None
+        }
+
+    def run(self, refusals: tuple[Refusal, ...]) -> PassResult:
+        held = _held_in_8_bits(self.kernels)
+        parameters = self._parameters(held)
+        tensors = [_tensor_line(v, parameters[id(v)], self.histograms[id(v)]) for v in held]
+        inserter, layers = Inserter(self.graph), []
+        for kernel in self.kernels:
+            if kernel.linear is not None:
+                entry = kernel.inputs[0]
+                affine = parameters.get(id(entry)) or fixed_parameters(entry)
+                line, note = _store_weight(
+                    self.options, inserter, kernel.linear, affine, self.means[id(kernel.linear.core)].mean
+                )
+                layers.append(line)
+                self.notes.extend(note)
+        made = {id(k.output) for k in self.kernels}
+        for value in held:
+            readers = None if id(value) in made else _readers(self.kernels, value)
+            inserter.pair(value, parameters[id(value)], readers)
+        for kernel in self.kernels:
+            for node in kernel.nodes:
+                node.origin = node.origin.touched(NAME)
+        inserter.finish()
+        return PassResult(True, _summary(layers, tensors, self.notes), refusals)
+
+    def _parameters(self, held: list[Value]) -> dict[int, Affine]:
+        """One Affine for each value; values that a kernel hands through unchanged share theirs."""
+        groups = {id(v): id(v) for v in held}
+
+        def root(key: int) -> int:
+            while groups[key] != key:
+                key = groups[key]
+            return key
+
+        for kernel in self.kernels:
+            if kernel.kind == "same":
+                keys = [id(v) for v in (*kernel.inputs, kernel.output) if id(v) in groups]
+                for key in keys[1:]:
+                    groups[root(key)] = root(keys[0])
+        ranges: dict[int, Range] = {}
+        for value in held:
+            found, key = self._range(value), root(id(value))
+            ranges[key] = ranges[key].union(found) if key in ranges else found
+        return {id(v): self._affine(ranges[root(id(v))]) for v in held}
+
+    def _range(self, value: Value) -> Range:
+        histogram = self.histograms[id(value)]
+        if histogram.bad:
+            self.notes.append(f"'{value.name}' held NaN or infinity in {histogram.bad} elements, which were left out")
+        found = choose(histogram, self.options.calibrator, self.options.percentile)
+        if found.low == found.high:
+            self.notes.append(f"'{value.name}' was 0 in every calibration sample")
+        elif histogram.low == histogram.high:
+            self.notes.append(f"'{value.name}' was {histogram.low:g} in every calibration sample")
+        return found
+
+    def _affine(self, found: Range) -> Affine:
+        if self.options.scheme == "symmetric":
+            return symmetric(found.low, found.high)
+        return asymmetric(found.low, found.high, self.dtype)
+
+
+def _readers(kernels: list[Kernel], value: Value) -> list[Node]:
+    return [k.nodes[0] for k in kernels if any(v is value for v in k.inputs)]
+
+
+def _store_weight(
+    options: Quantize, inserter: Inserter, linear: Linear, entry: Affine | None, mean: Array | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Replace weight and bias by integers. Without `entry` (weights only) the bias stays. Returns a line, and notes."""
+    node, weight = linear.core, linear.weight.numpy()
+    axis = linear.axis if options.per_channel else None
+    scales = weight_scales(weight, axis, search=options.search_weights)
+    bias = linear.bias.numpy().reshape(-1) if linear.bias is not None else None
+    if entry is not None and bias is not None:
+        largest = bias if axis is not None else np.abs(bias).max()
+        scales = scales_for_bias(scales, largest, entry.scale, _empty(weight, axis))
+    q = quantize_weight(weight, scales, axis)
+    rounded = dequantize_weight(q, scales, axis)
+    stored = inserter.weight(linear.weight, q, scales, axis, node.origin)
+    inserter.replace_constant(node, 1, stored)
+    if entry is not None:
+        _store_bias(options, inserter, linear, entry, scales, bias, _correction(linear, weight, rounded, mean))
+    snr = decibel(
+        float(np.square(weight, dtype=np.float64).sum()), float(np.square(weight - rounded, dtype=np.float64).sum())
+    )
+    line: dict[str, Any] = {
+        "node": node.name,
+        "op": node.op_type,
+        "weights": int(weight.size),
+        "weight_snr_db": round(snr, 2),
+    }
+    if entry is not None:
+        line["input"] = {"scale": entry.scale, "zero_point": entry.zero_point, "type": entry.dtype}
+    notes = [] if weight.any() else [f"the weights of {node.label} are all zero"]
+    return line, notes
+
+
+def _empty(weight: Array, axis: int | None) -> Array:
+    """Whether all weights are zero, of each output channel (of all for axis None)."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    return np.asarray(~weight.any(axis=others))
+
+
+def _correction(linear: Linear, weight: Array, rounded: Array, mean: Array | None) -> Array | None:
+    if mean is None or not np.isfinite(mean).all():
+        return None
+    if linear.core.op_type == "Conv":
+        return conv_correction(weight, rounded, mean)
+    return matrix_correction(weight, rounded, mean, linear.axis)
+
+
+def _store_bias(
+    options: Quantize,
+    inserter: Inserter,
+    linear: Linear,
+    entry: Affine,
+    scales: Array,
+    bias: Array | None,
+    correction: Array | None,
+) -> None:
+    """The int32 bias. A layer without one gets it where that takes back a mean error (not MatMul: it has no slot)."""
+    corrected = bias
+    if options.correct_bias and correction is not None and (bias is not None or linear.core.op_type != "MatMul"):
+        corrected = correction if bias is None else bias + correction
+    if corrected is None:
+        return
+    shape = linear.bias.static_shape() if linear.bias_add is not None and linear.bias is not None else (len(corrected),)
+    q = quantize_bias(corrected, entry.scale, scales).reshape(shape)
+    axis = len(shape) - 1 if options.per_channel else None
+    base = linear.bias.name if linear.bias is not None else f"{linear.core.name}_bias"
+    stored = inserter.integers(q, bias_scales(entry.scale, scales), axis, base, linear.bias_node.origin)
+    inserter.replace_constant(linear.bias_node, linear.bias_index, stored)
+
+
+def _tensor_line(value: Value, affine: Affine, histogram: Histogram) -> dict[str, Any]:
+    return {
+        "value": value.name,
+        "observed": [histogram.low, histogram.high] if histogram.exponent is not None else [0.0, 0.0],
+        "range": [round(r, 6) for r in affine.range],
+        "scale": affine.scale,
+        "zero_point": affine.zero_point,
+        "type": affine.dtype,
+        "snr_db": round(signal_to_noise(histogram, affine), 2),
+        "saturated": round(saturation(histogram, affine), 6),
+    }
+
+
+def _summary(layers: list[dict[str, Any]], tensors: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+    return {"layers": layers, "tensors": tensors, "notes": notes}
