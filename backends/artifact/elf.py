@@ -9,13 +9,10 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from irc.errors import InternalError
-from irc.ir.types import Array
 
-Bytes = bytes | bytearray | memoryview | Array
-"""Anything that `bytes.join` and `file.write` take without a copy (arrays: C-contiguous uint8)."""
+Bytes = bytes | bytearray | memoryview
+"""What `bytes.join` and `file.write` take without a copy."""
 
 EM_X86_64, EM_AARCH64 = 62, 183
 MACHINES = {"x86-64": EM_X86_64, "aarch64": EM_AARCH64}
@@ -106,7 +103,7 @@ def align_up(n: int, align: int) -> int:
 
 
 def size_of(data: Bytes) -> int:
-    return data.nbytes if isinstance(data, memoryview | np.ndarray) else len(data)
+    return data.nbytes if isinstance(data, memoryview) else len(data)
 
 
 class StringTable:
@@ -207,12 +204,13 @@ def write_object(obj: ObjectFile) -> list[Bytes]:
     names, section_names = StringTable(), StringTable()
 
     symtab = bytearray(SYM.size)
-    for s in symbols:
-        shndx = SHN_ABS if s.absolute else number[id(s.section)] if s.section else SHN_UNDEF
-        symtab += SYM.pack(names.add(s.name), s.binding << 4 | s.kind, s.visibility, shndx, s.value, s.size)
+    for symbol in symbols:
+        shndx = SHN_ABS if symbol.absolute else number[id(symbol.section)] if symbol.section else SHN_UNDEF
+        info = symbol.binding << 4 | symbol.kind
+        symtab += SYM.pack(names.add(symbol.name), info, symbol.visibility, shndx, symbol.value, symbol.size)
     n_local = 1 + sum(s.binding == STB_LOCAL for s in symbols)
 
-    rows = [(s, list(s.chunks), s.size, 0, 0) for s in obj.sections]
+    rows: list[tuple[Section, list[Bytes], int, int, int]] = [(s, s.chunks, s.size, 0, 0) for s in obj.sections]
     for s in tables:
         data = b"".join(RELA.pack(r.offset, index[id(r.symbol)] << 32 | r.kind, r.addend) for r in s.relocations)
         header = Section(".rela" + s.name, SHT_RELA, SHF_INFO_LINK, 8, RELA.size)
@@ -236,8 +234,8 @@ def write_object(obj: ObjectFile) -> list[Bytes]:
     shoff = align_up(at, 8)
     out += [bytes(shoff - at), headers]
     count = len(rows) + 1
-    header = EHDR.pack(IDENT, ET_REL, obj.machine, 1, 0, 0, shoff, 0, EHDR.size, 0, 0, SHDR.size, count, count - 1)
-    return [header, *out]
+    ehdr = EHDR.pack(IDENT, ET_REL, obj.machine, 1, 0, 0, shoff, 0, EHDR.size, 0, 0, SHDR.size, count, count - 1)
+    return [ehdr, *out]
 
 
 def total_size(chunks: Iterable[Bytes]) -> int:

@@ -18,7 +18,11 @@ from irc.backends.program import Blob, Program
 from irc.errors import InternalError, UnsupportedError
 
 MEMORY_FUNCTIONS = frozenset({"memcpy", "memset", "memmove"})
-_MATH = ["acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "copysign", "cos", "cosh", "erf", "erfc", "exp", "exp2", "expm1", "fabs", "fdim", "floor", "fma", "fmax", "fmin", "fmod", "frexp", "hypot", "ilogb", "ldexp", "lgamma", "llrint", "llround", "log", "log10", "log1p", "log2", "logb", "lrint", "lround", "modf", "nan", "nearbyint", "nextafter", "pow", "remainder", "rint", "round", "roundeven", "scalbn", "sin", "sincos", "sinh", "sqrt", "tan", "tanh", "tgamma", "trunc", "exp10"]
+_MATH = """
+acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma
+fmax fmin fmod frexp hypot ilogb ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf nan
+nearbyint nextafter pow remainder rint round roundeven scalbn sin sincos sinh sqrt tan tanh tgamma trunc exp10
+""".split()  # noqa: SIM905 - a list of strings would be one line per name
 MATH_FUNCTIONS = frozenset(_MATH) | frozenset(f"{f}f" for f in _MATH)
 """C99's libm (and glibc's sincos, exp10, roundeven, which LLVM makes of pairs of calls), double and float."""
 
@@ -89,7 +93,7 @@ def weights_section(program: Program) -> Section | None:
 
 def _raw(blob: Blob) -> elf.Bytes:
     flat = np.ascontiguousarray(blob.data).reshape(-1)
-    return flat.view(np.uint8) if flat.size else b""
+    return memoryview(flat.view(np.uint8)) if flat.size else b""
 
 
 def _definitions(objects: list[tuple[str, ObjectFile]]) -> dict[str, Symbol]:

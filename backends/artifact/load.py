@@ -115,7 +115,7 @@ def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> N
         return Network(Path(f"/proc/self/fd/{fd}"), program.name, threads=threads, fd=fd)
     with tempfile.NamedTemporaryFile(prefix="irc-", suffix=".so") as file:
         try:
-            file.writelines(chunks)  # type: ignore[arg-type]  # arrays have the buffer interface that it wants
+            file.writelines(chunks)
             file.flush()
         except OSError as error:
             raise OutputError("cannot write a temporary library", where=file.name, got=str(error)) from error
@@ -134,7 +134,7 @@ def _anonymous_file(chunks: Sequence[elf.Bytes]) -> int | None:
     except OSError:
         return None
     with os.fdopen(fd, "wb", closefd=False) as file:
-        file.writelines(chunks)  # type: ignore[arg-type]  # arrays have the buffer interface that it wants
+        file.writelines(chunks)
     return fd
 
 

@@ -266,13 +266,19 @@ class _Linker:
     def _file(self, segments: list[_Segment], contents: dict[int, elf.Bytes]) -> list[elf.Bytes]:
         page = _PAGE[self.obj.machine]
         programs, dynamic = [], self.dynamic
-        for s in segments:
-            memory = s.size
-            if s.flags & PF_W:
+        for segment in segments:
+            memory = segment.size
+            if segment.flags & PF_W:
                 # Up to the end of its page, so that the whole part becomes read-only after loading.
-                memory = align_up(s.address + s.size, page) - s.address
-                relro = elf.PHDR.pack(PT_GNU_RELRO, PF_R, s.offset, s.address, s.address, s.size, memory, 1)
-            programs.append(elf.PHDR.pack(PT_LOAD, s.flags, s.offset, s.address, s.address, s.size, memory, page))
+                memory = align_up(segment.address + segment.size, page) - segment.address
+                relro = elf.PHDR.pack(
+                    PT_GNU_RELRO, PF_R, segment.offset, segment.address, segment.address, segment.size, memory, 1
+                )
+            programs.append(
+                elf.PHDR.pack(
+                    PT_LOAD, segment.flags, segment.offset, segment.address, segment.address, segment.size, memory, page
+                )
+            )
         where, place = self.address[id(dynamic)], self.offset[id(dynamic)]
         programs.append(elf.PHDR.pack(PT_DYNAMIC, PF_R | PF_W, place, where, where, dynamic.size, dynamic.size, 8))
         programs += [relro, elf.PHDR.pack(PT_GNU_STACK, PF_R | PF_W, 0, 0, 0, 0, 0, 16)]
