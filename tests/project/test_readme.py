@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from irc.cli.arguments import Parser
+from irc.pipeline import Pipeline
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -41,3 +46,30 @@ def test_links_lead_to_files(root: Path) -> None:
         if not (document.parent / link).exists()
     ]
     assert not broken
+
+
+def irc_commands(root: Path) -> list[str]:
+    """Every line of a code block that starts with `irc `, without its comment."""
+    lines = [
+        line for path in documents(root) for _, block in BLOCK.findall(path.read_text()) for line in block.split("\n")
+    ]
+    return sorted({line.partition("  #")[0].strip() for line in lines if line.startswith("irc ")})
+
+
+def test_irc_commands_parse(root: Path) -> None:
+    """Commands and options exist. Nothing is run."""
+    commands = irc_commands(root)
+    assert len(commands) >= 10
+    for text in commands:
+        _, name, *rest = shlex.split(text)
+        module = importlib.import_module(f"irc.cli.{name}_command")
+        parser = Parser(prog=f"irc {name}")
+        module.add_arguments(parser)
+        assert parser.parse_all(rest) is not None, text
+
+
+def test_pipelines_in_documents_parse(root: Path) -> None:
+    texts = [match for text in irc_commands(root) for match in re.findall(r"--passes '?([^\s']+)", text)]
+    assert texts
+    for text in texts:
+        assert Pipeline.parse(text).passes

@@ -1,0 +1,85 @@
+"""The real models of the evaluation data, and how they are compiled and fed in these tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """`shapes` binds what the file leaves open; `bounds` are the values that its inputs take."""
+
+    file: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bounds: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def name(self) -> str:
+        return self.file.removesuffix(".onnx")
+
+
+FLOAT = (
+    RealModel("ic_resnet8_fp32.onnx", bounds=(0, 255)),
+    RealModel("kws_dscnn_fp32.onnx", bounds=(-80, 80)),
+    RealModel("vww_mobilenet_v1_025_fp32.onnx", bounds=(0, 1)),
+    RealModel("ad01_fp32.onnx", bounds=(-60, 0)),
+    RealModel("resnet20_cifar10_fp32.onnx"),
+    RealModel("resnet20_cifar10_fp32_bn.onnx"),
+    RealModel("mobilenet_v1_0.75_224_fp32.onnx"),
+    RealModel("mnist_cntk.onnx", bounds=(0, 255)),
+    RealModel("ch_ppocr_mobile_v2.0_cls_infer.onnx", {"x": (1, 3, 48, 192)}),
+)
+QDQ = (
+    RealModel("pretrainedResnet_quant_qdq.onnx"),
+    RealModel("kws_ref_model_qdq.onnx"),
+    RealModel("vww_96_int8_qdq.onnx"),
+    RealModel("ad01_int8_qdq.onnx"),
+    RealModel("mobilenet_v2_1.0_224_quant_qdq.onnx"),
+)
+
+
+def session(path: Path) -> Any:
+    """onnxruntime, computing operator by operator as ONNX defines them."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def feeds(model: RealModel, ort: Any, count: int) -> list[dict[str, Array]]:
+    """Random feeds in the range of the model's real inputs; unbound first dimensions are 1."""
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(count):
+        feed = {}
+        for entry in ort.get_inputs():
+            open_shape = [d if isinstance(d, int) and d > 0 else 1 for d in entry.shape]
+            shape = model.shapes.get(entry.name, open_shape)
+            if "int8" in entry.type:
+                low, high = (0, 256) if "uint8" in entry.type else (-128, 128)
+                feed[entry.name] = rng.integers(low, high, shape).astype("uint8" if low == 0 else "int8")
+            else:
+                feed[entry.name] = rng.uniform(*model.bounds, shape).astype(np.float32)
+        found.append(feed)
+    return found
+
+
+def relative_error(ours: Array, wanted: Array) -> float:
+    """Largest difference, as a share of the largest magnitude."""
+    return float(np.abs(ours.astype(np.float64) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
+
+
+def within_one_step(ours: Array, wanted: Array) -> float:
+    """Share of integer outputs that differ by one at most."""
+    return float((np.abs(ours.astype(np.int64) - wanted.astype(np.int64)) <= 1).mean())
