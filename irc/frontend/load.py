@@ -1,0 +1,59 @@
+"""File or proto -> Model at the canonical opset, with its shapes inferred. The phases, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from irc.frontend.bind import bind, infer_afresh, name_unknown_dims
+from irc.frontend.external import WeightStore, inline_small
+from irc.frontend.functions import inline_functions
+from irc.frontend.importer import import_proto
+from irc.frontend.source import read_model
+from irc.frontend.upgrade import upgrade, with_types
+from irc.ir.graph import Model
+
+
+def load_model(
+    path: Path | str,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Model:
+    """Read an ONNX file: upgraded to `CANONICAL_OPSET`, functions inlined, shapes inferred.
+
+    `shapes` sets the whole shape of inputs, `dims` the value of symbolic dimensions wherever they occur; all other
+    symbols stay. Weights stay in the file, memory-mapped, until they are asked for.
+    Raises ModelError for a file that is not a valid model, OptionError for a binding that does not fit.
+    """
+    path = Path(path)
+    proto, store = read_model(path)
+    model = _import(proto, store, path.name)
+    model.source = path
+    bind(model, shapes or {}, dims or {})
+    return model
+
+
+def from_proto(proto: onnx.ModelProto, source: Path | None = None) -> Model:
+    """The same for a model in memory. `source`: the file it comes from, beside which external data lies.
+
+    The proto is not changed.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    store = WeightStore(folder=source.parent if source is not None else None)
+    model = _import(copy, store, source.name if source is not None else copy.graph.name or "model")
+    model.source = source
+    return model
+
+
+def _import(proto: onnx.ModelProto, store: WeightStore, where: str) -> Model:
+    inline_small(proto, store, where)
+    proto = inline_functions(proto, where)
+    model = import_proto(with_types(proto), store, where)
+    upgrade(model, where)
+    name_unknown_dims(model)
+    infer_afresh(model)
+    return model
