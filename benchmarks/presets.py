@@ -16,6 +16,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,8 @@ def irc_weights(manifest: dict[str, Any]) -> int:
 def measure_latency(task: Task, rows: list[dict[str, Any]], seconds: float) -> None:
     feed = {task.input: task.x[:1]}
     for row in rows:
-        network = row.pop("network")
         runs = {
-            "irc": lambda network=network: network.run(feed),
+            "irc": partial(row.pop("network").run, feed),
             "onnxruntime": peer_run("onnxruntime", task.model, feed),
         }
         found = ratios(runs, seconds, 3)
