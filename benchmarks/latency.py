@@ -7,7 +7,8 @@ all alike. A ratio is that of the medians of one round; the table shows the midd
 Absolute times drift from day to day and machine to machine; ratios taken this way repeat.
 
 With --int8 the model is quantized by irc (calibrated on random samples unless --calibration FOLDER holds
-MODEL.npz); irc compiles the result, and the peers run the same QDQ model.
+MODEL.npz); irc compiles the result, and the peers run the same QDQ model. With --nncf FOLDER there is one more peer:
+OpenVINO on what NNCF made of the model (`nncf_models.py`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from common import Array, machine, models, pin, save_npz, table
 from peers import peer_run
 
 import irc
-from irc.evaluate.latency import measure
+from irc.evaluation.latency import measure
 
 
 def random_feed(model: Path, seed: int = 0) -> dict[str, Array]:
     """One feed of random values that suit the model's inputs (symbolic first dimensions become 1)."""
-    from irc.evaluate.evaluate import random_feeds
+    from irc.evaluation.scoring import random_feeds
     from irc.frontend import load_model
     from irc.frontend.bind import default_batch, require_static
 
@@ -88,6 +89,8 @@ def compare(model: Path, network: Any, peer_model: Path, arguments: argparse.Nam
     runs: dict[str, Callable[[], Mapping[str, Array]]] = {"irc": lambda: dict(network.run(feed))}
     for peer in arguments.against:
         runs[peer] = peer_run(peer, peer_model, feed)
+    if arguments.nncf is not None:
+        runs["nncf"] = peer_run("openvino", arguments.nncf / f"{model.stem}.xml", feed)
     reference = peer_run("onnxruntime", model, feed)()
     found = ratios(runs, arguments.seconds, arguments.rounds)
     found["db"] = {name: signal_to_noise(run(), reference) for name, run in runs.items()}
@@ -115,6 +118,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--int8", action="store_true", help="quantize with irc, and give the peers the same model")
     parser.add_argument("--passes", default="", help="pipeline text (default: none; with --int8: fast)")
     parser.add_argument("--calibration", type=Path, help="folder of MODEL.npz for --int8")
+    parser.add_argument("--nncf", type=Path, help="folder of MODEL.xml made by nncf_models.py")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each runtime and model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", type=int, help="the core to run on (default: the last)")
@@ -130,7 +134,7 @@ def main() -> None:
         core = pin(options.core)
         results = [compare(model, network, peer_model, options) for model, network, peer_model in built]
     print(f"{machine()}, core {core}, one thread\n")
-    print(show(results, options.against))
+    print(show(results, [name for name in results[0]["ms"] if name != "irc"]))
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
 

@@ -90,7 +90,7 @@ def irc_weights(manifest: dict[str, Any]) -> int:
 def measure_latency(task: Task, rows: list[dict[str, Any]], seconds: float) -> None:
     feed = {task.input: task.x[:1]}
     for row in rows:
-        runs = {
+        runs: dict[str, Callable[[], object]] = {
             "irc": partial(row.pop("network").run, feed),
             "onnxruntime": peer_run("onnxruntime", task.model, feed),
         }
@@ -100,7 +100,7 @@ def measure_latency(task: Task, rows: list[dict[str, Any]], seconds: float) -> N
 
 
 def original_row(task: Task, original: Array) -> dict[str, Any]:
-    from irc.evaluate.cost import costs
+    from irc.evaluation.cost import costs
     from irc.frontend import load_model
     from irc.frontend.bind import default_batch
 
