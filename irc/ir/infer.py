@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from irc.errors import ShapeError
@@ -229,15 +228,20 @@ def _reshape_dims(node: Node, known: Known) -> list[Dim] | None:
     return [None if extent == -1 else extent for extent in wanted]
 
 
-def _quotient(dims: Iterable[Dim], parts: Iterable[Dim]) -> int | None:
-    """The product of `dims` over the product of `parts`, where their symbols cancel out."""
-    above, below = tuple(dims), tuple(parts)
-    symbols = Counter(d for d in above if not isinstance(d, int))
-    if None in symbols or symbols != Counter(d for d in below if not isinstance(d, int)):
-        return None
+def _quotient(dims: Iterable[Dim], parts: Iterable[Dim]) -> Dim:
+    """The product of `dims` over the product of `parts`: a number, or the one symbol that does not cancel out."""
+    above, below = list(dims), list(parts)
+    for symbol in [d for d in below if isinstance(d, str) and d in above]:
+        below.remove(symbol)
+        above.remove(symbol)
     total = math.prod(d for d in above if isinstance(d, int))
     part = math.prod(d for d in below if isinstance(d, int))
-    return total // part if part > 0 and total % part == 0 else None
+    left = [d for d in above if not isinstance(d, int)]
+    if part <= 0 or total % part or not all(isinstance(d, int) for d in below):
+        return None
+    if not left:
+        return total // part
+    return left[0] if len(left) == 1 and total == part else None
 
 
 def _expand_dims(node: Node, known: Known) -> list[Dim] | None:
