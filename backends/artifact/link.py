@@ -93,7 +93,7 @@ def weights_section(program: Program) -> Section | None:
 
 def _raw(blob: Blob) -> elf.Bytes:
     flat = np.ascontiguousarray(blob.data).reshape(-1)
-    return memoryview(flat.view(np.uint8)) if flat.size else b""
+    return flat.view(np.uint8).data if flat.size else b""
 
 
 def _definitions(objects: list[tuple[str, ObjectFile]]) -> dict[str, Symbol]:

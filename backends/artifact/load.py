@@ -10,7 +10,6 @@ A Network may be used from several threads at once: calls share only constants.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import tempfile
 import threading
@@ -26,13 +25,13 @@ from irc.backends.artifact import elf
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.features import check_host, target_facts
 from irc.backends.artifact.link import link
+from irc.backends.artifact.manifest import read_manifest
 from irc.backends.artifact.shared import shared_chunks
 from irc.backends.program import Port, Program
 from irc.errors import DataError, IrcError, OptionError, OutputError
 from irc.ir.types import Array, DType
 
-FORMAT = "irc-artifact"
-"""`manifest["format"]` of every artifact."""
+__all__ = ["Network", "aligned_empty", "load_artifact", "load_program", "read_manifest"]
 
 
 class _TensorInfo(ctypes.Structure):
@@ -83,24 +82,12 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Net
     manifest = read_manifest(folder)
     name = manifest["name"]
     check_host(manifest["target"], where=str(folder))
-    library = folder / "lib" / f"lib{name}.so"
+    library = folder / "lib" / "shared" / f"lib{name}.so"
     if not library.is_file():
-        raise OptionError("the artifact holds no shared library", where=str(folder), expected=f"lib/lib{name}.so")
+        raise OptionError(
+            "the artifact holds no shared library", where=str(folder), expected=f"lib/shared/lib{name}.so"
+        )
     return Network(library, name, threads=threads)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artifact directory. Raises OptionError when it is none."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise OptionError("not an artifact of irc: no manifest.json", where=str(folder)) from None
-    except (OSError, ValueError) as error:
-        raise OptionError("cannot read the manifest", where=str(path), got=str(error)) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise OptionError("not an artifact of irc", where=str(path), expected=f'"format": "{FORMAT}"')
-    return manifest
 
 
 def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> Network:

@@ -1,0 +1,210 @@
+"""include/NAME.h: the C interface of one network, C89 and C++, with its documentation."""
+
+from __future__ import annotations
+
+from irc.backends.artifact import interface as abi
+from irc.backends.program import Port, Program
+
+_SHARED = """\
+/* Shared by all networks of irc: several such headers may be included in one program. */
+#ifndef IRC_ABI_VERSION
+#define IRC_ABI_VERSION @ABI@
+
+/* What the functions return. */
+@ERRORS@
+
+/* Element types: the numbers of ONNX's TensorProto.DataType. */
+#define IRC_FLOAT32 1
+#define IRC_UINT8 2
+#define IRC_INT8 3
+#define IRC_UINT16 4
+#define IRC_INT16 5
+#define IRC_INT32 6
+#define IRC_INT64 7
+#define IRC_BOOL 9
+#define IRC_FLOAT16 10
+#define IRC_FLOAT64 11
+#define IRC_UINT32 12
+#define IRC_UINT64 13
+#define IRC_BFLOAT16 16
+
+/* An input or output: a C-contiguous array of `rank` extents `dims`, `bytes` long.
+   When `quantized` is not 0, an element q stands for (q - zero_point) * scale. */
+typedef struct irc_tensor_info {
+    const char *name;
+    int dtype;
+    int rank;
+    const size_t *dims;
+    size_t bytes;
+    int quantized;
+    float scale;
+    int zero_point;
+    int reserved;
+} irc_tensor_info;
+
+/* The facts of a network, for programs that work with any network. */
+typedef struct irc_network_info {
+    int abi_version;
+    unsigned int interface_hash;
+    const char *name;
+    size_t ctx_bytes;
+    size_t workspace_bytes;
+    size_t workspace_align;
+    size_t init_ram_bytes;
+    int n_inputs;
+    int n_outputs;
+    const irc_tensor_info *inputs;
+    const irc_tensor_info *outputs;
+} irc_network_info;
+
+/* A share of the work: part `part` (from 0) of `parts`. */
+typedef void (*irc_task)(void *data, int part, int parts);
+
+/* A parallel for loop of the caller: calls task(data, p, parts) once for each p in 0 .. parts - 1, in any order and
+   on any threads, and returns when all calls have returned. Parts write to disjoint memory. */
+typedef void (*irc_parallel_for)(void *user, irc_task task, void *data, int parts);
+
+#elif IRC_ABI_VERSION != @ABI@
+#error "headers of different versions of irc's C interface in one program: compile the models again"
+#endif
+"""
+
+_TEMPLATE = """\
+/* @NAME@: a neural network, compiled by irc for @TARGET@.
+
+   Inputs
+@INPUTS@
+   Outputs
+@OUTPUTS@
+
+   Use:
+       @NAME@_ctx ctx;
+       const void *inputs[@IN_ARRAY@];   (pointers to the input arrays, in the order above)
+       void *outputs[@OUT_ARRAY@];
+       void *workspace;          (@UPPER@_WORKSPACE_BYTES bytes at a multiple of @UPPER@_WORKSPACE_ALIGN)
+       if (@NAME@_init(&ctx, NULL, 0) != IRC_OK) ...
+       if (@NAME@_run(&ctx, inputs, outputs, workspace) != IRC_OK) ...
+
+   The library allocates nothing, writes to no global data and needs libm, memcpy, memset and memmove only.
+   Link with -l@NAME@ -lm. */
+#ifndef IRC_@NAME@_H
+#define IRC_@NAME@_H
+
+#include <stddef.h>
+
+@SHARED@
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Bytes of workspace that @NAME@_run needs; none if 0 (then it may be null). */
+#define @UPPER@_WORKSPACE_BYTES @WORKSPACE@
+/* The workspace, and the RAM of @NAME@_init, start at a multiple of this many bytes. */
+#define @UPPER@_WORKSPACE_ALIGN @ALIGN@
+/* Bytes of RAM that @NAME@_init needs; none if 0 (then it may be null). */
+#define @UPPER@_INIT_RAM_BYTES @RAM@
+/* Numbers of inputs and outputs. */
+#define @UPPER@_INPUTS @N_INPUTS@
+#define @UPPER@_OUTPUTS @N_OUTPUTS@
+@PORTS@
+/* Changes whenever a header and a library do not belong together. */
+#define @UPPER@_INTERFACE @HASH@U
+
+/* What a call needs to know. Its contents belong to the library. Any number of contexts may exist. */
+typedef struct @NAME@_ctx {
+    void *reserved[@WORDS@];
+} @NAME@_ctx;
+
+/* Prepares `ctx`. `ram` is kept by the context and must outlive it; its contents belong to the library.
+   Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_RAM, IRC_ERROR_ALIGN, or IRC_ERROR_VERSION when this header and the
+   library come from different compilations. */
+int @NAME@_init(@NAME@_ctx *ctx, void *ram, size_t ram_bytes);
+int @NAME@_init_checked(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, unsigned int interface_hash);
+#define @NAME@_init(ctx, ram, ram_bytes) @NAME@_init_checked((ctx), (ram), (ram_bytes), @UPPER@_INTERFACE)
+
+/* Optional, after @NAME@_init: from now on @NAME@_run shares its work through `f`, in `parts` parts (at least 1).
+   `user` is handed to `f`. A null `f` means one thread again.
+   Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_UNINITIALISED or IRC_ERROR_ARGUMENT. */
+int @NAME@_set_parallel(@NAME@_ctx *ctx, irc_parallel_for f, void *user, int parts);
+
+/* Runs the network once: reads the @UPPER@_INPUTS arrays of `inputs`, writes the @UPPER@_OUTPUTS arrays of `outputs`.
+   Inputs and outputs are aligned as their element types ask for; outputs overlap neither each other, nor inputs, nor
+   the workspace. Calls may run at the same time, also with one context, when each has its own workspace and outputs.
+   Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_ALIGN or IRC_ERROR_UNINITIALISED; on an error nothing was written. */
+int @NAME@_run(const @NAME@_ctx *ctx, const void *const *inputs, void *const *outputs, void *workspace);
+
+/* Descriptions. */
+extern const irc_network_info @NAME@_info;
+extern const irc_tensor_info @NAME@_inputs[@IN_ARRAY@];
+extern const irc_tensor_info @NAME@_outputs[@OUT_ARRAY@];
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
+"""
+
+
+def header_text(program: Program) -> str:
+    """The header. Its constants are the library's; `NAME_init` checks that they are (through NAME_INTERFACE)."""
+    name = program.name
+    abi.check_name(name)
+    values = {
+        "SHARED": _SHARED,  # first: it has values of its own
+        "ABI": str(abi.ABI_VERSION),
+        "ERRORS": "\n".join(f"#define {n} {code} /* {meaning} */" for code, (n, meaning) in abi.ERRORS.items()),
+        "NAME": name,
+        "UPPER": name.upper(),
+        "TARGET": _comment(program.target.name),
+        "INPUTS": _list(program.inputs),
+        "OUTPUTS": _list(program.outputs),
+        "PORTS": _port_constants(program),
+        "WORKSPACE": str(program.workspace_bytes),
+        "ALIGN": str(program.alignment),
+        "RAM": str(abi.INIT_RAM_BYTES),
+        "N_INPUTS": str(len(program.inputs)),
+        "N_OUTPUTS": str(len(program.outputs)),
+        "IN_ARRAY": str(max(1, len(program.inputs))),
+        "OUT_ARRAY": str(max(1, len(program.outputs))),
+        "HASH": f"0x{abi.interface_hash(program):08x}",
+        "WORDS": str(abi.CTX_WORDS),
+    }
+    text = _TEMPLATE
+    for key in ("SHARED", "ABI", "ERRORS", "NAME", "UPPER", "TARGET", "WORKSPACE", "ALIGN", "RAM"):
+        text = text.replace(f"@{key}@", values[key])
+    for key in ("N_INPUTS", "N_OUTPUTS", "IN_ARRAY", "OUT_ARRAY", "HASH", "WORDS"):
+        text = text.replace(f"@{key}@", values[key])
+    # Last, as the names of a model's tensors may look like anything.
+    head, rest = text.split("@INPUTS@")
+    middle, rest = rest.split("@OUTPUTS@")
+    body, tail = rest.split("@PORTS@")
+    return "".join([head, values["INPUTS"], middle, values["OUTPUTS"], body, values["PORTS"], tail])
+
+
+def _port_constants(program: Program) -> str:
+    lines = []
+    for kind, ports in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
+        for i, port in enumerate(ports):
+            start = f"#define {program.name.upper()}_{kind}_{i}"
+            lines += [f"{start}_BYTES {port.nbytes}", f"{start}_ELEMENTS {abi.elements(port)}"]
+    return "\n".join(["/* Sizes of each. */", *lines]) if lines else ""
+
+
+def _list(ports: tuple[Port, ...]) -> str:
+    if not ports:
+        return "       none"
+    return "\n".join(f"       {i}  {_comment(_describe(p))}" for i, p in enumerate(ports))
+
+
+def _describe(port: Port) -> str:
+    text = f"{port.name}: {port.dtype}[{', '.join(map(str, port.shape))}]"
+    if port.scale is not None:
+        text += f", real = (q - {port.zero_point or 0}) * {port.scale:.9g}"
+    return text
+
+
+def _comment(text: str) -> str:
+    """`text` so that it can stand in a C comment: printable ASCII, no comment marks, no trigraphs, no end of line."""
+    plain = "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in text[:200])
+    return plain.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?")

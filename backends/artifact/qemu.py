@@ -1,0 +1,187 @@
+"""Runs a network for another processor under QEMU's user-mode emulator: the very machine code of the artifact.
+
+Needs the emulator and a C compiler that links for the target (`target.qemu`, `target.linker`). The compiler sees only
+a small driver program; the network is the archive that the artifact will hold, linked statically.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from irc.backends.artifact.elf import ObjectFile
+from irc.backends.artifact.header import header_text
+from irc.backends.artifact.link import link
+from irc.backends.artifact.write import archive_chunks
+from irc.backends.program import Program
+from irc.errors import DataError, IrcError, OptionError, VerificationError
+from irc.ir.types import Array, DType
+from irc.targets.target import Target
+
+# Reads the number of samples (8 bytes), then for each sample all inputs; writes all outputs of each sample.
+_DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "@NAME@.h"
+
+static void *aligned(size_t bytes)
+{
+    size_t align = @UPPER@_WORKSPACE_ALIGN > 64 ? @UPPER@_WORKSPACE_ALIGN : 64;
+    char *p = (char *)malloc(bytes + align);
+    if (p == NULL) exit(90);
+    return p + (align - (size_t)p % align);
+}
+
+int main(void)
+{
+    static @NAME@_ctx ctx;
+    const void *inputs[@UPPER@_INPUTS + 1];
+    void *outputs[@UPPER@_OUTPUTS + 1];
+    void *workspace = aligned(@NAME@_info.workspace_bytes);
+    unsigned long samples, s;
+    int i, code;
+    if (fread(&samples, sizeof samples, 1, stdin) != 1) return 91;
+    for (i = 0; i < @UPPER@_INPUTS; i++) inputs[i] = aligned(@NAME@_inputs[i].bytes);
+    for (i = 0; i < @UPPER@_OUTPUTS; i++) outputs[i] = aligned(@NAME@_outputs[i].bytes);
+    if ((code = @NAME@_init(&ctx, NULL, 0)) != IRC_OK) return 100 + code;
+    for (s = 0; s < samples; s++) {
+        for (i = 0; i < @UPPER@_INPUTS; i++) {
+            size_t n = @NAME@_inputs[i].bytes;
+            if (fread((void *)inputs[i], 1, n, stdin) != n) return 92;
+        }
+        if ((code = @NAME@_run(&ctx, inputs, outputs, workspace)) != IRC_OK) return 110 + code;
+        for (i = 0; i < @UPPER@_OUTPUTS; i++) {
+            size_t n = @NAME@_outputs[i].bytes;
+            if (fwrite(outputs[i], 1, n, stdout) != n) return 93;
+        }
+    }
+    return 0;
+}
+"""
+
+
+def missing_tools(target: Target) -> str:
+    """Why code for `target` cannot be emulated here; empty when it can."""
+    if not target.qemu:
+        return f"target {target.name} names no emulator"
+    absent = [t for t in (target.qemu, target.linker) if not t or not shutil.which(t)]
+    return "not found: " + ", ".join(t or "a linker" for t in absent) if absent else ""
+
+
+def run_under_qemu(
+    program: Program, glue_object: bytes | ObjectFile, feeds: Mapping[str, Array], *, timeout: float = 600.0
+) -> dict[str, Array]:
+    """Runs one sample. See `Emulated`."""
+    with Emulated(program, glue_object, timeout=timeout) as network:
+        return network.run(feeds)
+
+
+class Emulated:
+    """A network linked for its target, ready to be run under the emulator.
+
+    `linked` is the glue object, or the merged object of `link`. Raises OptionError when a tool is missing (with its
+    name), VerificationError when the network cannot be linked or the emulated program fails.
+    """
+
+    def __init__(self, program: Program, linked: bytes | ObjectFile, *, timeout: float = 600.0) -> None:
+        target = program.target
+        reason = missing_tools(target)
+        if reason:
+            raise OptionError(f"cannot run code for {target.name} here: {reason}", where=program.name)
+        self.program = program
+        self._timeout = timeout
+        self._folder = tempfile.TemporaryDirectory(prefix="irc-qemu-")
+        self._executable = Path(self._folder.name, "network")
+        try:
+            self._link(linked if isinstance(linked, ObjectFile) else link(program, linked))
+        except BaseException:
+            self.close()
+            raise
+
+    def _link(self, obj: ObjectFile) -> None:
+        name, folder = self.program.name, Path(self._folder.name)
+        (folder / f"{name}.h").write_text(header_text(self.program))
+        (folder / "main.c").write_text(_DRIVER.replace("@NAME@", name).replace("@UPPER@", name.upper()))
+        library = folder / f"lib{name}.a"
+        with library.open("wb") as file:
+            file.writelines(archive_chunks(self.program, obj))
+        command = [self.program.target.linker, "-static", "-O1", "-o", str(self._executable)]
+        self._execute([*command, str(folder / "main.c"), str(library), "-lm"], b"", "linking for the target failed")
+        library.unlink()  # its weights are in the executable now
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """One sample: arrays by input name -> arrays by output name."""
+        return self.run_many([feeds])[0]
+
+    def run_many(self, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Several samples in one start of the emulator."""
+        data = struct.pack("<Q", len(samples)) + b"".join(self._pack(feeds) for feeds in samples)
+        command = [self.program.target.qemu]
+        if self.program.target.qemu_cpu:
+            command += ["-cpu", self.program.target.qemu_cpu]
+        out = self._execute([*command, str(self._executable)], data, "the emulated network failed")
+        expected = len(samples) * sum(p.nbytes for p in self.program.outputs)
+        if len(out) != expected:
+            raise VerificationError(
+                "the emulated network wrote too little", expected=f"{expected} bytes", got=str(len(out))
+            )
+        results, at = [], 0
+        for _ in samples:
+            outputs: dict[str, Array] = {}
+            for port in self.program.outputs:
+                raw = np.frombuffer(out, np.uint8, port.nbytes, at)
+                outputs[port.name] = raw.view(DType(port.dtype).numpy).reshape(port.shape).copy()
+                at += port.nbytes
+            results.append(outputs)
+        return results
+
+    def _pack(self, feeds: Mapping[str, Array]) -> bytes:
+        parts = []
+        for port in self.program.inputs:
+            array = feeds.get(port.name)
+            wanted = DType(port.dtype).numpy
+            if array is None or array.shape != port.shape or array.dtype != wanted:
+                got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+                raise DataError(
+                    "wrong array", where=f"input {port.name!r}", expected=f"{port.dtype}{list(port.shape)}", got=got
+                )
+            parts.append(array.tobytes())
+        return b"".join(parts)
+
+    def _execute(self, command: list[str], data: bytes, what: str) -> bytes:
+        try:
+            done = subprocess.run(
+                command, input=data, capture_output=True, timeout=self._timeout, env={**os.environ, "LC_ALL": "C"}
+            )
+        except subprocess.TimeoutExpired:
+            raise VerificationError(
+                what, where=command[0], expected=f"an end within {self._timeout:g} s", got="none"
+            ) from None
+        except OSError as error:
+            raise IrcError(what, where=command[0], got=str(error)) from error
+        if done.returncode:
+            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise VerificationError(
+                what, where=Path(command[0]).name, got=f"exit code {done.returncode}" + "".join(f": {x}" for x in last)
+            )
+        return done.stdout
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def __enter__(self) -> Emulated:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
