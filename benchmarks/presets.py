@@ -31,12 +31,12 @@ from irc.pipeline.presets import PRESETS, SUMMARIES
 TASKS = ("ic", "kws", "vww", "cifar", "imagenet", "ad")
 
 
-def outputs(run: Callable[[Array], Array], x: Array) -> Array:
+def outputs(run: Callable[[Array], Any], x: Array) -> Array:
     """The outputs of all samples, fed one at a time, [N, ...]."""
     return np.concatenate([np.asarray(run(x[i : i + 1])).reshape(1, -1) for i in range(len(x))])
 
 
-def reference(task: Task) -> Callable[[Array], Array]:
+def reference(task: Task) -> Callable[[Array], Any]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -23,10 +23,10 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": BASE | {"export", "frontend", "rewrite"},
     "rewrite": BASE | {"pipeline"},
     "calibrate": BASE | {"export", "frontend", "pipeline"},
-    "evaluate": BASE | {"export", "frontend", "pipeline", "calibrate"},
+    "evaluation": BASE | {"export", "frontend", "pipeline", "calibrate"},
     "passes": BASE | {"export", "rewrite", "pipeline", "calibrate"},
     "backends": BASE | {"export"},
-    "report": BASE | {"pipeline", "evaluate"},
+    "report": BASE | {"pipeline", "evaluation"},
 }
 """Layer (first name under irc) -> layers that it may import, besides itself."""
 TOP = {"driver", "api", "cli", "__init__", "__main__"}
