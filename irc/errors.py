@@ -7,7 +7,8 @@ The command line prints `str(error)` and ends with `error.exit_code`; a tracebac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class IrcError(Exception):
@@ -41,13 +42,20 @@ class IrcError(Exception):
         if self.after:
             text += f"; after passes [{self.after}]"
         if self.hint:
-            text += f"; try {self.hint}"
+            text += f"; {self.hint}" if self.hint.startswith("did you mean") else f"; try {self.hint}"
         return text
 
     def at(self, where: str) -> IrcError:
         """The same error, with its place filled in when it had none (same class)."""
         if not self.where:
             self.where = where
+            self.args = (self._text(),)
+        return self
+
+    def following(self, passes: str) -> IrcError:
+        """The same error, with the passes run before it filled in when it had none (same class)."""
+        if not self.after:
+            self.after = passes
             self.args = (self._text(),)
         return self
 
@@ -84,6 +92,7 @@ class BudgetError(IrcError):
     """The accuracy budget is exceeded (exit code 3). `table` is the per-layer damage."""
 
     exit_code = 3
+    table: Sequence[Mapping[str, Any]] = ()
 
 
 class InternalError(IrcError):

@@ -427,6 +427,14 @@ class Graph:
         self._nodes, self._outputs, self.inputs, self.constants = [], [], [], {}
         self._output_ids = set()
 
+    def drop_last_output(self, node: Node) -> None:
+        """Leave out the last output, which nobody may read (the schema must allow it)."""
+        value = node.outputs[-1]
+        if value._uses or value.is_output:
+            raise ValueError(f"{node.label}: output '{value.name}' is still in use")
+        node.outputs = node.outputs[:-1]
+        self.root._names.discard(value.name)
+
     def remove_constant(self, value: Value) -> None:
         if value._uses or value.is_output:
             raise ValueError(f"constant '{value.name}' is still in use")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from irc.ir.graph import Model
@@ -52,10 +53,11 @@ class PassContext:
     seed: int = 0
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     explain: bool = False
+    crash_dir: Path | None = None  # where reproducers of crashes go; None: a new folder in the temporary directory
 
 
 class Pass(ABC):
-    """Base of all passes. Subclasses are `@dataclass(frozen=True)` with a default for every field where one is sound."""
+    """Base of all passes. Subclasses are `@dataclass(frozen=True)`, every field with a default where one is sound."""
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""

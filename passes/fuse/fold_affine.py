@@ -1,0 +1,75 @@
+"""fold-affine: a constant Mul, Div or Add per output channel goes into the linear operator before it.
+
+    (W x + b) * a = (a W) x + a b          (W x + b) + c = W x + (b + c)
+
+The linear operators are Conv, ConvTranspose, Gemm, and MatMul with the Add that is its bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from irc.ir.graph import Model, Node, Value
+from irc.ir.types import Array
+from irc.passes.fuse.linear import Linear, check_rescaled, linear_before, per_channel, rescaled
+from irc.pipeline.contract import Pass, PassContext, PassResult
+from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, apply_rules, const, op, var
+from irc.rewrite.facts import rank, same_type
+
+
+@dataclass(frozen=True)
+class FoldAffine(Pass):
+    """Folds constant scales and shifts per channel into the weights and bias before them.
+
+    Exact but for the rounding of the new weights: relative error of about 1e-7 per layer in float32.
+    """
+
+    name: ClassVar[str] = "fold-affine"
+    summary: ClassVar[str] = "constant scales and shifts into the weights before them"
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        return apply_rules(model, (AffineIntoLinear(),), ctx, pass_name=self.name)
+
+
+class AffineIntoLinear(Rule):
+    """Module docstring. The Add that is the bias of a MatMul is its normal form and stays."""
+
+    name = "affine-into-linear"
+    pattern = op("Mul|Div|Add|Sub", var("x"), const("c"))
+
+    def check(self, m: Match) -> str | None:
+        if m["x"] is not m.root.need(0) or m["x"].is_constant:
+            return NOT_A_CANDIDATE
+        linear = linear_before(m["x"])
+        if isinstance(linear, str):
+            return linear or NOT_A_CANDIDATE
+        if linear.node.op_type == "MatMul" and linear.add is None and m.root.op_type == "Add":
+            return NOT_A_CANDIDATE
+        if not same_type(m["x"], m.root.output):
+            return "its constant may widen the shape"
+        affine = _affine(m.root, linear)
+        if affine is None:
+            return "its constant is not one number per channel"
+        return check_rescaled(linear, *affine)
+
+    def rewrite(self, m: Match, edit: Editor) -> Value:
+        linear = linear_before(m["x"])
+        assert isinstance(linear, Linear)
+        affine = _affine(m.root, linear)
+        assert affine is not None
+        edit.include(linear.nodes)
+        return rescaled(edit, linear, *affine)
+
+
+def _affine(node: Node, linear: Linear) -> tuple[Array | None, Array | None] | None:
+    """(a, c) of a * x + c; None where the constant does not fit."""
+    c = per_channel(node.need(1), linear.channels, linear.channel_axis, rank(node.output))
+    if c is None:
+        return None
+    if node.op_type in ("Add", "Sub"):
+        return None, c if node.op_type == "Add" else -c
+    with np.errstate(divide="ignore"):
+        return (c if node.op_type == "Mul" else 1 / c), None
