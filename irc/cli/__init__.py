@@ -1,1 +1,1 @@
-
+"""The command line. One file for each command, imported when it is called."""

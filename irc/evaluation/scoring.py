@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from irc.errors import DataError
-from irc.evaluate.metrics import Metric, make_metric
+from irc.evaluation.metrics import Metric, make_metric
 from irc.ir.types import Array
 
 Runner = Callable[[dict[str, Array]], Mapping[str, Array]]

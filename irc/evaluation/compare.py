@@ -23,11 +23,16 @@ SNR_CAP_DB = 999.0
 
 @dataclass
 class Difference:
-    """Running comparison of one output over any number of samples. `step`: quantization step in units of the output."""
+    """Running comparison of one output over any number of samples. `step`: quantization step in units of the output.
+
+    Without a step, that of an 8-bit quantization of the range is taken: `range_hint`, or what was seen so far.
+    """
 
     name: str
     integer: bool = False
     step: float | None = None
+    range_hint: float = 0.0
+    dtype: str = ""
     elements: int = 0
     max_abs: float = 0.0
     peak: float = 0.0
@@ -48,6 +53,7 @@ class Difference:
                 expected=f"{reference.dtype}{list(reference.shape)}",
                 got=f"{got.dtype}{list(got.shape)}",
             )
+        self.dtype = str(reference.dtype)
         if reference.size == 0:
             return
         self.elements += reference.size
@@ -85,7 +91,7 @@ class Difference:
             return self.step
         if self.integer:
             return 1.0
-        return (self.high - self.low) / 255 if self.high > self.low else 0.0
+        return max(self.range_hint, self.high - self.low, 0.0) / 255 if self.high >= self.low else 0.0
 
     @property
     def relative(self) -> float:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from irc.evaluate.compare import snr_db
-from irc.evaluate.oracle import Oracle
+from irc.evaluation.compare import snr_db
+from irc.evaluation.oracle import Oracle
 from irc.ir.graph import Model, Node, Value
 from irc.ir.types import Array, Shape
 

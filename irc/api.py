@@ -1,0 +1,156 @@
+"""The Python interface. Everything here is also in `irc`: `irc.compile`, `irc.load`, ..."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irc.backends.artifact.load import Network, load_artifact
+from irc.backends.artifact.manifest import read_manifest
+from irc.backends.artifact.write import DEFAULT_EMIT
+from irc.driver.compile import compile_model
+from irc.driver.options import CompileOptions, Data
+from irc.driver.score import score
+from irc.evaluation.scoring import Score
+from irc.frontend import load_model
+from irc.ir.graph import Model
+from irc.ir.types import Array
+from irc.pipeline import Pass, Pipeline
+from irc.pipeline.instruments import Instrument
+from irc.report.model import Report
+from irc.targets import Target, get_target
+
+__all__ = ["Artifact", "Network", "Score", "compile", "evaluate", "load", "load_model"]
+
+PathLike = str | os.PathLike[str]
+Samples = PathLike | Mapping[str, Array]
+"""A file as numpy.savez writes it, or its arrays: inputs by name with a sample axis in front, and `labels`."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled network on disk. `manifest`: the contents of manifest.json. `report`: None for one opened by name."""
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    report: Report | None = None
+
+    @property
+    def name(self) -> str:
+        """Prefix of the C functions."""
+        return str(self.manifest["name"])
+
+    @property
+    def header(self) -> Path:
+        return self.directory / "include" / f"{self.name}.h"
+
+    @property
+    def library(self) -> Path:
+        """The static library."""
+        return self.directory / "lib" / f"lib{self.name}.a"
+
+    def load(self, *, threads: int = 1) -> Network:
+        """Open it in this process. Raises OptionError where it was made for another machine."""
+        return load_artifact(self.directory, threads=threads)
+
+    @staticmethod
+    def open(directory: PathLike) -> Artifact:
+        """An artifact made earlier. Raises OptionError where there is none."""
+        return Artifact(Path(directory), read_manifest(Path(directory)))
+
+
+def compile(
+    model: PathLike | Model,
+    target: str | Target = "native",
+    *,
+    output: PathLike | None = None,
+    name: str = "",
+    passes: str | Pipeline | Sequence[Pass] = "none",
+    calibration: Samples | None = None,
+    evaluation: Samples | None = None,
+    metric: str = "top1",
+    max_drop: float | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    threads: int = 1,
+    emit: Collection[str] = DEFAULT_EMIT,
+    verify: bool = True,
+    cache_dir: PathLike | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    instruments: Sequence[Instrument] = (),
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Artifact:
+    """Compile an ONNX model into a library without a runtime; see `irc compile --help` for each option.
+
+    `output`: the folder to write (default: NAME-irc in the current folder; an artifact in its place is replaced).
+    `passes`: a pipeline or its text; the default is the lossless clean-up. `shapes` and `dims` bind what the model
+    leaves open; a symbolic first dimension becomes 1 by default. `max_drop`: accuracy budget in points of `metric` on
+    `evaluation`.
+    Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
+    exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
+    """
+    options = CompileOptions(
+        model=model if isinstance(model, Model) else Path(model),
+        target=target if isinstance(target, Target) else get_target(target),
+        output=None if output is None else Path(output),
+        name=name,
+        passes=passes if isinstance(passes, str) else str(passes if isinstance(passes, Pipeline) else Pipeline(passes)),
+        calibration=_data(calibration),
+        evaluation=_data(evaluation),
+        metric=metric,
+        max_drop=max_drop,
+        shapes=shapes or {},
+        dims=dims or {},
+        threads=threads,
+        emit=frozenset(emit),
+        verify=verify,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        workers=workers,
+        seed=seed,
+    )
+    done = compile_model(options, progress=progress, instruments=instruments)
+    return Artifact(options.directory, done.manifest, done.report)
+
+
+def load(directory: PathLike, *, threads: int = 1) -> Network:
+    """Open an artifact for this machine: `net(x)`, or `net.run({"x": x})` by name. Needs no compiler or linker.
+
+    Raises OptionError where the folder is no artifact, or one for another machine.
+    """
+    return load_artifact(directory, threads=threads)
+
+
+def evaluate(
+    subject: PathLike | Artifact,
+    data: Samples,
+    metric: str = "top1",
+    *,
+    original: PathLike | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    threads: int = 1,
+) -> Score:
+    """Score an ONNX file (in onnxruntime) or an artifact (in this process) on data, beside `original` if given.
+
+    Raises DataError, OptionError, ModelError.
+    """
+    path = subject.directory if isinstance(subject, Artifact) else Path(subject)
+    given = _data(data)
+    assert given is not None
+    return score(
+        path,
+        given,
+        metric,
+        original=None if original is None else Path(original),
+        shapes=shapes or {},
+        dims=dims or {},
+        threads=threads,
+    )
+
+
+def _data(given: Samples | None) -> Data | None:
+    return given if given is None or isinstance(given, Mapping) else Path(given)

@@ -1,0 +1,129 @@
+"""Arguments that several commands share, and a parser whose errors are irc's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from irc.errors import OptionError, suggest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with OptionError for everything wrong, suggestions for misspelt options, and no guessing of prefixes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace | None:
+        """The arguments; None where help was asked for and shown."""
+        if "-h" in arguments or "--help" in arguments:
+            self.print_help()
+            return None
+        self._check_options(arguments)
+        parsed, extra = self.parse_known_args(arguments)
+        if extra:
+            raise OptionError(f"unexpected argument '{extra[0]}'", where=self.prog, hint=f"{self.prog} --help")
+        return parsed
+
+    def _check_options(self, arguments: Sequence[str]) -> None:
+        """A misspelt option before argparse takes its value for a file name."""
+        known = self._option_string_actions
+        for argument in arguments:
+            if argument == "--":
+                return
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                raise OptionError(f"there is no option '{name}'", where=self.prog, hint=suggest(name, known))
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message, where=self.prog, hint=f"{self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or action.dest
+            raise OptionError(
+                f"{name} cannot be '{value}'", where=self.prog, hint=suggest(str(value), map(str, action.choices))
+            )
+
+
+def add_model(parser: argparse.ArgumentParser, help: str = "an ONNX model") -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help=help)
+
+
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shape", action="append", default=[], metavar="INPUT=1x3x224x224", help="shape of an input (may be repeated)"
+    )
+    parser.add_argument(
+        "--dim", action="append", default=[], metavar="NAME=N", help="value of a symbolic dimension (may be repeated)"
+    )
+
+
+def add_passes(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--passes", metavar="TEXT", help="pipeline text, for example 'none,quantize{weights=int8}'")
+    group.add_argument("--preset", metavar="NAME", help="none (the default), fast or small; see irc passes")
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", default="native", metavar="NAME", help="see irc targets (default: native)")
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE.npz", help="samples to calibrate on, one array for each input"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="kernel cache (default: ~/.cache/irc)")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="compiler processes (default: one per core)")
+
+
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metric",
+        default="top1",
+        metavar="NAME",
+        help="top1 (the default), top5, auc, mse, agreement, or module:function(outputs, labels, inputs)",
+    )
+
+
+def shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """`x=1x3x224x224` texts. An empty right side is a scalar. Raises OptionError."""
+    found = {}
+    for text in given:
+        name, sign, extents = text.rpartition("=")
+        parts = extents.replace(",", "x").split("x") if extents else []
+        if not sign or not name or not all(p.isdecimal() and int(p) > 0 for p in parts):
+            raise OptionError("--shape cannot be read", expected="INPUT=1x3x224x224", got=text)
+        found[name] = tuple(int(p) for p in parts)
+    return found
+
+
+def dims(given: Sequence[str]) -> dict[str, int]:
+    """`batch=1` texts. Raises OptionError."""
+    found = {}
+    for text in given:
+        name, sign, value = text.rpartition("=")
+        if not sign or not name or not value.isdecimal() or int(value) < 1:
+            raise OptionError("--dim cannot be read", expected="NAME=N with N at least 1", got=text)
+        found[name] = int(value)
+    return found
+
+
+def pipeline_text(args: argparse.Namespace) -> str:
+    """What --passes or --preset ask for; `none`, the lossless clean-up, without them. Raises OptionError."""
+    if args.preset is not None:
+        from irc.pipeline.presets import PRESETS
+
+        if args.preset not in PRESETS:
+            raise OptionError(f"there is no preset '{args.preset}'", hint=suggest(args.preset, PRESETS))
+        return str(args.preset)
+    return str(args.passes) if args.passes is not None else "none"

@@ -1,0 +1,128 @@
+"""Compile an ONNX model into a library without a runtime.
+
+  irc compile model.onnx                      for this machine, into ./model-irc
+  irc compile model.onnx --target arm -o out
+  irc compile model.onnx --preset fast --calibration samples.npz --evaluation test.npz --max-drop 1
+
+Nothing is written unless the compiled result has been compared with onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from irc.cli import arguments, output
+
+if TYPE_CHECKING:
+    from irc.driver.compile import Compilation
+    from irc.driver.options import CompileOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_model(parser)
+    arguments.add_target(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the artifact (default: ./NAME-irc)")
+    parser.add_argument("--name", default="", help="prefix of the C functions (default: from the file name)")
+    arguments.add_passes(parser)
+    arguments.add_calibration(parser)
+    parser.add_argument("--evaluation", type=Path, metavar="FILE.npz", help="labelled samples to score on")
+    arguments.add_metric(parser)
+    parser.add_argument(
+        "--max-drop", type=float, metavar="POINTS", help="accuracy budget; over it nothing is written, exit code 3"
+    )
+    arguments.add_shapes(parser)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="threads to verify and evaluate with (the library takes any number)",
+    )
+    parser.add_argument(
+        "--emit",
+        metavar="PARTS",
+        help="comma separated: archive,object,header,onnx,report,shared (default: all but object)",
+    )
+    parser.add_argument("--stop-after", metavar="PHASE", help="import, passes, plan or kernels: show the result there")
+    parser.add_argument("--print-ir-after", action="append", default=[], metavar="PASS|all", help="IR text on stderr")
+    parser.add_argument("--no-verify", action="store_true", help="write without comparing with onnxruntime")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for passes and inputs that are random")
+    arguments.add_cache(parser)
+    arguments.add_json(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+
+
+def options(args: argparse.Namespace) -> CompileOptions:
+    """Raises OptionError."""
+    from irc.backends.artifact.write import DEFAULT_EMIT
+    from irc.driver.options import CompileOptions
+    from irc.targets import get_target
+
+    emit = frozenset(p for p in args.emit.split(",") if p) if args.emit else DEFAULT_EMIT
+    return CompileOptions(
+        model=args.model,
+        target=get_target(args.target),
+        output=args.output,
+        name=args.name,
+        passes=arguments.pipeline_text(args),
+        calibration=args.calibration,
+        evaluation=args.evaluation,
+        metric=args.metric,
+        max_drop=args.max_drop,
+        shapes=arguments.shapes(args.shape),
+        dims=arguments.dims(args.dim),
+        threads=args.threads,
+        emit=emit,
+        stop_after=args.stop_after,
+        verify=not args.no_verify,
+        cache_dir=args.cache_dir,
+        workers=args.jobs,
+        seed=args.seed,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    chosen = options(args)
+    from irc.driver.compile import compile_model
+    from irc.pipeline.instruments import PrintAfter
+
+    instruments = [PrintAfter(tuple(args.print_ir_after))] if args.print_ir_after else []
+    with output.progress(quiet=args.quiet or args.json) as progress:
+        done = compile_model(chosen, progress=progress, instruments=instruments)
+    if args.json:
+        output.print_json(_json(done))
+    elif chosen.stop_after in ("import", "passes"):
+        _show_model(done, args.output)
+    elif not args.quiet:
+        _show(done)
+    return 0
+
+
+def _json(done: Compilation) -> dict[str, object]:
+    data = done.report.to_json() | {"seconds": done.report.seconds}
+    data["directory"] = str(done.directory) if done.directory else None
+    return data
+
+
+def _show_model(done: Compilation, path: Path | None) -> None:
+    """IR text on stdout, or a file."""
+    from irc.driver.files import save_model
+
+    if path is not None:
+        save_model(done.model, path)
+        return
+    from irc.ir.printer import print_model
+
+    print(print_model(done.model))
+
+
+def _show(done: Compilation) -> None:
+    from irc.report import text
+
+    console = output.console()
+    if done.directory is None:
+        console.print(text.steps_table(done.report.steps))
+        return
+    text.show(done.report, console, str(done.directory))

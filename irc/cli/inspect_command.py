@@ -1,0 +1,49 @@
+"""Show what a model or an artifact holds: operators, parameters, multiply-adds, bytes and zeros, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from irc.cli import arguments, output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", type=Path, metavar="MODEL|ARTIFACT")
+    arguments.add_shapes(parser)
+    parser.add_argument("--no-layers", action="store_true", help="totals only")
+    arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.subject.is_dir():
+        return _artifact(args)
+    from irc.driver.options import check_file
+    from irc.evaluation.cost import costs
+    from irc.frontend import load_model
+
+    check_file(args.subject)
+    model = load_model(args.subject, shapes=arguments.shapes(args.shape), dims=arguments.dims(args.dim))
+    found = costs(model)
+    if args.json:
+        output.print_json({"model": model.name, "opset": model.opsets.get("", 0)} | found.to_json())
+        return 0
+    from irc.report.text import costs_tables
+
+    console = output.console()
+    for part in costs_tables(found, layers=not args.no_layers):
+        console.print(part)
+    return 0
+
+
+def _artifact(args: argparse.Namespace) -> int:
+    from irc.backends.artifact.manifest import read_manifest
+
+    manifest = read_manifest(args.subject)
+    if args.json:
+        output.print_json(manifest)
+        return 0
+    from irc.report.text import manifest_table
+
+    output.console().print(manifest_table(manifest))
+    return 0

@@ -1,0 +1,1 @@
+"""The driver: the phases of a compilation, and what checks them."""

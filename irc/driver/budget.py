@@ -1,0 +1,73 @@
+"""The accuracy budget: score of the compiled network beside the original's, and where the difference comes from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from irc.driver.options import CompileOptions
+from irc.driver.runners import Execution
+from irc.errors import BudgetError
+from irc.evaluation.damage import LayerDamage, damage
+from irc.evaluation.scoring import Labelled, Progress, Score, evaluate
+from irc.ir.graph import Model
+from irc.ir.types import Array
+
+DAMAGE_FEEDS = 32
+"""Samples for the damage by layer: ratios over whole tensors settle with few."""
+RELATIVE_FLOOR = 1e-9
+
+
+@dataclass
+class Accuracy:
+    """`where`: which machine code was scored ("target" or "host-equivalent")."""
+
+    score: Score
+    where: str
+    max_drop: float | None
+    damage: list[LayerDamage] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        data = self.score.to_json() | {"evaluated": self.where, "shown": self.score.shown}
+        if self.score.shown_original:
+            data["shown_original"] = self.score.shown_original
+        if self.max_drop is not None:
+            data["max_drop"] = self.max_drop
+        return data
+
+
+def measure_accuracy(
+    original: Model,
+    compressed: Model,
+    execution: Execution,
+    reference: Callable[[dict[str, Array]], Mapping[str, Array]],
+    data: Labelled,
+    options: CompileOptions,
+    progress: Progress,
+) -> Accuracy:
+    """Evaluate the compiled network and the original. Raises BudgetError, with the damage by layer, when the drop is
+    larger than allowed.
+    """
+    score = evaluate(execution.run, data, options.metric, original=reference, progress=progress)
+    found = Accuracy(score, execution.where, options.max_drop)
+    drop = score.drop if score.drop is not None else 0.0
+    if options.max_drop is None or drop <= options.max_drop + RELATIVE_FLOOR:
+        return found
+    found.damage = damage(original, compressed, itertools.islice(data.feeds(), DAMAGE_FEEDS))
+    error = BudgetError(
+        f"{options.metric} drops by {drop:.2f}, from {score.shown_original} to {score.shown}",
+        where=original.name,
+        expected=f"at most {options.max_drop:g}",
+        hint=_hint(found.damage),
+    )
+    error.table = [row.to_json() for row in found.damage]
+    raise error
+
+
+def _hint(rows: list[LayerDamage]) -> str:
+    worst = [r.name for r in sorted(rows, key=lambda r: -r.share)[:3] if r.share > 0.05]
+    if not worst:
+        return "milder options of the lossy passes, or more calibration samples"
+    return "leaving the worst layers alone: " + ", ".join(f"'{n}'" for n in worst)

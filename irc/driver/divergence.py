@@ -1,0 +1,73 @@
+"""Find the first node whose compiled result is wrong, by cutting the model at intermediate values.
+
+A binary search over the topological order: compile the model up to a value, run it, compare with onnxruntime. About
+log2(nodes) small compilations, most of whose kernels are in the cache already. It assumes that what is wrong stays
+wrong further on, as errors do; a cut may also change what is fused, so a defect that only shows when fused is blamed
+on the node that ends the shortest failing cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from irc.errors import IrcError
+from irc.evaluation.oracle import Oracle
+from irc.ir.clone import clone
+from irc.ir.graph import Model, Node, Value
+from irc.ir.types import Array
+
+from .verification import Reference, Run, failure, measure
+
+CompileCut = Callable[[Model], Run]
+"""Compiles a model whose only output is the value of the cut. Raises IrcError where it cannot."""
+
+
+def first_divergence(
+    model: Model, feed: dict[str, Array], compile_cut: CompileCut, *, quantized: bool, steps: Mapping[str, float]
+) -> str:
+    """Words naming the node ("node 'conv3' (Conv), from conv3, bn3")."""
+    nodes = [n for n in model.graph.nodes if n.outputs and _comparable(n.output)]
+    if not nodes:
+        return "unknown"
+    references = Oracle(model, extra=[n.output.name for n in nodes]).run(feed)
+
+    def wrong(node: Node) -> bool:
+        name = node.output.name
+        reference = Reference("onnxruntime", lambda _: {name: references[name]}, quantized, steps)
+        try:
+            run = compile_cut(cut(model, name))
+            return any(failure(d, reference) for d in measure(run, reference, [feed]))
+        except IrcError:
+            return False  # what cannot be compiled alone tells nothing
+
+    good, bad = -1, len(nodes) - 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (good, middle) if wrong(nodes[middle]) else (middle, bad)
+    return describe(nodes[bad])
+
+
+def describe(node: Node) -> str:
+    """A node and where it comes from."""
+    text = node.label
+    if node.origin.nodes and node.origin.nodes != (node.name,):
+        text += f", from {node.origin}"
+    if node.origin.passes:
+        text += f", touched by {', '.join(node.origin.passes)}"
+    return text
+
+
+def cut(model: Model, value: str) -> Model:
+    """A copy that ends at `value`."""
+    from irc.pipeline import Pipeline
+
+    copy = clone(model)
+    copy.graph.set_outputs([copy.graph.find(value)])
+    Pipeline.parse("eliminate-dead").run(copy)
+    return copy
+
+
+def _comparable(value: Value) -> bool:
+    if value.dtype is None or not (value.dtype.is_float or value.dtype.is_integer):
+        return False
+    return value.shape is not None and value.shape.is_static

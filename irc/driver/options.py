@@ -1,0 +1,120 @@
+"""What `compile` can be asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from irc.backends.artifact.interface import check_name, identifier
+from irc.backends.artifact.write import DEFAULT_EMIT, EMIT, refuse_foreign
+from irc.errors import OptionError, OutputError, suggest
+from irc.ir.graph import Model
+from irc.ir.types import Array
+from irc.targets.target import Target
+
+Data = Path | Mapping[str, Array]
+"""An .npz file of samples, or its arrays."""
+
+Phase = Literal["import", "passes", "plan", "kernels"]
+PHASES: tuple[Phase, ...] = ("import", "passes", "plan", "kernels")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """See `irc.compile` for what each means. Paths may be str."""
+
+    model: Path | Model
+    target: Target
+    output: Path | None = None
+    name: str = ""
+    passes: str = "none"
+    calibration: Data | None = None
+    evaluation: Data | None = None
+    metric: str = "top1"
+    max_drop: float | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    threads: int = 1
+    emit: frozenset[str] = DEFAULT_EMIT
+    stop_after: Phase | None = None
+    verify: bool = True
+    cache_dir: Path | None = None
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", default_name(self.model))
+        check_name(self.name)
+        if self.output is None:
+            object.__setattr__(self, "output", Path(f"{self.name}-irc"))
+        if self.threads < 1:
+            raise OptionError("--threads must be at least 1", got=str(self.threads))
+        if self.max_drop is not None and self.evaluation is None:
+            raise OptionError("--max-drop needs data to measure the drop on", hint="--evaluation FILE.npz")
+        if self.stop_after is not None and self.stop_after not in PHASES:
+            raise OptionError(f"there is no phase '{self.stop_after}'", hint=suggest(self.stop_after, PHASES))
+        for part in self.emit:
+            if part not in EMIT:
+                raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))
+        for path in (self.calibration, self.evaluation):
+            check_file(path)
+        if isinstance(self.model, Path):
+            check_file(self.model)
+
+    @property
+    def directory(self) -> Path:
+        """Where the artifact goes."""
+        return self.output if self.output is not None else Path(f"{self.name}-irc")
+
+
+def check_file(path: Data | None) -> None:
+    """Raises OptionError for a path that is given and is no readable file."""
+    if not isinstance(path, Path):
+        return
+    if path.is_file():
+        if not os.access(path, os.R_OK):
+            raise OptionError("cannot be read (permissions)", where=str(path))
+        return
+    if path.is_dir():
+        raise OptionError("is a folder", where=str(path), expected="a file")
+    near = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix] if path.parent.is_dir() else []
+    raise OptionError("no such file", where=str(path), hint=suggest(path.name, near) if 0 < len(near) <= 20 else "")
+
+
+def default_name(model: Path | Model) -> str:
+    """A C identifier made of the file name ("mobilenet-v2.1.onnx" -> "mobilenet_v2_1")."""
+    if isinstance(model, Path):
+        return identifier(model.stem)
+    return identifier(model.source.stem if model.source else model.graph.name)
+
+
+def check_writable(directory: Path) -> None:
+    """Fail before the work, not after it. Raises OutputError where `directory` cannot become an artifact."""
+    refuse_foreign(directory)
+    parent = directory.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError("is no folder", where=str(parent), hint="another folder with -o")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError("cannot be written (permissions)", where=str(parent), hint="another folder with -o")
+
+
+def json_safe(value: Any) -> Any:
+    """`value` with tuples as lists, paths and unknown objects as text, NaN and infinities as text."""
+    if isinstance(value, Mapping):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [json_safe(v) for v in items]
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        return json_safe(value.item())
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)

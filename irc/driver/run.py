@@ -1,0 +1,53 @@
+"""Running an artifact on a file of arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irc.calibrate.dataset import Dataset
+from irc.calibrate.npz import open_npz
+from irc.driver.options import check_file
+from irc.driver.subject import ports_model
+from irc.errors import OptionError, OutputError
+from irc.ir.types import Array
+
+
+def run_artifact(directory: Path, inputs: Path, *, threads: int = 1) -> dict[str, Array]:
+    """Outputs by name: of one run where the arrays have the shapes of the inputs, else of all samples, joined along
+    the first axis. Raises DataError, OptionError.
+    """
+    from irc.backends.artifact.load import load_artifact
+
+    check_file(inputs)
+    if not directory.is_dir():
+        raise OptionError("no such artifact folder", where=str(directory))
+    network = load_artifact(directory, threads=threads)
+    columns = open_npz(inputs)
+    if {n: c.shape for n, c in columns.items()} == {p.name: tuple(p.shape) for p in network.inputs}:
+        return network.run({name: column.whole() for name, column in columns.items()})
+    data = Dataset.load(inputs, ports_model(directory.name, network.inputs))
+    found: dict[str, list[Array]] = {p.name: [] for p in network.outputs}
+    for feed in data.feeds():
+        for name, array in network.run(feed).items():
+            found[name].append(array)
+    joined = {}
+    for name, arrays in found.items():
+        batched = arrays[0].ndim > 0 and arrays[0].shape[0] == data.batch
+        joined[name] = np.concatenate(arrays) if batched else np.stack(arrays)
+    return joined
+
+
+def write_arrays(path: Path, arrays: dict[str, Array]) -> None:
+    """An .npz file, or nothing: a file cut short by a full disk is removed. Raises OutputError."""
+    named: dict[str, Any] = dict(arrays)
+    existed = path.exists()
+    try:
+        with path.open("wb") as file:
+            np.savez(file, **named)
+    except OSError as error:
+        if not existed and path.is_file():
+            path.unlink(missing_ok=True)
+        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from error

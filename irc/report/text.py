@@ -1,0 +1,189 @@
+"""The report on a terminal (rich)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from irc.evaluation.cost import Costs
+from irc.evaluation.latency import Latency
+from irc.pipeline.contract import Refusal
+from irc.report.model import Report, Size, StepRow, bytes_text, count_text, plain, verification_lines
+
+WORST = 20
+"""Layers shown of a damage table; the report file has them all."""
+
+
+def show(report: Report, console: Console, directory: str = "") -> None:
+    """The summary of a compilation."""
+    for part in _parts(report, directory):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _parts(report: Report, directory: str) -> Iterator[RenderableType]:
+    yield Text.assemble((report.model, "bold"), " for ", (report.target, "bold"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    if report.before and report.after:
+        table.add_row("weights", _change(report.before, report.after))
+        table.add_row("multiply-adds", f"{count_text(report.before.macs)} -> {count_text(report.after.macs)}")
+    table.add_row("passes", report.pipeline or "none")
+    if report.sizes:
+        table.add_row("sizes", ", ".join(f"{name} {bytes_text(n)}" for name, n in report.sizes.items()))
+    for i, line in enumerate(verification_lines(report.verification)):
+        table.add_row("verified" if i == 0 else "", line)
+    if report.accuracy:
+        table.add_row("accuracy", accuracy_text(report.accuracy))
+    for i, note in enumerate(report.notes):
+        table.add_row("notes" if i == 0 else "", note)
+    if report.seconds:
+        table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items()))
+    if directory:
+        table.add_row("written", directory)
+    yield table
+
+
+def _change(before: Size, after: Size) -> str:
+    text = f"{bytes_text(before.bytes)} -> {bytes_text(after.bytes)}"
+    if after.sparsity > 0.05:
+        text += f", {after.sparsity:.0%} zeros"
+    return text
+
+
+def accuracy_text(accuracy: Mapping[str, Any]) -> str:
+    """One line: the score, the original's, the drop and the agreement."""
+    text = f"{accuracy['metric']} {accuracy.get('shown', accuracy['score'])}"
+    if "original" in accuracy:
+        text += f", original {accuracy.get('shown_original', accuracy['original'])}, drop {accuracy['drop']:.2f}"
+    if "agreement" in accuracy:
+        text += f", agreement {accuracy['agreement']:.2%}"
+    return f"{text} ({accuracy['samples']} samples)"
+
+
+def damage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The layers that cost most accuracy, worst first."""
+    table = Table(title="damage by layer", title_justify="left", box=None, header_style="bold")
+    table.add_column("layer", overflow="fold")
+    table.add_column("operator")
+    table.add_column("SNR dB", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("passes", overflow="fold")
+    for row in sorted(rows, key=lambda r: -float(r["share"]))[:WORST]:
+        table.add_row(
+            row["name"], row["op_type"], f"{row['snr_db']:.1f}", f"{row['share']:.1%}", ", ".join(row["passes"])
+        )
+    return table
+
+
+def passes_table(report: Report) -> Table:
+    """What each pass did."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("pass", overflow="fold")
+    table.add_column("runs", justify="right")
+    table.add_column("changed", justify="right")
+    table.add_column("what it did", overflow="fold")
+    for p in report.passes:
+        table.add_row(p.text, str(p.runs), str(p.changes), plain(p.statistics))
+    return table
+
+
+def steps_table(steps: Sequence[StepRow]) -> Table:
+    """The kernel calls of a program."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("kernel", overflow="fold")
+    table.add_column("nodes", overflow="fold")
+    table.add_column("multiply-adds", justify="right")
+    for step in steps:
+        table.add_row(step.label, ", ".join(step.nodes), count_text(step.macs))
+    return table
+
+
+def costs_tables(costs: Costs, *, layers: bool = True) -> Iterator[RenderableType]:
+    """Operators, totals and layers of a model."""
+    summary = Table.grid(padding=(0, 2))
+    summary.add_column(style="dim", no_wrap=True)
+    summary.add_column(overflow="fold")
+    for name, kind in costs.inputs.items():
+        summary.add_row("input", f"{name}: {kind}")
+    for name, kind in costs.outputs.items():
+        summary.add_row("output", f"{name}: {kind}")
+    summary.add_row(
+        "parameters", f"{count_text(costs.parameters)}, {bytes_text(costs.bytes)}, {costs.sparsity:.1%} zeros"
+    )
+    summary.add_row("multiply-adds", count_text(costs.macs))
+    summary.add_row("operators", ", ".join(f"{name} {n}" for name, n in costs.operators.items()))
+    yield summary
+    if not layers:
+        return
+    table = Table(box=None, header_style="bold")
+    for name in ("layer", "operator", "output"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters", "bytes", "zeros", "multiply-adds"):
+        table.add_column(name, justify="right")
+    for layer in costs.layers:
+        table.add_row(
+            layer.name,
+            layer.op_type,
+            layer.output,
+            count_text(layer.parameters),
+            bytes_text(layer.bytes),
+            f"{layer.sparsity:.0%}",
+            count_text(layer.macs),
+        )
+    yield table
+
+
+def refusals_table(refusals: Sequence[Refusal]) -> Table:
+    """What was left alone, and why."""
+    table = Table(title="left alone" if refusals else "nothing was refused", title_justify="left", box=None)
+    for name in ("node", "rule", "reason"):
+        table.add_column(name, overflow="fold")
+    for refusal in refusals:
+        table.add_row(refusal.node, refusal.rule, refusal.reason)
+    return table
+
+
+def latency_table(rows: Sequence[Latency]) -> Table:
+    """Medians with their spread, and how many times irc's median each is."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("runtime")
+    for name in ("median ms", "10 % .. 90 %", "best", "runs", "times irc"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        spread = f"{row.low:.3f} .. {row.high:.3f}"
+        ratio = f"{row.median / rows[0].median:.2f}"
+        table.add_row(row.name, f"{row.median:.3f}", spread, f"{row.best:.3f}", str(row.runs), ratio)
+    return table
+
+
+def manifest_table(manifest: Mapping[str, Any]) -> Table:
+    """An artifact as its manifest describes it."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in manifest.items():
+        for i, line in enumerate(_lines(value)):
+            table.add_row(key if i == 0 else "", line)
+    return table
+
+
+def _lines(value: Any) -> list[str]:
+    """A JSON value as lines: tables of tables one line per entry."""
+    if isinstance(value, Mapping):
+        return [f"{k}: {_inline(v)}" for k, v in value.items()] or ["none"]
+    if isinstance(value, list):
+        return [_inline(v) for v in value] or ["none"]
+    return [_inline(value)]
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_inline(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_inline(v) for v in value) + "]"
+    return "-" if value is None else str(value)
