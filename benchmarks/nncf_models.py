@@ -39,14 +39,14 @@ def samples(model: Path, folder: Path | None) -> list[dict[str, Array]]:
 
 
 def main() -> None:
-    import nncf
-    import openvino as ov
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--calibration", type=Path)
     options = parser.parse_args()
+    import nncf
+    import openvino as ov
+
     options.output.mkdir(parents=True, exist_ok=True)
     for path in models(options.models):
         feeds = samples(path, options.calibration)

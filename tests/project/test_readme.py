@@ -53,7 +53,7 @@ def irc_commands(root: Path) -> list[str]:
     lines = [
         line for path in documents(root) for _, block in BLOCK.findall(path.read_text()) for line in block.split("\n")
     ]
-    return sorted({line.partition("  #")[0].strip() for line in lines if line.startswith("irc ")})
+    return sorted({line.partition(" #")[0].strip() for line in lines if line.startswith("irc ")})
 
 
 def test_irc_commands_parse(root: Path) -> None:
