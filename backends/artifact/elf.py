@@ -127,6 +127,10 @@ class StringTable:
 # Reader
 
 
+_TABLES = {SHT_NULL, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_GROUP, SHT_SYMTAB_SHNDX}
+"""Sections that describe the others: they become records, and are made anew by the writer."""
+
+
 def read_object(data: bytes, where: str = "object") -> ObjectFile:
     """Reads a relocatable object. Section contents are views of `data`. Raises InternalError on anything else."""
     try:
@@ -170,7 +174,7 @@ def _read(data: memoryview) -> ObjectFile:
             for offset, info, addend in RELA.iter_unpack(body(i)):
                 relocation = Relocation(offset, info & 0xFFFFFFFF, symbols[info >> 32], addend)
                 sections[h[7]].relocations.append(relocation)
-    return ObjectFile(machine, sections[1:], symbols[1:])
+    return ObjectFile(machine, [s for s in sections if s.kind not in _TABLES], symbols[1:])
 
 
 def _read_symbols(table: memoryview, names: bytes, sections: list[Section], wide: memoryview | None) -> list[Symbol]:

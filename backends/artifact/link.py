@@ -133,7 +133,8 @@ class _Merger:
             for section in obj.sections:
                 if id(section) in self.placed:
                     self._relocate(section)
-        symbols = [*self.section_symbols.values(), *self.renamed.values()]
+        named = sorted(self.renamed.values(), key=lambda s: s.binding != elf.STB_LOCAL)  # as objects have them
+        symbols = [*self.section_symbols.values(), *named]
         symbols += [self.undefined[name] for name in sorted(self.undefined)]
         stack = Section(".note.GNU-stack", elf.SHT_PROGBITS)  # says that the stack need not be executable
         return ObjectFile(self.machine, [*out, stack], symbols)

@@ -34,6 +34,9 @@ from irc.ir.types import Array, DType
 __all__ = ["Network", "aligned_empty", "load_artifact", "load_program", "read_manifest"]
 
 
+_FD_FOLDER = "/proc/self/fd"
+
+
 class _TensorInfo(ctypes.Structure):
     """irc_tensor_info of the header."""
 
@@ -87,7 +90,15 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Net
         raise OptionError(
             "the artifact holds no shared library", where=str(folder), expected=f"lib/shared/lib{name}.so"
         )
-    return Network(library, name, threads=threads)
+    fd = None
+    if os.path.isdir(_FD_FOLDER):
+        # The loader knows libraries by path and would hand out an older artifact of this path that is still open.
+        try:
+            fd = os.open(library, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OptionError("cannot read the library", where=str(library), got=str(error)) from None
+        library = Path(f"{_FD_FOLDER}/{fd}")
+    return Network(library, name, threads=threads, fd=fd, where=str(folder))
 
 
 def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> Network:
@@ -99,7 +110,7 @@ def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> N
     chunks = shared_chunks(link(program, glue_object), program.target, f"lib{program.name}.so")
     fd = _anonymous_file(chunks)
     if fd is not None:
-        return Network(Path(f"/proc/self/fd/{fd}"), program.name, threads=threads, fd=fd)
+        return Network(Path(f"{_FD_FOLDER}/{fd}"), program.name, threads=threads, fd=fd)
     with tempfile.NamedTemporaryFile(prefix="irc-", suffix=".so") as file:
         try:
             file.writelines(chunks)
@@ -131,9 +142,8 @@ class Network:
     `inputs` and `outputs` describe the arrays. `threads` > 1 shares the parallel steps among that many threads.
     """
 
-    def __init__(self, library: Path, name: str, *, threads: int = 1, fd: int | None = None) -> None:
-        if threads < 1:
-            raise OptionError("threads must be at least 1", got=str(threads))
+    def __init__(self, library: Path, name: str, *, threads: int = 1, fd: int | None = None, where: str = "") -> None:
+        """`fd` is a file that stays open as long as the network; `where` names the library in errors."""
         self.name = name
         self.inputs: tuple[Port, ...] = ()
         self.outputs: tuple[Port, ...] = ()
@@ -143,15 +153,17 @@ class Network:
         self._pool: ThreadPoolExecutor | None = None
         self._local = threading.local()
         try:
-            self._library = _open(library)
-            self._bind(library, name)
+            if threads < 1:
+                raise OptionError("threads must be at least 1", got=str(threads))
+            self._library = _open(library, where or str(library))
+            self._bind(where or str(library), name)
             if threads > 1:
                 self._use_threads(threads)
         except BaseException:
             self.close()
             raise
 
-    def _bind(self, library: Path, name: str) -> None:
+    def _bind(self, where: str, name: str) -> None:
         assert self._library is not None
         try:
             info = _NetworkInfo.in_dll(self._library, f"{name}_info")
@@ -159,11 +171,11 @@ class Network:
             self._set_parallel = self._library[f"{name}_set_parallel"]
             self._run = self._library[f"{name}_run"]
         except (ValueError, AttributeError) as error:
-            raise OptionError(f"the library does not hold network {name}", where=str(library), got=str(error)) from None
+            raise OptionError(f"the library does not hold network {name}", where=where, got=str(error)) from None
         if info.abi_version != abi.ABI_VERSION:
             raise OptionError(
                 "the library has another C interface",
-                where=str(library),
+                where=where,
                 expected=f"version {abi.ABI_VERSION}",
                 got=str(info.abi_version),
                 hint="compiling the model again with this irc",
@@ -272,11 +284,11 @@ def aligned_empty(size: int, align: int) -> Array:
     return raw[start : start + size]
 
 
-def _open(library: Path) -> ctypes.CDLL:
+def _open(library: Path, where: str) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:
-        raise OptionError("the system cannot load the library", where=str(library), got=str(error)) from None
+        raise OptionError("the system cannot load the library", where=where, got=str(error)) from None
 
 
 def _dlclose(handle: int) -> None:

@@ -162,7 +162,7 @@ def write_file(path: Path, chunks: Sequence[elf.Bytes]) -> None:
 
 def write_directory(directory: Path, files: Mapping[str, Sequence[elf.Bytes]]) -> None:
     """Writes all files under `directory`, or none. An artifact that is there is replaced, anything else is not."""
-    directory = Path(os.path.abspath(directory))
+    directory = Path(os.path.realpath(directory))  # a link stays; what it points to is replaced
     with _errors(directory):
         refuse_foreign(directory)
         made = _make_parents(directory.parent)
@@ -191,7 +191,7 @@ def refuse_foreign(directory: Path) -> None:
     """Raises OutputError when `directory` exists and is neither empty nor an artifact of irc."""
     if not os.path.lexists(directory):
         return
-    if not directory.is_dir() or directory.is_symlink():
+    if not directory.is_dir():
         raise OutputError("exists and is not a folder", where=str(directory), hint="another folder with -o")
     if any(directory.iterdir()) and not is_artifact(directory):
         raise OutputError(

@@ -69,6 +69,20 @@ _BODIES = {
         "define weak float @unused_helper(float %a) nounwind section \".text.unused\" {\n"
         "  %b = call float @no_such_function(float %a)\n  ret float %b\n}\ndeclare float @no_such_function(float)",
     ),
+    # constants of every width: each has a relocation kind of its own on Arm
+    "loads": (
+        "ptr %x, ptr %y",
+        _LOAD_X + "  %c1 = load volatile i8, ptr @c1\n  %c2 = load volatile i16, ptr @c2\n"
+        "  %c4 = load volatile i32, ptr @c4\n  %c8 = load volatile i64, ptr @c8\n"
+        "  %c16 = load volatile <4 x float>, ptr @c16\n  %e = extractelement <4 x float> %c16, i32 3\n"
+        "  %w1 = zext i8 %c1 to i64\n  %w2 = zext i16 %c2 to i64\n  %w4 = zext i32 %c4 to i64\n"
+        "  %s1 = add i64 %w1, %w2\n  %s2 = add i64 %s1, %w4\n  %s3 = add i64 %s2, %c8\n"
+        "  %s = uitofp i64 %s3 to float\n  %a = fadd float %s, %e\n  %yv = fadd float %a, %xv\n" + _STORE,
+        "@pad = internal constant i8 99\n@c1 = internal constant i8 1, align 1\n"
+        "@c2 = internal constant i16 20, align 2\n@c4 = internal constant i32 300, align 4\n"
+        "@c8 = internal constant i64 4000, align 8\n"
+        "@c16 = internal constant <4 x float> <float 0.0, float 0.0, float 0.0, float 50000.0>, align 16",
+    ),
     "copy": (
         "ptr %x, ptr %y",
         _LOAD_X + "  %yv = fadd float %xv, -0.0\n" + _STORE,
@@ -127,6 +141,24 @@ def toy_expected(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def toy_inputs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((1, N), np.float32), rng.standard_normal(N, np.float32)
+
+
+def chain(*ops: str, arch: str = "x86-64", n: int = N, name: str = "net", parallel: bool = False) -> Program:
+    """x -> the kernels one after the other -> y, through the workspace."""
+    steps, source = [], Arg("input", 0, 0)
+    for i, op in enumerate(ops):
+        target = Arg("output", 0, 0) if i == len(ops) - 1 else Arg("workspace", 4 * n * i)
+        steps.append(Step(f"k_{op}", (source, target), parallel))
+        source = target
+    kernels = {f"k_{op}": kernel(op, n, arch) for op in ops}
+    port = (Port("x", "float32", (n,)),)
+    workspace = 4 * n * max(0, len(ops) - 1)
+    return Program(name, TARGETS[arch], port, (Port("y", "float32", (n,)),), tuple(steps), kernels, (), 0, workspace)
+
+
+def assembled(program: Program) -> bytes:
+    """The glue of any program."""
+    return assemble(glue_ll(program), program.target)
 
 
 @cache
