@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 
 from irc.cli.arguments import Parser
 from irc.pipeline import Pipeline
+from irc.pipeline.table import TABLE, pass_class
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -73,3 +75,11 @@ def test_pipelines_in_documents_parse(root: Path) -> None:
     assert texts
     for text in texts:
         assert Pipeline.parse(text).passes
+
+
+def test_every_pass_and_option_is_described(root: Path) -> None:
+    text = (root / "docs" / "passes.md").read_text()
+    for name in TABLE:
+        assert f"**{name}**" in text or f"## {name}\n" in text, name
+        for option in dataclasses.fields(pass_class(name)):
+            assert option.name in text, f"{name}{{{option.name}}}"
