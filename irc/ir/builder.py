@@ -21,7 +21,7 @@ from irc.ir.types import Array, Constant, Dim, DType, Origin, Shape, TensorType,
 from irc.ir.verify import verify
 
 Operand = Value | Array | Constant | float | int | Sequence[int] | Sequence[float] | None
-"""What an input may be: a value, data for a new constant (numbers become float32 or int64), or None: left out."""
+"""What an input may be: a value, data for a new constant (Python numbers: float32 or int64), or None: left out."""
 
 
 class GraphBuilder:
@@ -45,7 +45,7 @@ class GraphBuilder:
             return self.graph.add_constant(data, name)
         array = np.asarray(data)
         if not isinstance(data, np.ndarray | np.generic):
-            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+            array = array.astype({"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype))
         return self.graph.add_constant(array, name)
 
     @overload
@@ -104,19 +104,19 @@ class GraphBuilder:
 
     def conv(self, x: Value, w: Operand, bias: Operand = None, **attrs: Any) -> Value:
         """Conv; `w` is [M, C/group, k...], `kernel_shape` follows from it."""
-        return self.op("Conv", x, w, *([] if bias is None else [bias]), **attrs)
+        return self.node("Conv", x, w, *([] if bias is None else [bias]), **attrs).output
 
     def gemm(self, x: Value, w: Operand, bias: Operand = None, **attrs: Any) -> Value:
-        return self.op("Gemm", x, w, *([] if bias is None else [bias]), **attrs)
+        return self.node("Gemm", x, w, *([] if bias is None else [bias]), **attrs).output
 
     def matmul(self, a: Operand, b: Operand) -> Value:
-        return self.op("MatMul", a, b)
+        return self.node("MatMul", a, b).output
 
     def quantize(self, x: Value, scale: Operand, zero_point: Operand, **attrs: Any) -> Value:
-        return self.op("QuantizeLinear", x, scale, zero_point, **attrs)
+        return self.node("QuantizeLinear", x, scale, zero_point, **attrs).output
 
     def dequantize(self, x: Operand, scale: Operand, zero_point: Operand = None, **attrs: Any) -> Value:
-        return self.op("DequantizeLinear", x, scale, *([] if zero_point is None else [zero_point]), **attrs)
+        return self.node("DequantizeLinear", x, scale, *([] if zero_point is None else [zero_point]), **attrs).output
 
     def subgraph(self, fill: Callable[[GraphBuilder], None], name: str = "body") -> Graph:
         """A body for If, Loop or Scan: `fill` is called with a builder for it, which may use outer values."""
