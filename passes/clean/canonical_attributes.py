@@ -81,14 +81,14 @@ def _explicit_window(node: Node) -> bool:
         "strides": node.get_ints("strides", (1,) * n),
         "dilations": node.get_ints("dilations", (1,) * n),
     }
-    if "output_shape" not in node.attributes:
-        pads = _pads(node, kernel, new["strides"], new["dilations"])
-        if pads is not None:
-            new["pads"] = pads
+    find_pads = _transposed_pads if node.op_type == "ConvTranspose" else _pads
+    pads = find_pads(node, kernel, new["strides"], new["dilations"])
     old = dict(node.attributes)
     node.attributes.update(new)
-    if "pads" in new:
+    if pads is not None:
+        node.attributes["pads"] = pads
         node.attributes.pop("auto_pad", None)
+        node.attributes.pop("output_shape", None)
     return node.attributes != old
 
 
@@ -105,16 +105,41 @@ def _pads(
     extents = shape.dims[2:] if shape is not None else ()
     if node.get_int("ceil_mode") or not extents or not all(isinstance(e, int) for e in extents):
         return None
-    if node.op_type == "ConvTranspose":
-        return (
-            None  # total = (in-1)*stride + span - in*stride does not depend on in, but may be negative: left to infer
-        )
     heads, tails = [], []
     for extent, k, s, d in zip(extents, kernel, strides, dilations, strict=True):
         assert isinstance(extent, int)
         total = max((-(-extent // s) - 1) * s + (k - 1) * d + 1 - extent, 0)
         small = total // 2
         heads.append(small if mode == "SAME_UPPER" else total - small)
+        tails.append(total - heads[-1])
+    return (*heads, *tails)
+
+
+def _transposed_pads(
+    node: Node, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The pads of a ConvTranspose, whose output_shape or auto_pad fixes the output's extents instead.
+
+    onnxruntime (and the operator's specification) crop the surplus; where the output asked for is larger than what the
+    kernel reaches, engines differ, so that stays as it is (None).
+    """
+    n, mode = len(kernel), node.get_str("auto_pad", "NOTSET")
+    wanted = node.get_ints("output_shape")
+    if mode in ("NOTSET", "VALID") and not wanted:
+        return node.get_ints("pads", (0,) * (2 * n)) if mode == "NOTSET" else (0,) * (2 * n)
+    shape = node.need(0).shape
+    extra = node.get_ints("output_padding", (0,) * n)
+    heads, tails = [], []
+    for i, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        total = extra[i] + (k - 1) * d + 1 - s  # auto_pad: the output has `stride` times the input's extent
+        if wanted:
+            extent = None if shape is None else shape[2 + i]
+            if not isinstance(extent, int):
+                return None
+            total += extent * s - wanted[i]
+        if total < 0:
+            return None
+        heads.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
         tails.append(total - heads[-1])
     return (*heads, *tails)
 

@@ -7,7 +7,7 @@ import numpy as np
 from irc.ir.graph import Value
 from irc.ir.types import DType
 from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, op
-from irc.rewrite.facts import ints, rank, static
+from irc.rewrite.facts import ints, rank
 
 
 def reshape_target(value: Value) -> tuple[int, ...] | None:
@@ -82,10 +82,10 @@ class PoolToGlobalPool(Rule):
     pattern = op("AveragePool|MaxPool")
 
     def check(self, m: Match) -> str | None:
-        node, shape = m.root, static(m.root.input(0))
+        node, shape = m.root, m.root.need(0).shape
         if len(node.outputs) > 1 or node.need(0).dtype is not DType.FLOAT or shape is None:
             return NOT_A_CANDIDATE
-        whole = node.get_ints("kernel_shape") == shape[2:] and "auto_pad" not in node.attributes
+        whole = node.get_ints("kernel_shape") == shape.dims[2:] and "auto_pad" not in node.attributes
         flat = not any(node.get_ints("pads")) and set(node.get_ints("dilations", (1,))) == {1}
         return None if whole and flat else NOT_A_CANDIDATE
 

@@ -3,7 +3,8 @@
 Softmax gives NaN for a row that is all -inf (a query that may attend to nothing), that holds +inf or NaN. So the
 guard may only go where no such row can be. This rule proves it by walking up from the input of Softmax: every
 operator on the way must make finite numbers of finite numbers, overflow apart, and every constant must be finite.
-A mask that adds -inf stops the walk, and the guard stays.
+A mask that adds -inf stops the walk, and the guard stays. A mask that adds the lowest finite number is harmless once,
+but two of them add up to -inf: the walk counts huge constants up to the next operator with a bounded result.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _FINITE_WORDS = """
 _FINITE = frozenset(_FINITE_WORDS.split())
 """Finite in, finite out, but for overflow. (Exp, Pow and ReduceProd overflow too easily; Div, Log, Sqrt have poles.)"""
 
+_BOUNDED = frozenset({"Softmax", "Sigmoid", "Tanh", "HardSigmoid", "Erf", "LayerNormalization", "Sin", "Cos"})
+_HUGE = 1e30
+
 
 class SoftmaxGuard(Rule):
     """Where(IsNaN(s), 0, s) = s, s = Softmax(x), where x is finite if the model's inputs are (and none overflows)."""
@@ -46,28 +50,51 @@ class SoftmaxGuard(Rule):
 
 def _not_finite(start: Value) -> str | None:
     """Why `start` may hold an infinity or NaN although all inputs are finite; None when it cannot."""
-    seen: set[Value] = set()
-    stack = [start]
+    seen: set[tuple[Value, bool]] = set()
+    huge: set[Value] = set()
+    stack = [(start, False)]  # (value, whether a bounded operator stands between it and the start)
     while stack:
-        value = stack.pop()
-        if value in seen:
+        value, bounded = stack.pop()
+        if (value, bounded) in seen or _is_discrete(value):
             continue
-        seen.add(value)
-        if value.constant is not None:
-            if is_float(value) and not bool(np.isfinite(value.numpy().astype(np.float64)).all()):
-                return f"constant '{value.name}' holds an infinity or NaN"
-            continue
-        if isinstance(value.type, TensorType) and not value.type.dtype.is_float:
-            continue  # integers and booleans are finite, however they came about
+        seen.add((value, bounded))
+        reason = _source(value, huge, bounded)
+        if reason is not None:
+            return reason
         node = value.producer
-        if node is None:
-            if value.graph is not None and value.graph.parent is not None:
-                return f"nothing is known of '{value.name}', which a loop carries"
-            continue  # an input of the model
-        if not node.is_op(*_FINITE) and not _finite_division(node) and not _harmless(node):
-            return f"{node.label} may make an infinity or NaN"
-        stack.extend(v for v in node.inputs if v is not None)
+        if node is not None:
+            behind = bounded or node.is_op(*_BOUNDED)
+            stack.extend((v, behind) for v in node.inputs if v is not None)
     return None
+
+
+def _is_discrete(value: Value) -> bool:
+    """Integers and booleans are finite, however they came about."""
+    return isinstance(value.type, TensorType) and not value.type.dtype.is_float
+
+
+def _source(value: Value, huge: set[Value], bounded: bool) -> str | None:
+    """Why this value, or the node that makes it, brings in an infinity; None when it only passes on what it gets."""
+    node = value.producer
+    if value.constant is not None:
+        return _constant_source(value, huge, bounded)
+    if node is None:
+        inner = value.graph is not None and value.graph.parent is not None
+        return f"nothing is known of '{value.name}', which a loop carries" if inner else None
+    if node.is_op(*_FINITE) or _finite_division(node) or _harmless(node):
+        return None
+    return f"{node.label} may make an infinity or NaN"
+
+
+def _constant_source(value: Value, huge: set[Value], bounded: bool) -> str | None:
+    if not is_float(value) or value.numpy().size == 0:
+        return None
+    largest = float(np.abs(value.numpy()).max())  # NaN where one is in it
+    if not np.isfinite(largest):
+        return f"constant '{value.name}' holds an infinity or NaN"
+    if largest > _HUGE and not bounded:
+        huge.add(value)
+    return "several huge constants may add up to an infinity" if len(huge) > 1 else None
 
 
 def _finite_division(node: Node) -> bool:

@@ -64,18 +64,23 @@ class SliceChain(Rule):
     """Slice(Slice(x)) on different axes = one Slice over both sets of axes."""
 
     name = "slice-chain"
-    pattern = op("Slice", op("Slice", name="inner"))
+    pattern = op("Slice")
 
     def check(self, m: Match) -> str | None:
-        first, second = _slice(m.node("inner")), _slice(m.root)
+        x = m.root.need(0)
+        if x.producer is None or not x.producer.is_op("Slice"):
+            return NOT_A_CANDIDATE
+        first, second = _slice(x.producer), _slice(m.root)
         if first is None or second is None:
             return "a bound is not constant"
         if set(first) & set(second):
             return "both cut the same axis"
-        return m.shared()
+        return None if len(x.uses) == 1 and not x.is_output else f"'{x.name}' has other readers"
 
     def rewrite(self, m: Match, edit: Editor) -> Value:
-        both = {**(_slice(m.node("inner")) or {}), **(_slice(m.root) or {})}
+        inner = m.root.need(0).producer
+        assert inner is not None
+        both = {**(_slice(inner) or {}), **(_slice(m.root) or {})}
         axes = sorted(both)
         columns = ([both[a][0] for a in axes], [both[a][1] for a in axes], axes, [both[a][2] for a in axes])
         names = ("starts", "ends", "axes", "steps")
@@ -83,7 +88,7 @@ class SliceChain(Rule):
             edit.constant(np.array(column, np.int64), f"{m.root.name}_{name}")
             for column, name in zip(columns, names, strict=True)
         ]
-        return edit.value("Slice", [m.node("inner").need(0), *inputs])
+        return edit.value("Slice", [inner.need(0), *inputs])
 
 
 def _slice(node: Node) -> dict[int, tuple[int, int, int]] | None:
