@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from irc.errors import OptionError, ShapeError, suggest
 from irc.ir.graph import Graph, Model, Value
 from irc.ir.infer import infer
+from irc.ir.ops import is_control_flow
 from irc.ir.types import Dim, OptionalType, SequenceType, Shape, SparseType, TensorType, ValueType
 
 Binding = dict[str, int]
@@ -158,9 +159,12 @@ def infer_afresh(model: Model, binding: Binding | None = None) -> None:
 
 
 def _graphs(graph: Graph) -> list[Graph]:
+    """The graph and the bodies in it that inference sweeps; bodies of other operators keep what they declare."""
     found = [graph]
-    for node in graph.walk():
-        found.extend(node.subgraphs)
+    for node in graph.nodes:
+        if is_control_flow(node):
+            for sub in node.subgraphs:
+                found.extend(_graphs(sub))
     return found
 
 

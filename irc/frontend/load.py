@@ -12,7 +12,7 @@ from irc.frontend.external import WeightStore, inline_small
 from irc.frontend.functions import inline_functions
 from irc.frontend.importer import import_proto
 from irc.frontend.source import read_model
-from irc.frontend.upgrade import upgrade, with_types
+from irc.frontend.upgrade import check_types, upgrade, with_types
 from irc.ir.graph import Model
 
 
@@ -53,7 +53,8 @@ def _import(proto: onnx.ModelProto, store: WeightStore, where: str) -> Model:
     inline_small(proto, store, where)
     proto = inline_functions(proto, where)
     model = import_proto(with_types(proto), store, where)
-    upgrade(model, where)
+    opset = upgrade(model, where)
     name_unknown_dims(model)
     infer_afresh(model)
+    check_types(model, opset, where)
     return model

@@ -14,6 +14,10 @@ from irc.errors import ModelError, suggest
 from irc.frontend.adapters import ADAPTERS, NEEDS_TYPES, REMOVED, AdaptError
 from irc.ir.graph import CANONICAL_OPSET, Model, Node
 from irc.ir.ops import schema
+from irc.ir.types import DType
+
+REVIEWED_OPSET = 28
+"""Up to here it is known what changed after the canonical opset: only more element types and attributes."""
 
 
 def with_types(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,8 +37,8 @@ def with_types(proto: onnx.ModelProto) -> onnx.ModelProto:
         return proto
 
 
-def upgrade(model: Model, where: str) -> None:
-    """Rewrite every node of the standard domain to its meaning at `CANONICAL_OPSET`.
+def upgrade(model: Model, where: str) -> int:
+    """Rewrite every node of the standard domain to its meaning at `CANONICAL_OPSET`; returns the opset it was.
 
     Raises ModelError naming the first node whose operator is unknown, newer than irc knows, or has no equivalent.
     """
@@ -50,6 +54,7 @@ def upgrade(model: Model, where: str) -> None:
         if opset < CANONICAL_OPSET:
             _upgrade_node(node, opset, where)
     model.opsets[""] = CANONICAL_OPSET
+    return opset
 
 
 def _check_known(node: Node, opset: int, where: str) -> None:
@@ -68,14 +73,58 @@ def _check_known(node: Node, opset: int, where: str) -> None:
             where=place,
             hint=f"exporting with opset {CANONICAL_OPSET}",
         )
-    if used.since_version > CANONICAL_OPSET:
+    reason = _newer(node, used.since_version)
+    if reason:
         raise ModelError(
-            f"{node.op_type} changed in opset {used.since_version}, which is newer than irc reads",
+            f"{node.op_type} changed in opset {used.since_version}, which is newer than irc reads, and {reason}",
             where=place,
             expected=f"opset {CANONICAL_OPSET} or older",
             got=f"opset {opset}",
             hint=f"exporting with opset {CANONICAL_OPSET}",
         )
+
+
+def _newer(node: Node, since: int) -> str:
+    """Why a node of an operator that changed after the canonical opset cannot be read; empty when it can.
+
+    The opsets up to `REVIEWED_OPSET` changed nothing but the element types allowed and a few new attributes, so a node
+    that uses neither means the same before.
+    """
+    if since <= CANONICAL_OPSET:
+        return ""
+    before = schema(node.op_type)
+    if before is None:
+        return "it did not exist before"
+    if since > REVIEWED_OPSET:
+        return "what changed is not known"
+    added = sorted(node.attributes.keys() - before.attributes.keys())
+    return f"attribute '{added[0]}' did not exist before" if added else ""
+
+
+def check_types(model: Model, opset: int, where: str) -> None:
+    """Refuse nodes from an opset newer than the canonical one with element types that they did not take before."""
+    if opset <= CANONICAL_OPSET:
+        return
+    for node in model.graph.walk():
+        before, used = schema(node.op_type), schema(node.op_type, "", opset)
+        if node.domain != "" or before is None or used is None or used.since_version <= CANONICAL_OPSET:
+            continue
+        pairs = [*zip(node.inputs, before.inputs, strict=False), *zip(node.outputs, before.outputs, strict=False)]
+        for value, formal in pairs:
+            dtype = value.dtype if value is not None else None
+            remainder = node.op_type == "Mod" and not node.get_int("fmod") and dtype is not None and dtype.is_float
+            if dtype is not None and (_type_string(dtype) not in formal.types or remainder):
+                raise ModelError(
+                    f"{node.op_type} takes {dtype.value} only since opset {used.since_version}",
+                    where=f"{where}: {node.label}",
+                    expected=f"what opset {CANONICAL_OPSET} has",
+                    hint=f"exporting with opset {CANONICAL_OPSET}",
+                )
+
+
+def _type_string(dtype: DType) -> str:
+    """The name that schemas use: tensor(float), tensor(int64)."""
+    return f"tensor({onnx.TensorProto.DataType.Name(dtype.onnx).lower()})"
 
 
 def _near(op_type: str) -> str:
