@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,14 @@ from irc.driver.verification import Reference, Verification, check, measure
 from irc.errors import IrcError, ModelError
 from irc.evaluation.cost import Costs, costs
 from irc.evaluation.oracle import Oracle
+from irc.evaluation.scoring import check_metric
 from irc.ir.clone import clone
 from irc.ir.graph import Model
 from irc.ir.types import Array
 from irc.pipeline import PassContext, Pipeline, PipelineReport
 from irc.pipeline.instruments import Instrument
 from irc.report.model import PassSummary, Report, Size, StepRow
+from irc.targets import runs_here
 from irc.targets.target import Target
 
 if TYPE_CHECKING:
@@ -66,8 +68,13 @@ def compile_model(
     clock = _Clock()
 
     # Import. The shapes are bound first: everything after works on numbers, not on names of dimensions.
+    # All data is looked at now, so that nobody waits for the compiler to hear of a misspelt array.
     with clock("import"):
         original = load_static(options)
+        calibration = load_data(options.calibration, original)
+        evaluation = load_data(options.evaluation, original)
+        if evaluation is not None:
+            check_metric(options.metric, evaluation)
         report = new_report(options, original, pipeline)
     done = Compilation(options, original, original, report)
     if options.stop_after == "import":
@@ -75,7 +82,6 @@ def compile_model(
 
     # Passes. They work on a copy: the original is what everything later is compared with.
     with clock("passes"):
-        calibration = load_data(options.calibration, original)
         done.model = clone(original)
         context = PassContext(options.target, calibration, options.seed, progress)
         done.pipeline_report = pipeline.run(done.model, context, instruments)
@@ -96,14 +102,14 @@ def compile_model(
         return done
 
     # Checks: right, and good enough. Both raise, and nothing has been written yet.
-    twin = _Twin(done, progress)
-    with clock("verify"):
-        verification = _verify(done, twin, calibration) if options.verify else _refused()
-        report.verification = verification.to_json()
-    with clock("evaluate"):
-        accuracy = _accuracy(done, twin, progress)
-        if accuracy is not None:
-            report.accuracy, report.damage = accuracy.to_json(), [d.to_json() for d in accuracy.damage]
+    with closing(_Twin(done, progress)) as twin:
+        with clock("verify"):
+            verification = _verify(done, twin, calibration) if options.verify else _refused()
+            report.verification = verification.to_json()
+        with clock("evaluate"):
+            accuracy = _accuracy(done, twin, evaluation, progress)
+            if accuracy is not None:
+                report.accuracy, report.damage = accuracy.to_json(), [d.to_json() for d in accuracy.damage]
 
     # Output, in one move.
     with clock("write"):
@@ -174,7 +180,7 @@ def _build(model: Model, options: CompileOptions, target: Target, progress: Prog
 
 
 class _Twin:
-    """The ways to run this compilation's program, each made once and only when asked for."""
+    """The ways to run this compilation's program, each made once and only when asked for. Close it."""
 
     def __init__(self, done: Compilation, progress: Progress) -> None:
         self._done, self._progress = done, progress
@@ -185,30 +191,33 @@ class _Twin:
     def execution(self) -> runners.Execution:
         """As near to the target as this machine allows."""
         if self._execution is None:
-            self._execution = runners.execution(self._program, self.build)
+            if self._done.program is None:
+                raise ValueError("nothing is compiled yet")
+            threads = self._done.options.threads
+            self._execution = runners.execution(self._done.program, self._build, threads=threads)
         return self._execution
 
     @property
     def fast(self) -> runners.Execution:
         """In process, for many samples: the target itself, or the same model compiled for this machine."""
         if self._fast is None:
-            self._fast = self.execution if not self.execution.slow else runners.host_twin(self.build)
+            needs_twin = not runs_here(self._done.options.target)
+            self._fast = runners.host_twin(self._build) if needs_twin else self.execution
         return self._fast
 
-    @property
-    def _program(self) -> Program:
-        if self._done.program is None:
-            raise ValueError("nothing is compiled yet")
-        return self._done.program
-
-    def build(self, target: Target) -> Program:
+    def _build(self, target: Target) -> Program:
         return _build(self._done.model, self._done.options, target, self._progress)
 
     def run_cut(self, model: Model) -> Callable[[dict[str, Array]], dict[str, Array]]:
         """Compile and load another model for the same target (or its twin)."""
-        options, target = self._done.options, self._done.options.target
-        program = _build(model, options, target, self._progress)
+        options = self._done.options
+        program = _build(model, options, options.target, self._progress)
         return runners.execution(program, lambda t: _build(model, options, t, self._progress)).run
+
+    def close(self) -> None:
+        for execution in (self._execution, self._fast):
+            if execution is not None:
+                execution.close()
 
 
 def _refused() -> Verification:
@@ -278,10 +287,9 @@ def is_lossless(pipeline: Pipeline) -> bool:
     return safe(pipeline.passes)
 
 
-def _accuracy(done: Compilation, twin: _Twin, progress: Progress) -> Accuracy | None:
+def _accuracy(done: Compilation, twin: _Twin, data: Dataset | None, progress: Progress) -> Accuracy | None:
     """Raises BudgetError where the drop is too large."""
     options = done.options
-    data = load_data(options.evaluation, done.original)
     if data is None:
         return None
     oracle = original_oracle(done)

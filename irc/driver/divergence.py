@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from irc.driver.verification import Reference, Run, failure, measure
 from irc.errors import IrcError
 from irc.evaluation.oracle import Oracle
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Node, Value
 from irc.ir.types import Array
-
-from .verification import Reference, Run, failure, measure
 
 CompileCut = Callable[[Model], Run]
 """Compiles a model whose only output is the value of the cut. Raises IrcError where it cannot."""

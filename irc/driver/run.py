@@ -27,7 +27,8 @@ def run_artifact(directory: Path, inputs: Path, *, threads: int = 1) -> dict[str
     network = load_artifact(directory, threads=threads)
     columns = open_npz(inputs)
     if {n: c.shape for n, c in columns.items()} == {p.name: tuple(p.shape) for p in network.inputs}:
-        return network.run({name: column.whole() for name, column in columns.items()})
+        with np.load(inputs) as arrays:
+            return network.run(dict(arrays))
     data = Dataset.load(inputs, ports_model(directory.name, network.inputs))
     found: dict[str, list[Array]] = {p.name: [] for p in network.outputs}
     for feed in data.feeds():

@@ -20,35 +20,59 @@ Build = Callable[[Target], Program]
 
 @dataclass(frozen=True)
 class Execution:
-    """A way to run a program. `detail` in words for reports ("in process", "qemu-aarch64")."""
+    """A way to run a program. `detail` in words for reports ("in process", "qemu-aarch64"); `slow`: emulated."""
 
     run: Callable[[Feed], dict[str, Array]]
     where: Where
     detail: str
+    close: Callable[[], None]
     slow: bool = False
+
+
+def glue_object(program: Program) -> bytes:
+    """The entry functions of a program as an object file."""
+    from irc.backends.artifact.glue import glue_ll
+    from irc.backends.tvm.assemble import assemble
+
+    return assemble(glue_ll(program), program.target)
 
 
 def in_process(program: Program, *, threads: int = 1) -> Execution:
     """Load the program's machine code into this process."""
-    from irc.backends.artifact.glue import glue_ll
     from irc.backends.artifact.load import load_program
-    from irc.backends.tvm.assemble import assemble
 
-    network = load_program(program, assemble(glue_ll(program), program.target), threads=threads)
-    return Execution(lambda feed: dict(network.run(feed)), "target", "in process")
+    network = load_program(program, glue_object(program), threads=threads)
+    return Execution(network.run, "target", "in process", network.close)
 
 
-def execution(program: Program, build: Build) -> Execution:
+def emulated(program: Program) -> Execution:
+    """Link the program for its target and run it under an emulator. Raises OptionError where a tool is missing."""
+    from irc.backends.artifact.qemu import Emulated
+
+    target = program.target
+    network = Emulated(program, glue_object(program))
+    detail = f"{target.qemu} -cpu {target.qemu_cpu}" if target.qemu_cpu else target.qemu
+    return Execution(network.run, "target", detail, network.close, slow=True)
+
+
+def execution(program: Program, build: Build, *, threads: int = 1) -> Execution:
     """The nearest thing to the real machine that there is here. Raises IrcError where there is none."""
     if runs_here(program.target):
-        return in_process(program)
+        return in_process(program, threads=threads)
+    from irc.backends.artifact.qemu import missing_tools
+
+    reason = missing_tools(program.target)
+    return host_twin(build, reason) if reason else emulated(program)
+
+
+def host_twin(build: Build, reason: str = "") -> Execution:
+    """The same model compiled for this machine: the same plan and integer semantics, so integer results are the
+    target's bit for bit. Raises OptionError on a machine that irc has no target for.
+    """
+    native = get_target("native")
     try:
-        return emulated(program)
-    except OptionError:  # no emulator or no linker for the target: the caller is told through `where`
-        return host_twin(build)
-
-
-def host_twin(build: Build) -> Execution:
-    """The same model and plan compiled for this machine. Integer results are the target's bit for bit."""
-    twin = in_process(build(get_target("native")))
-    return Execution(twin.run, "host-equivalent", f"the same model compiled for {get_target('native').name}")
+        twin = in_process(build(native))
+    except OptionError as error:
+        raise error.at(f"a check on this machine in place of the target ({reason})") from None
+    detail = f"the same model compiled for {native.name}"
+    return Execution(twin.run, "host-equivalent", f"{detail}; {reason}" if reason else detail, twin.close)

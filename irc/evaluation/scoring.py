@@ -54,6 +54,16 @@ class Score:
         return data
 
 
+def check_metric(metric: str, data: Labelled) -> None:
+    """Raises OptionError for an unknown metric, DataError where it needs labels that `data` does not have."""
+    if make_metric(metric).needs_labels and data.labels is None:
+        raise DataError(
+            f"metric {metric} needs labels, and the data has none",
+            expected="an array 'labels', 'label' or 'y'",
+            hint="--metric agreement, which compares with the original model",
+        )
+
+
 def evaluate(
     runner: Runner,
     data: Labelled,
@@ -66,13 +76,8 @@ def evaluate(
 
     Raises DataError where labels are missing or do not fit.
     """
+    check_metric(metric, data)
     ours, theirs = make_metric(metric), make_metric(metric)
-    if ours.needs_labels and data.labels is None:
-        raise DataError(
-            f"metric {metric} needs labels, and the data has none",
-            expected="an array 'labels', 'label' or 'y'",
-            hint="--metric agreement, which compares with the original model",
-        )
     if ours.needs_original and original is None:
         raise DataError(f"metric {metric} needs the original model to compare with", hint="--original MODEL.onnx")
     agreement: Metric | None = make_metric("agreement") if original is not None else None

@@ -1,0 +1,60 @@
+"""Verification of an artifact that was written earlier, perhaps elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from irc.driver.options import check_file
+from irc.driver.samples import count_feeds, has_quantized_activations, output_steps, verification_feeds
+from irc.driver.subject import artifact_model
+from irc.driver.verification import Reference, Verification, check, measure
+from irc.errors import OptionError, VerificationError
+from irc.evaluation.oracle import Oracle
+
+
+def verify_artifact(
+    directory: Path, *, original: Path | None = None, data: Path | None = None, seed: int = 0
+) -> Verification:
+    """Raises VerificationError where a file has changed or results are too far off, OptionError where the artifact is
+    none or cannot run here.
+    """
+    from irc.backends.artifact.load import load_artifact
+    from irc.backends.artifact.manifest import read_manifest
+    from irc.calibrate.dataset import Dataset
+
+    check_file(original)
+    check_file(data)
+    manifest = read_manifest(directory)
+    check_hashes(directory, manifest["files"])
+    network = load_artifact(directory)
+    model = artifact_model(directory)
+    samples = None if data is None else Dataset.load(data, model)
+    quantized = has_quantized_activations(model)
+    macs = int((manifest.get("after") or {}).get("macs") or 0)
+    feeds = verification_feeds(model, samples, count_feeds(model, macs, quantized=quantized, slow=False), seed)
+    references = [Reference("the exported IR", Oracle(model).run, quantized, output_steps(model))]
+    if original is not None:
+        references.append(Reference("the original", Oracle(original).run, quantized, {}, binding=False))
+    result = Verification("target", "in process", samples=len(feeds), data="random" if data is None else "given")
+    for reference in references:
+        found = measure(network.run, reference, feeds)
+        result.against[reference.name] = found
+        check(found, reference, directory.name, lambda: "unknown (compile again to find it)")
+    return result
+
+
+def check_hashes(directory: Path, files: Mapping[str, Any]) -> None:
+    """Raises VerificationError for a file that is missing or has other contents than when it was written."""
+    for name, facts in files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise OptionError("the manifest names a file outside the artifact", where=name)
+        if not path.is_file():
+            raise VerificationError("a file of the artifact is missing", where=str(path))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != facts["sha256"]:
+            raise VerificationError("a file of the artifact has been changed", where=str(path))

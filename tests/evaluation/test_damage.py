@@ -1,0 +1,61 @@
+"""Which layer does the damage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irc.evaluation.damage import damage
+from irc.ir.builder import GraphBuilder, weights
+from irc.ir.clone import clone
+from irc.ir.graph import Model
+
+
+def chain() -> Model:
+    b = GraphBuilder()
+    y = b.input("x", "float32", [4, 16])
+    for i in range(4):
+        y = b.op("MatMul", y, weights(16, 16, seed=i, scale=0.25), name=f"layer{i}")
+    b.output(y, name="y")
+    return b.build()
+
+
+def spoiled(model: Model, name: str) -> Model:
+    """The same with noise on the weights of one layer."""
+    copy = clone(model)
+    node = next(n for n in copy.graph.nodes if n.name == name)
+    noise = np.random.default_rng(1).standard_normal((16, 16)).astype(np.float32) * 0.05
+    copy.graph.set_input(node, 1, copy.graph.add_constant(node.need(1).numpy() + noise, "noisy"))
+    return copy
+
+
+def feeds() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [{"x": rng.standard_normal((4, 16)).astype(np.float32)} for _ in range(4)]
+
+
+def test_blames_the_layer_that_was_changed() -> None:
+    model = chain()
+    rows = damage(model, spoiled(model, "layer2"), feeds())
+    assert [r.name for r in rows] == ["layer0", "layer1", "layer2", "layer3"]
+    assert rows[0].snr_db > 900
+    assert rows[1].snr_db > 900
+    assert rows[2].snr_db < 40
+    # What the last layer adds is only how it mixes the noise it gets, so most of the damage is the changed layer's.
+    assert max(rows, key=lambda r: r.share).name == "layer2"
+    assert abs(sum(r.share for r in rows) - 1.0) < 1e-9
+
+
+def test_no_damage() -> None:
+    model = chain()
+    assert all(r.share == 0.0 for r in damage(model, clone(model), feeds()))
+
+
+def test_nodes_without_a_counterpart_are_left_out() -> None:
+    model = chain()
+    copy = clone(model)
+    first, second = copy.graph.nodes[:2]
+    fused = first.need(1).numpy() @ second.need(1).numpy()
+    copy.graph.set_input(second, 0, copy.graph.inputs[0])
+    copy.graph.set_input(second, 1, copy.graph.add_constant(fused, "fused"))
+    copy.graph.remove(first)
+    assert [r.name for r in damage(model, copy, feeds())] == ["layer1", "layer2", "layer3"]
