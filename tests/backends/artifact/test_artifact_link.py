@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 
@@ -48,10 +49,8 @@ def test_damaged_objects_are_refused_or_read_but_never_crash():
         bad = bytearray(good)
         for _ in range(4):
             bad[rng.randrange(len(bad))] = rng.randrange(256)
-        try:
+        with contextlib.suppress(InternalError):
             elf.read_object(bytes(bad))
-        except InternalError:
-            pass
 
 
 @pytest.mark.parametrize("arch", toy.TARGETS)
@@ -134,7 +133,7 @@ def test_two_definitions_are_refused():
 def test_objects_for_another_machine_are_refused():
     program = toy.chain("copy")
     wrong = dataclasses.replace(program, kernels={"k_copy": toy.kernel("copy", toy.N, "aarch64")})
-    with pytest.raises(InternalError, match="kernel|another machine"):
+    with pytest.raises(InternalError, match="another machine"):
         link(wrong, toy.assembled(program))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 
 import numpy as np
@@ -17,6 +18,11 @@ ARM = Target(
     qemu="qemu-aarch64", qemu_cpu="max", linker="aarch64-linux-gnu-gcc",
 )  # fmt: skip
 TARGETS = {"x86-64": X86, "aarch64": ARM}
+
+
+def runs_natively() -> bool:
+    return platform.system() == "Linux" and platform.machine() == "x86_64"
+
 
 # y[i] = OP(x[i]) for the share `part` of `parts` of n elements.
 _ELEMENTWISE = """

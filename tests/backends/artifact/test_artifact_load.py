@@ -1,0 +1,207 @@
+"""Networks in this process: calls, checks, threads, artifacts of other machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import toy
+
+from irc.backends.artifact.features import check_host, required_flags, target_facts
+from irc.backends.artifact.load import load_artifact, load_program
+from irc.backends.artifact.write import write_artifact
+from irc.errors import DataError, OptionError
+from irc.targets.catalogue import TARGETS
+
+pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="the toy kernels are x86-64 code")
+
+
+@pytest.fixture
+def net():
+    with load_program(toy.toy(), toy.glue()) as network:
+        yield network
+
+
+def _check(outputs, inputs):
+    for got, want in zip(outputs, toy.toy_expected(*inputs), strict=True):
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=2e-6)  # float32 roundings of three steps
+
+
+def test_positional_and_named_calls(net):
+    a, b = toy.toy_inputs()
+    _check(net(a, b), (a, b))
+    named = net.run({"b:0": b, "a": a})
+    assert list(named) == ["y", 'odd "name" */ %']
+    _check(named.values(), (a, b))
+    assert "toy" in repr(net)
+
+
+def test_results_are_the_callers_own(net):
+    first = net(*toy.toy_inputs(1))
+    kept = [f.copy() for f in first]
+    net(*toy.toy_inputs(2))
+    for f, k in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(f, k)
+
+
+def test_one_output_comes_alone_and_lists_are_taken():
+    program = toy.chain("copy")
+    with load_program(program, toy.assembled(program)) as net:
+        out = net([float(i) for i in range(toy.N)])
+        np.testing.assert_array_equal(out, np.arange(toy.N, dtype=np.float32))
+
+
+def test_views_that_are_not_contiguous(net):
+    a, b = toy.toy_inputs()
+    wide = np.repeat(b, 2)
+    _check(net(np.asfortranarray(a), wide[::2]), (a, b))
+    shifted = np.frombuffer(b"\0" + b.tobytes(), np.uint8)[1:].view(np.float32)  # not even aligned
+    _check(net(a, shifted), (a, b))
+
+
+def test_misfit_arrays(net):
+    a, b = toy.toy_inputs()
+    with pytest.raises(DataError, match=r"wrong number of inputs; expected 2 \(a, b:0\); got 1"):
+        net(a)
+    with pytest.raises(DataError, match=r"input 'a': wrong shape; expected \[1, 37\]; got \[37\]"):
+        net(a[0], b)
+    with pytest.raises(DataError, match="input 'b:0': wrong element type; expected float32; got float64"):
+        net(a, b.astype(np.float64))
+    with pytest.raises(DataError, match="missing input 'b:0'"):
+        net.run({"a": a})
+    with pytest.raises(DataError, match="unknown input 'c'"):
+        net.run({"a": a, "b:0": b, "c": b})
+
+
+def test_a_closed_network_says_so():
+    net = load_program(toy.toy(), toy.glue())
+    net.close()
+    net.close()
+    with pytest.raises(OptionError, match="closed"):
+        net(*toy.toy_inputs())
+
+
+def test_many_threads_share_one_network(net):
+    failures = []
+
+    def work(seed):
+        try:
+            for i in range(20):
+                inputs = toy.toy_inputs(100 * seed + i)
+                _check(net(*inputs), inputs)
+        except AssertionError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_parallel_steps_on_several_threads_give_the_same_bits(net, threads):
+    with load_program(toy.toy(), toy.glue(), threads=threads) as many:
+        for seed in range(20):
+            inputs = toy.toy_inputs(seed)
+            for one, other in zip(net(*inputs), many(*inputs), strict=True):
+                np.testing.assert_array_equal(one, other)
+    with pytest.raises(OptionError, match="at least 1"):
+        load_program(toy.toy(), toy.glue(), threads=0)
+
+
+def test_networks_of_one_name_do_not_meet():
+    program = toy.chain("copy")
+    other = toy.chain("exp")
+    with load_program(program, toy.assembled(program)) as a, load_program(other, toy.assembled(other)) as b:
+        x = np.linspace(-1, 1, toy.N, dtype=np.float32)
+        np.testing.assert_array_equal(a(x), x)
+        np.testing.assert_allclose(b(x), np.exp(x), rtol=1e-6)
+
+
+def test_an_artifact_replaced_while_open(tmp_path):
+    """The system's loader knows libraries by path: the new one must not be mistaken for the old one."""
+    x = np.linspace(-1, 1, toy.N, dtype=np.float32)
+    first, second = toy.chain("copy"), toy.chain("exp")
+    write_artifact(first, tmp_path / "a", manifest={}, glue_object=toy.assembled(first))
+    with load_artifact(tmp_path / "a") as old:
+        write_artifact(second, tmp_path / "a", manifest={}, glue_object=toy.assembled(second))
+        with load_artifact(tmp_path / "a") as new:
+            np.testing.assert_array_equal(old(x), x)
+            np.testing.assert_allclose(new(x), np.exp(x), rtol=1e-6)
+
+
+def test_artifacts_open_without_tvm_or_compiler(tmp_path):
+    write_artifact(toy.toy(), tmp_path / "a", manifest={}, glue_object=toy.glue())
+    code = (
+        "import sys, numpy as np\n"
+        "from irc.backends.artifact.load import load_artifact\n"
+        f"net = load_artifact({str(tmp_path / 'a')!r})\n"
+        "y, z = net(np.ones((1, 37), np.float32), np.ones(37, np.float32))\n"
+        "assert not {'tvm', 'tvm_ffi', 'onnxruntime', 'onnx'} & set(sys.modules), sorted(sys.modules)\n"
+        "print(y.shape, z.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(37,) (1, 37, 1)"
+
+
+def test_folders_that_are_no_artifacts(tmp_path):
+    with pytest.raises(OptionError, match="no such folder"):
+        load_artifact(tmp_path / "absent")
+    with pytest.raises(OptionError, match="it has no manifest"):
+        load_artifact(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(OptionError, match="cannot read the manifest"):
+        load_artifact(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"name": "app"}')
+    with pytest.raises(OptionError, match="not an artifact of irc"):
+        load_artifact(tmp_path)
+
+
+def test_artifacts_of_other_machines_and_incomplete_ones(tmp_path):
+    arm = toy.toy("aarch64")
+    write_artifact(arm, tmp_path / "arm", manifest={}, glue_object=toy.glue("toy", "aarch64"))
+    with pytest.raises(OptionError, match="which this machine cannot run: it is for aarch64, this machine is x86-64"):
+        load_artifact(tmp_path / "arm")
+    with pytest.raises(OptionError, match="cannot run"):
+        load_program(arm, toy.glue("toy", "aarch64"))
+    write_artifact(toy.toy(), tmp_path / "h", manifest={}, glue_object=toy.glue(), emit={"header"})
+    with pytest.raises(OptionError, match="no shared library"):
+        load_artifact(tmp_path / "h")
+    write_artifact(toy.toy(), tmp_path / "x", manifest={}, glue_object=toy.glue())
+    library = tmp_path / "x" / "lib" / "shared" / "libtoy.so"
+    library.write_bytes(b"not a library")
+    with pytest.raises(OptionError, match="cannot load the library"):
+        load_artifact(tmp_path / "x")
+
+
+def test_a_library_with_another_name_than_the_manifest(tmp_path):
+    write_artifact(toy.toy(), tmp_path / "x", manifest={}, glue_object=toy.glue())
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+    manifest["name"] = "other"
+    (tmp_path / "x" / "manifest.json").write_text(json.dumps(manifest))
+    library = tmp_path / "x" / "lib" / "shared" / "libtoy.so"
+    library.rename(library.with_name("libother.so"))
+    with pytest.raises(OptionError, match="does not hold network other"):
+        load_artifact(tmp_path / "x")
+
+
+def test_missing_cpu_features_are_named(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nflags : fpu sse4_2 avx avx2\n\nprocessor : 1\nflags : fpu sse4_2 avx avx2\n")
+    facts = target_facts(TARGETS["x86-64-v4-vnni"])
+    with pytest.raises(OptionError, match=r"lacks .*avx512_vnni.*; try --target native"):
+        check_host(facts, where="a", cpuinfo=cpuinfo)
+    check_host(target_facts(TARGETS["x86-64"]), where="a", cpuinfo=cpuinfo)
+    assert required_flags(TARGETS["arm"]) == ("asimd", "asimddp")
+    assert "avx2" in required_flags(TARGETS["x86-64-v3"])
+    newer = dataclasses.replace(TARGETS["x86-64"], features=("+avxvnni", "-prefer-256-bit"))
+    assert required_flags(newer) == ("avx_vnni",)
