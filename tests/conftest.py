@@ -87,6 +87,7 @@ PACKAGES = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
     "gcc": "gcc",
     "g++": "g++",
+    "cc": "gcc",
 }
 """Debian packages of the tools that tests ask for."""
 
