@@ -183,9 +183,7 @@ class LibrarySpec:
     model: bytes
 
 
-Spec = Union[
-    LinearSpec, DepthwiseSpec, PoolSpec, ElementwiseSpec, RowsSpec, ReduceSpec, FillSpec, LibrarySpec
-]
+Spec = Union[LinearSpec, DepthwiseSpec, PoolSpec, ElementwiseSpec, RowsSpec, ReduceSpec, FillSpec, LibrarySpec]
 
 _CLASSES = {
     c.__name__: c

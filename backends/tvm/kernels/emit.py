@@ -36,18 +36,28 @@ def fence(value: Expr, lanes: int) -> Expr:
 
 
 def emit_expression(
-    k: KernelBuilder, expression: Expression, lanes: int, operand: Operand, accumulator: Expr | None = None
+    k: KernelBuilder,
+    expression: Expression,
+    lanes: int,
+    operand: Operand,
+    accumulator: Expr | None = None,
+    table: Callable[[int, Expr], Expr] | None = None,
 ) -> Expr:
     """The value of the last instruction for `lanes` neighbouring elements.
 
-    The instruction `accumulator` gives `accumulator`, what the kernel summed.
+    The instruction `accumulator` gives `accumulator`, what the kernel summed. `table(n, index)` looks a value up in
+    operand n.
     """
+    if not expression:
+        return accumulator
     values: list[Expr] = []
     for instr in expression:
         if instr.op == "accumulator":
             value = accumulator
         elif instr.op == "operand":
             value = k.let(operand(int(instr.params[0]), lanes), "o")
+        elif instr.op == "table":
+            value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]
         else:
             value = k.let(_emit(k, instr, [values[a] for a in instr.args], [expression[a] for a in instr.args], lanes))
         values.append(value)
@@ -60,6 +70,8 @@ def _emit(k: KernelBuilder, instr: Instr, args: list[Expr], sources: list[Instr]
         return const(instr.params[0], dtype, lanes)
     if op == "cast":
         return _cast(args[0], sources[0].dtype, dtype, lanes)
+    if op == "cast_bool":
+        return _truth(args[0] != const(0, sources[0].dtype, lanes), lanes)
     if op == "dequantize":
         return _dequantize(args[0], instr, lanes)
     if op == "requantize":
@@ -69,9 +81,9 @@ def _emit(k: KernelBuilder, instr: Instr, args: list[Expr], sources: list[Instr]
     if op == "sum":  # sum of fenced products
         return args[0] + args[1]
     if op == "flip":  # int8 <-> uint8, value + 128
-        return reinterpret(args[0], vector_type(dtype, lanes)) ^ const(
-            0x80 if dtype == "uint8" else -128, dtype, lanes
-        )
+        return reinterpret(args[0], vector_type(dtype, lanes)) ^ const(0x80 if dtype == "uint8" else -128, dtype, lanes)
+    if op == "as_uint8":
+        return reinterpret(args[0], vector_type("uint8", lanes))
     if op == "select":
         return tirx.Select(args[0] != const(0, sources[0].dtype, lanes), args[1], args[2])
     if op == "clip":
@@ -84,8 +96,6 @@ def _emit(k: KernelBuilder, instr: Instr, args: list[Expr], sources: list[Instr]
 def _cast(value: Expr, source: str, dtype: str, lanes: int) -> Expr:
     if source == dtype:
         return value
-    if dtype == "bool":
-        return _truth(value != const(0, source, lanes), lanes)
     return cast(value, dtype, lanes)
 
 
@@ -204,10 +214,32 @@ def _library(op: str, x: Expr, dtype: str, lanes: int) -> Expr:
     if lanes != 1:
         raise ValueError(f"{op} is scalar only")
     suffix = "f" if dtype == "float32" else ""
+    if op == "softplus":  # max(x, 0) + log1p(exp(-|x|))
+        decay = tirx.call_pure_extern(dtype, "exp" + suffix, tirx.Min(x, -x))
+        return tirx.Max(x, tirx.const(0.0, dtype)) + tirx.call_pure_extern(dtype, "log1p" + suffix, decay)
     return tirx.call_pure_extern(dtype, op + suffix, x)
 
 
-SCALAR_ONLY = frozenset("log softplus sin cos tan asin acos atan sinh cosh asinh acosh atanh pow mod".split())
+SCALAR_ONLY = frozenset(
+    [
+        "table",
+        "log",
+        "softplus",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "pow",
+        "mod",
+    ]
+)
 
 
 def needs_scalar(expression: Expression) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.specs import LinearSpec
@@ -37,18 +38,6 @@ class Step:
     load_w: Callable[[KernelBuilder, Buffer, Expr], Expr]
     mac: Callable[[Expr, Expr, Expr], Expr]
     ones: Expr = None
-
-
-def step_channels(x_dtype: str, target: Target) -> int:
-    """Input channels summed by one step; x must have a multiple of it (plan pads)."""
-    if x_dtype == "float32":
-        return 1
-    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd": 2, "widening": 1}[target.dot]
-
-
-def lanes_of(target: Target) -> int:
-    """Sums (32 bits each) in a vector."""
-    return target.vector_bytes // 4
 
 
 def _float_step(lanes: int) -> Step:
@@ -120,26 +109,6 @@ def choose_step(x_dtype: str, target: Target) -> Step:
     return _widening_step(lanes)
 
 
-def spans(total: int, tile: int) -> list[tuple[int, int, int]]:
-    """(start, count of tiles, tile size) for whole tiles and then the rest."""
-    whole, rest = divmod(total, tile)
-    found = [(0, whole, tile)] if whole else []
-    return [*found, (whole * tile, 1, rest)] if rest else found
-
-
-def chunks(lanes: int, used: int) -> list[tuple[int, int]]:
-    """(offset, size) pieces, powers of two, that cover the `used` first lanes of a vector."""
-    if used == lanes:
-        return [(0, lanes)]
-    found, offset, size = [], 0, lanes
-    while offset < used:
-        while size > used - offset:
-            size //= 2
-        found.append((offset, size))
-        offset += size
-    return found
-
-
 class _Linear:
     def __init__(self, symbol: str, spec: LinearSpec, target: Target) -> None:
         self.spec = spec
@@ -153,18 +122,7 @@ class _Linear:
         rows, columns, vectors = spec.tile
         self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
         self.sums = k.local(rows * columns * self.lanes, "int32", "sum") if spec.sum_x else None
-        total = -(-spec.oc // self.lanes)
-        self.channel_spans = self._channel_spans(total, vectors)
-
-    def _channel_spans(self, total: int, vectors: int) -> list[tuple[int, int, int]]:
-        """Tiles of channel vectors: (first vector, tiles, vectors); a partly used last vector is in a tile alone
-        with its neighbours, never in the loop over whole tiles."""
-        found = spans(total, vectors)
-        start, count, size = found[-1]
-        if self.spec.oc % self.lanes and count > 1:
-            found[-1] = (start, count - 1, size)
-            found.append((start + (count - 1) * size, 1, size))
-        return found
+        self.channel_spans = channel_tiles(spec.oc, self.lanes, vectors)
 
     def build(self) -> Any:
         spec, k = self.spec, self.k
@@ -201,7 +159,7 @@ class _Linear:
                 inside = None
                 if len(self.channel_spans) > 1:
                     inside = channel_tile < first + count if first == 0 else channel_tile >= first
-                    if 0 < first and first + count < sum(c for _, c, _ in self.channel_spans):
+                    if first > 0 and first + count < sum(c for _, c, _ in self.channel_spans):
                         inside = (channel_tile >= first) & (channel_tile < first + count)
                 with _maybe(k, inside):
                     self._columns(a, b, h, rows, start, k.let(channel_tile - first, "c"), vectors)
@@ -249,9 +207,7 @@ class _Linear:
             k.loop(steps, "i") as i,
         ):
             tap = (kh * spec.kernel[1] + kw) * steps + i
-            weights = [
-                k.let(step.load_w(k, self.w, w_base + tap * w_step + v * w_vector), "w") for v in range(vectors)
-            ]
+            weights = [k.let(step.load_w(k, self.w, w_base + tap * w_step + v * w_vector), "w") for v in range(vectors)]
             x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
             for p, (r, c) in enumerate(places):
                 place = r * spec.stride[0] * sh + c * spec.stride[1] * sw

@@ -108,18 +108,33 @@ def modulo(op: Op) -> list[Tensor]:
     def formula(a: Expr, b: Expr) -> Expr:
         dtype = type_of(a)
         if is_float(dtype):
-            rest = in_float2(tirx.fmod)(a, b)
+            rest = in_float2(remainder)(a, b)
             if c_style:
                 return rest
-            wrong = tirx.all(rest != like(0, rest), (rest < like(0, rest)) != (b < like(0, b)))
+            wrong = tirx.all(rest != like(0, rest), differ(rest < like(0, rest), b < like(0, b)))
             return tirx.Select(wrong, rest + b, rest)
         if c_style or dtype.startswith("uint"):
             return tirx.truncmod(a, b)
         rest = tirx.truncmod(a, b)
-        wrong = tirx.all(rest != like(0, rest), (rest < like(0, rest)) != (b < like(0, b)))
+        wrong = tirx.all(rest != like(0, rest), differ(rest < like(0, rest), b < like(0, b)))
         return tirx.Select(wrong, rest + b, rest)
 
     return binary(formula)(op)
+
+
+def differ(a: Expr, b: Expr) -> Expr:
+    """Exclusive or of two truth values (LLVM has no `!=` for them here)."""
+    return tirx.any(tirx.all(a, tirx.Not(b)), tirx.all(tirx.Not(a), b))
+
+
+def remainder(a: Expr, b: Expr) -> Expr:
+    """C's fmod."""
+    dtype = type_of(a)
+    return tirx.call_pure_extern(dtype, "fmodf" if dtype == "float32" else "fmod", a, b)
+
+
+def same(a: Expr, b: Expr) -> Expr:
+    return tirx.Not(differ(a, b)) if type_of(a) == "bool" else a == b
 
 
 def in_float2(formula: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
@@ -156,12 +171,17 @@ def power(op: Op) -> list[Tensor]:
 
 
 def shift(op: Op) -> list[Tensor]:
+    """Amounts outside of the type's width shift everything out; to the right the sign fills the place."""
     left = op.attr("direction") == "LEFT"
     bits = int("".join(c for c in op.value(0).dtype if c.isdigit()))
 
     def formula(a: Expr, b: Expr) -> Expr:
-        moved = tirx.shift_left(a, b) if left else tirx.shift_right(a, b)
-        return tirx.Select(b < like(bits, b), moved, like(0, a))
+        zero = like(0, a)
+        inside = tirx.all(b >= zero, b < like(bits, b)) if op.value(0).dtype.startswith("int") else b < like(bits, b)
+        amount = tirx.Select(inside, b, zero)
+        moved = tirx.shift_left(a, amount) if left else tirx.shift_right(a, amount)
+        gone = zero if left or op.value(0).dtype.startswith("uint") else tirx.Select(a < zero, like(-1, a), zero)
+        return tirx.Select(inside, moved, gone)
 
     return binary(formula)(op)
 
@@ -303,7 +323,7 @@ OPERATORS: dict[str, Definition] = {
     "Div": binary(divide),
     "Dropout": dropout,
     "Elu": alpha(lambda x, a: tirx.Select(x < like(0, x), a * (tirx.exp(x) - like(1, x)), x)),
-    "Equal": compare(lambda a, b: a == b),
+    "Equal": compare(same),
     "Erf": unary(in_float(tirx.erf)),
     "Exp": unary(in_float(exponential)),
     "Floor": unary(tirx.floor),
@@ -346,5 +366,5 @@ OPERATORS: dict[str, Definition] = {
     "Tanh": unary(in_float(tirx.tanh)),
     "ThresholdedRelu": alpha(lambda x, a: tirx.Select(x > a, x, like(0, x))),
     "Where": where,
-    "Xor": binary(lambda a, b: a != b),
+    "Xor": binary(differ),
 }

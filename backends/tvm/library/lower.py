@@ -57,10 +57,16 @@ def inline(function: Any, keep: set[str]) -> Any:
     A stage is inlined when it has no reduction and either it is cheap (no transcendental function) or it is read
     once per element. What remains is left as plain loops: LLVM vectorizes the innermost one.
     """
+    if str(function.body.block.name_hint) != "root":  # a single stage
+        return function
     schedule = s_tir.Schedule(function)
     for block in list(schedule.get_child_blocks(schedule.get_sblock("root"))):
         body = schedule.get(block)
-        if str(body.name_hint) in keep or any(int(v.iter_type) != 0 for v in body.iter_vars):
+        if (
+            str(body.name_hint) in keep
+            or str(body.name_hint).startswith("keep")
+            or any(int(v.iter_type) != 0 for v in body.iter_vars)
+        ):
             continue
         if _is_costly(body.body) and not _read_once(schedule, block):
             continue

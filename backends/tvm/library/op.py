@@ -232,6 +232,8 @@ def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     old = shape_of(tensor)
     if tuple(shape) == old:
         return tensor
+    if 0 in old:
+        return compute(shape, lambda *_: const(0, dtype_of(tensor)), "empty")
     if [d for d in shape if d != 1] == [d for d in old if d != 1]:
         return compute(shape, lambda *i: element(tensor, _same_axes(i, shape, old)), "reshape")
     return compute(shape, lambda *i: element(tensor, unflatten_index(flatten_index(i, shape), old)), "reshape")
@@ -268,7 +270,17 @@ def sequential(
         with IRBuilder() as builder:
             with T.seq_scope():
                 body([T.buffer_proxy(b) for b in ins], [T.buffer_proxy(b) for b in outs])
-            return builder.get()
+            return builder.get().body  # without the scope, which only held the statements together
 
-    made = te.extern([tuple(s) for s in shapes], list(inputs), build, name=fresh(name), dtype=list(dtypes))
+    name = fresh(name)
+    types = list(zip(shapes, dtypes, strict=True))
+    made = te.extern(
+        [tuple(s) for s in shapes],
+        list(inputs),
+        build,
+        name=name,
+        dtype=list(dtypes),
+        in_buffers=[tirx.decl_buffer(t.shape, t.dtype, f"{name}_in{i}", layout=None) for i, t in enumerate(inputs)],
+        out_buffers=[tirx.decl_buffer(tuple(s), d, f"{name}_out{i}", layout=None) for i, (s, d) in enumerate(types)],
+    )
     return [made] if len(shapes) == 1 else list(made)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from irc.backends.tvm.library import elementwise
+from irc.backends.tvm.library import conv, elementwise, gather, linear, move, pool, quantize, reduce, sort
 from irc.backends.tvm.library.elementwise import Definition
 
+FAMILIES = (conv, elementwise, gather, linear, move, pool, quantize, reduce, sort)
+
 OPERATORS: dict[tuple[str, str], Definition] = {
-    ("", name): definition for family in (elementwise,) for name, definition in family.OPERATORS.items()
+    ("", name): definition for family in FAMILIES for name, definition in family.OPERATORS.items()
 }

@@ -1,0 +1,222 @@
+"""IR -> Program: plan, compile the distinct kernels, place memory and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from irc.backends.program import Arg, Blob, Port, Program, Step
+from irc.backends.tvm.cache import Cache, Compiled, code_digest
+from irc.backends.tvm.plan.kinds import dequantized
+from irc.backends.tvm.plan.make import Plan, make_plan
+from irc.backends.tvm.plan.memory import align, lower_bound, place
+from irc.backends.tvm.plan.planner import Call, Pointer
+from irc.backends.tvm.specs import LibrarySpec, key, to_json
+from irc.backends.tvm.workers import Compiler, kernel_error
+from irc.errors import ShapeError, UnsupportedError
+from irc.ir.clone import clone
+from irc.ir.graph import Graph, Model, Value
+from irc.targets.target import Target
+
+Progress = Callable[[str, int, int], None]
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    return None
+
+
+def default_workers() -> int:
+    return max(1, min(os.cpu_count() or 1, 8))
+
+
+def build_program(
+    model: Model,
+    target: Target,
+    *,
+    name: str = "net",
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    progress: Progress = _quiet,
+) -> Program:
+    """Compile `model` (static shapes, cleaned) for `target`.
+
+    `cache_dir` None compiles everything anew. Raises ShapeError for unknown shapes, UnsupportedError with every node
+    that has no kernel, InternalError with a reproducer where a kernel cannot be compiled.
+    """
+    _require_shapes(model)
+    _refuse_unsupported(model.graph)
+    ports = _ports(model.graph)
+    progress("plan", 0, 1)
+    plan = make_plan(clone(model).graph, target)
+    progress("plan", 1, 1)
+    keys = _keys(plan, target)
+    with Compiler(target, Cache(cache_dir), workers or default_workers()) as compiler:
+        kernels = _compile(plan, keys, compiler, progress)
+    return _assemble(name, target, ports, plan, keys, kernels)
+
+
+def assemble_glue(text: str, target: Target, *, cache_dir: Path | None = None) -> bytes:
+    """LLVM IR text -> object, in a worker, cached."""
+    digest = hashlib.sha256("\n".join(("glue", target.key, code_digest(), text)).encode()).hexdigest()
+    with Compiler(target, Cache(cache_dir), 1) as compiler:
+        request = {"kind": "assemble", "text": text}
+        done, failed = compiler.compile({digest: request}, _quiet, lambda k: "glue")
+        if failed:
+            raise kernel_error("entry points", request, compiler.target_text, failed[digest])
+        return done[digest].data
+
+
+def _require_shapes(model: Model) -> None:
+    for node in model.graph.nodes:
+        for value in node.outputs:
+            if value.shape is None or not value.shape.is_static:
+                if value.uses or value.is_output:
+                    raise ShapeError(
+                        f"the shape of '{value.name}' is not known",
+                        where=f"{model.name}: {node.label}",
+                        expected="static shapes",
+                        got=str(value.type),
+                        hint="--shape INPUT=1x3x224x224 or --dim NAME=VALUE",
+                    )
+
+
+def _refuse_unsupported(graph: Graph) -> None:
+    from irc.backends.tvm.plan.unsupported import unsupported_nodes
+
+    _raise_unsupported(unsupported_nodes(graph))
+
+
+def _raise_unsupported(problems: list[tuple[str, str]]) -> None:
+    if problems:
+        lines = "".join(f"\n  {label}: {reason}" for label, reason in problems)
+        raise UnsupportedError(f"{len(problems)} operator(s) cannot be lowered yet:{lines}")
+
+
+def _ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    def port(value: Value, scale: float | None, zero: int | None) -> Port:
+        dtype = value.tensor.dtype
+        return Port(value.name, dtype.value, value.static_shape(), scale, zero)
+
+    inputs = []
+    for value in graph.inputs:
+        readers = [u for u in value.users if u.is_op("DequantizeLinear")]
+        found = dequantized(readers[0].output) if readers else None
+        inputs.append(port(value, *(found[1:] if found else (None, None))))
+    outputs = []
+    for value in graph.outputs:
+        producer = value.producer
+        parameters = None
+        if producer is not None and producer.is_op("QuantizeLinear"):
+            from irc.backends.tvm.plan.translate import quantization
+
+            parameters = quantization(producer)
+        outputs.append(port(value, *(parameters or (None, None))))
+    return tuple(inputs), tuple(outputs)
+
+
+def _keys(plan: Plan, target: Target) -> list[str]:
+    code = code_digest()
+    known: dict[str, str] = {}
+    keys = []
+    for call in plan.calls:
+        text = to_json(call.spec)
+        if text not in known:
+            known[text] = key(call.spec, target, code)
+        keys.append(known[text])
+    return keys
+
+
+def _symbol(kernel_key: str) -> str:
+    return "irc_k_" + kernel_key[:24]
+
+
+def _compile(plan: Plan, keys: list[str], compiler: Compiler, progress: Progress) -> dict[str, Compiled]:
+    requests: dict[str, dict[str, Any]] = {}
+    labels: dict[str, str] = {}
+    for call, kernel_key in zip(plan.calls, keys, strict=True):
+        if kernel_key not in requests:
+            requests[kernel_key] = {"kind": "kernel", "spec": to_json(call.spec), "symbol": _symbol(kernel_key)}
+            labels[kernel_key] = f"{', '.join(call.nodes[:3])} ({call.label})"
+    done, failed = compiler.compile(requests, progress, lambda k: labels[k])
+    _raise_unsupported([(labels[k], reply["error"]) for k, reply in failed.items() if reply.get("unsupported")])
+    for kernel_key, reply in failed.items():
+        raise kernel_error(labels[kernel_key], requests[kernel_key], compiler.target_text, reply)
+    return done
+
+
+def _assemble(
+    name: str,
+    target: Target,
+    ports: tuple[tuple[Port, ...], tuple[Port, ...]],
+    plan: Plan,
+    keys: list[str],
+    kernels: dict[str, Compiled],
+) -> Program:
+    planner = plan.planner
+    calls = [_with_scratch(plan, call, kernels[k]) for call, k in zip(plan.calls, keys, strict=True)]
+    _lifetimes(plan, calls)
+    # Vector loads of a computed second factor may reach one vector beyond its last row.
+    workspace = place(planner.storages)
+    workspace += target.vector_bytes if workspace else 0
+    weights, total = _place_weights(plan, calls)
+    steps = []
+    for call, kernel_key in zip(calls, keys, strict=True):
+        args = tuple(_arg(plan, pointer) for pointer in call.args)
+        steps.append(Step(_symbol(kernel_key), args, call.parallel, call.nodes, call.label, call.macs))
+    return Program(
+        name,
+        target,
+        ports[0],
+        ports[1],
+        tuple(steps),
+        {_symbol(k): kernels[k].data for k in dict.fromkeys(keys)},
+        weights,
+        total,
+        align(workspace),
+        target.alignment,
+        {
+            "workspace_lower_bound": lower_bound(planner.storages),
+            "kernels": len(kernels),
+            "calls": len(calls),
+            "macs": sum(c.macs for c in calls),
+        },
+    )
+
+
+def _with_scratch(plan: Plan, call: Call, compiled: Compiled) -> Call:
+    """Library kernels get their scratch as the last pointer and are not shared out."""
+    if not isinstance(call.spec, LibrarySpec):
+        return call
+    number = plan.planner.new_storage("uint8", max(int(compiled.info.get("scratch", 0)), 1))
+    args = (*call.args, Pointer(number, 0))
+    return Call(call.spec, args, (*call.writes, number), call.label, call.nodes, call.macs, parallel=False)
+
+
+def _lifetimes(plan: Plan, calls: list[Call]) -> None:
+    for step, call in enumerate(calls):
+        for pointer in call.args:
+            storage = plan.planner.storages[pointer.storage]
+            storage.first = step if storage.first < 0 else storage.first
+            storage.last = step
+
+
+def _place_weights(plan: Plan, calls: list[Call]) -> tuple[tuple[Blob, ...], int]:
+    used = {pointer.storage for call in calls for pointer in call.args}
+    blobs, offset = [], 0
+    for number, data, name in plan.constants:
+        if number not in used:
+            continue
+        plan.planner.storages[number].offset = offset
+        blobs.append(Blob(offset, data, name))
+        offset = align(offset + data.nbytes)
+    return tuple(blobs), offset
+
+
+def _arg(plan: Plan, pointer: Pointer) -> Arg:
+    storage = plan.planner.storages[pointer.storage]
+    if storage.kind in ("input", "output"):
+        return Arg(storage.kind, pointer.offset, storage.port)
+    return Arg(storage.kind, storage.offset + pointer.offset)

@@ -1,0 +1,48 @@
+"""How kernels cut dimensions into tiles: shared by the code that packs weights and the code that reads them."""
+
+from __future__ import annotations
+
+from irc.targets.target import Target
+
+
+def step_channels(x_dtype: str, target: Target) -> int:
+    """Input channels summed by one step of a linear kernel; x must have a multiple of it (the plan pads)."""
+    if x_dtype == "float32":
+        return 1
+    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd": 2, "widening": 1}[target.dot]
+
+
+def lanes_of(target: Target) -> int:
+    """Sums (32 bits each) in a vector."""
+    return target.vector_bytes // 4
+
+
+def spans(total: int, tile: int) -> list[tuple[int, int, int]]:
+    """(start, count of tiles, tile size) for whole tiles and then the rest."""
+    whole, rest = divmod(total, tile)
+    found = [(0, whole, tile)] if whole else []
+    return [*found, (whole * tile, 1, rest)] if rest else found
+
+
+def channel_tiles(channels: int, lanes: int, vectors: int) -> list[tuple[int, int, int]]:
+    """Tiles of channel vectors: (first vector, tiles, vectors each). A partly used last vector never stands in the
+    loop over whole tiles, because its writes need code of their own."""
+    found = spans(-(-channels // lanes), vectors)
+    start, count, size = found[-1]
+    if channels % lanes and count > 1:
+        found[-1] = (start, count - 1, size)
+        found.append((start + (count - 1) * size, 1, size))
+    return found
+
+
+def chunks(lanes: int, used: int) -> list[tuple[int, int]]:
+    """(offset, size) pieces, powers of two, that cover the `used` first lanes of a vector."""
+    if used == lanes:
+        return [(0, lanes)]
+    found, offset, size = [], 0, lanes
+    while offset < used:
+        while size > used - offset:
+            size //= 2
+        found.append((offset, size))
+        offset += size
+    return found

@@ -1,0 +1,173 @@
+"""Kernels whose channels do not mix: depthwise convolution, pooling. Vectors run over channels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import tirx
+
+from irc.backends.tvm.geometry import chunks, lanes_of, spans
+from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, cast, const
+from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.specs import DepthwiseSpec, Operand, PoolSpec
+from irc.targets.target import Target
+
+
+def channel_pieces(channels: int, lanes: int, vectors: int) -> list[tuple[int, int, int, int]]:
+    """(first channel, tiles, vectors in a tile, lanes of a vector): whole tiles, the rest, then parts of a vector."""
+    found = [(start * lanes, count, size, lanes) for start, count, size in spans(channels // lanes, vectors)]
+    used = channels % lanes
+    if used:
+        base = channels - used
+        found += [(base + offset, 1, 1, size) for offset, size in chunks(lanes, used)]
+    return found
+
+
+def operand_reader(
+    k: KernelBuilder, operands: list[Any], specs: tuple[Operand, ...], place: list[Expr], channel: Expr
+) -> Any:
+    """A reader for `emit_expression`: operand n at `place` (index per dimension), `lanes` channels from `channel`."""
+
+    def read(n: int, lanes: int) -> Expr:
+        o = specs[n]
+        at: Expr = channel * o.strides[-1]
+        for index, stride in zip(place, o.strides, strict=False):
+            at = at + index * stride
+        if o.strides[-1] == 0:
+            return broadcast(k.load(operands[n], at), lanes)
+        return k.load(operands[n], at, lanes)
+
+    return read
+
+
+def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
+    """`symbol(x, w, operands..., y, part, parts)`; w is [kh, kw, channels padded to whole vectors]."""
+    lanes = lanes_of(target)
+    k = KernelBuilder(symbol)
+    padded = -(-spec.channels // lanes) * lanes
+    x = k.pointer("x", spec.x_dtype, spec.x_size)
+    w = k.pointer("w", spec.w_dtype, spec.kernel[0] * spec.kernel[1] * padded)
+    operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
+    y = k.pointer("y", spec.y_dtype, spec.y_size)
+    real = spec.x_dtype == "float32"
+    acc_dtype = "float32" if real else "int32"
+    columns, vectors = spec.tile
+    acc = k.local(columns * vectors * lanes, acc_dtype)
+    sn, sh, sw = spec.x_strides
+
+    def tile(n: Expr, h: Expr, col: Expr, channel: Expr, count: int, vecs: int, size: int) -> None:
+        for i in range(count * vecs):
+            k.store(acc, i * size, const(0, acc_dtype, size), size)
+        base = k.let(n * sn + h * (spec.stride[0] * sh) + col * (spec.stride[1] * sw) + channel, "xb")
+        with k.loop(spec.kernel[0], "kh") as kh:
+            for kw in range(spec.kernel[1]):
+                w_at = (kh * spec.kernel[1] + kw) * padded + channel
+                x_at = base + kh * (spec.dilation[0] * sh) + kw * spec.dilation[1] * sw
+                for v in range(vecs):
+                    weight = k.load(w, w_at + v * size, size)
+                    weight = k.let(weight if real else cast(weight, "int16", size))
+                    for c in range(count):
+                        at = (c * vecs + v) * size
+                        value = k.load(x, x_at + c * spec.stride[1] * sw + v * size, size)
+                        k.store(acc, at, k.load(acc, at, size) + _product(value, weight, spec, size), size)
+        for c in range(count):
+            for v in range(vecs):
+                place = k.let(channel + v * size, "ch")
+                read = operand_reader(k, operands, spec.operands, [n, h, col + c], place)
+                value = emit_expression(k, spec.expression, size, read, k.load(acc, (c * vecs + v) * size, size))
+                yn, yh, yw = spec.y_strides
+                k.store(y, n * yn + h * yh + (col + c) * yw + place, value, size)
+
+    with k.work(spec.batch * spec.out[0], "r") as item:
+        n = k.let(item // spec.out[0], "n")
+        h = k.let(item % spec.out[0], "h")
+        for start, count, vecs, size in channel_pieces(spec.channels, lanes, vectors):
+            with k.loop(count, "c") as t:
+                channel = k.let(t * (vecs * size) + start, "ch")
+                for first, tiles, wide in spans(spec.out[1], columns):
+                    with k.loop(tiles, "x") as column:
+                        tile(n, h, k.let(column * wide + first, "col"), channel, wide, vecs, size)
+    return k.finish()
+
+
+def _product(value: Expr, weight: Expr, spec: DepthwiseSpec, size: int) -> Expr:
+    if spec.x_dtype == "float32":
+        return value * weight
+    if spec.w_dtype == "int16":  # weights with a zero point: the product may need more than 16 bits
+        return cast(value, "int32", size) * cast(weight, "int32", size)
+    return cast(cast(value, "int16", size) * weight, "int32", size)  # 255 * 128 fits into 16 bits
+
+
+_LOWEST = {"float32": -math.inf, "uint8": 0, "int8": -128, "int32": -(2**31), "float64": -math.inf, "int64": -(2**63)}
+
+
+def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
+    """`symbol(x, operands..., y, part, parts)`. Windows are clipped to the image, so no padding is ever read."""
+    lanes = lanes_of(target)
+    if spec.kind == "max" and spec.x_dtype in ("uint8", "int8"):
+        lanes *= 4
+    k = KernelBuilder(symbol)
+    x = k.pointer("x", spec.x_dtype, spec.x_size)
+    operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
+    y = k.pointer("y", spec.y_dtype, spec.y_size)
+    small = spec.x_dtype in ("uint8", "int8")
+    acc_dtype = "int32" if spec.kind == "sum" and small else spec.x_dtype
+    start_value = 0 if spec.kind == "sum" else _LOWEST[spec.x_dtype]
+    vectors = 4
+    acc = k.local(vectors * lanes, acc_dtype)
+    sn, sh, sw = spec.x_strides
+
+    def bounds(place: Expr, axis: int) -> tuple[Expr, Expr]:
+        """First and one-past-last kernel position inside the image."""
+        origin = k.let(place * spec.stride[axis] - spec.pads[axis], "at")
+        d, size = spec.dilation[axis], spec.image[axis]
+        low = k.let(tirx.Max(tirx.const(0, "int32"), tirx.truncdiv(d - 1 - origin, tirx.const(d, "int32"))), "lo")
+        high = k.let(
+            tirx.Min(
+                tirx.const(spec.kernel[axis], "int32"),
+                tirx.truncdiv(size - origin + d - 1, tirx.const(d, "int32")),
+            ),
+            "hi",
+        )
+        return low, high
+
+    with k.work(spec.batch * spec.out[0], "r") as item:
+        n = k.let(item // spec.out[0], "n")
+        h = k.let(item % spec.out[0], "h")
+        h_low, h_high = bounds(h, 0)
+        with k.loop(spec.out[1], "col") as col:
+            w_low, w_high = bounds(col, 1)
+            count = k.let(cast((h_high - h_low) * (w_high - w_low), "float32"), "n")
+            for start, tiles, vecs, size in channel_pieces(spec.channels, lanes, vectors):
+                with k.loop(tiles, "c") as t:
+                    channel = k.let(t * (vecs * size) + start, "ch")
+                    for v in range(vecs):
+                        k.store(acc, v * size, const(start_value, acc_dtype, size), size)
+                    row = k.let(h * spec.stride[0] - spec.pads[0], "row")
+                    column = k.let(col * spec.stride[1] - spec.pads[1], "cl")
+                    with (
+                        k.loop(h_high - h_low, "kh", start=h_low) as kh,
+                        k.loop(w_high - w_low, "kw", start=w_low) as kw,
+                    ):
+                        at = n * sn + (row + kh * spec.dilation[0]) * sh + (column + kw * spec.dilation[1]) * sw
+                        at = k.let(at + channel, "xa")
+                        for v in range(vecs):
+                            value = k.load(x, at + v * size, size)
+                            old = k.load(acc, v * size, size)
+                            if spec.kind == "max":
+                                k.store(acc, v * size, tirx.Max(old, value), size)
+                            else:
+                                wide = cast(value, acc_dtype, size) if acc_dtype != spec.x_dtype else value
+                                k.store(acc, v * size, old + wide, size)
+                    yn, yh, yw = spec.y_strides
+                    for v in range(vecs):
+                        place = k.let(channel + v * size, "ch")
+                        read = operand_reader(k, operands, spec.operands, [n, h, col], place)
+
+                        def operand(i: int, lanes: int, read: Any = read) -> Expr:
+                            return broadcast(count, lanes) if i == -1 else read(i, lanes)
+
+                        value = emit_expression(k, spec.expression, size, operand, k.load(acc, v * size, size))
+                        k.store(y, n * yn + h * yh + col * yw + place, value, size)
+    return k.finish()

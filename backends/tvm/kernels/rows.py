@@ -1,0 +1,215 @@
+"""Kernels over rows of contiguous elements (softmax, normalizations) and general reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+from irc.backends.tvm.geometry import lanes_of
+from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic
+from irc.backends.tvm.kernels.channels import channel_pieces, operand_reader
+from irc.backends.tvm.kernels.emit import emit_expression, exp, needs_scalar
+from irc.backends.tvm.specs import ReduceSpec, RowsSpec
+from irc.targets.target import Target
+
+
+def _unravel(k: KernelBuilder, item: Expr, shape: tuple[int, ...]) -> list[Expr]:
+    place: list[Expr] = []
+    for d in reversed(shape):
+        place.insert(0, k.let(item % d, "p"))
+        item = k.let(item // d, "q")
+    return place
+
+
+def _offset(place: list[Expr], strides: tuple[int, ...]) -> Expr:
+    at: Expr = tirx.const(0, "int32")
+    for index, stride in zip(place, strides, strict=True):
+        at = at + index * stride
+    return at
+
+
+_COMBINE: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "sum": lambda a, b: a + b,
+    "max": tirx.Max,
+    "min": tirx.Min,
+    "prod": lambda a, b: a * b,
+}
+
+
+def _start(kind: str, dtype: str) -> float:
+    if kind in ("sum", "prod"):
+        return 0 if kind == "sum" else 1
+    if dtype.startswith("float"):
+        return -math.inf if kind == "max" else math.inf
+    bits = int("".join(c for c in dtype if c.isdigit()))
+    low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return low if kind == "max" else high
+
+
+def fold_lanes(k: KernelBuilder, buffer: Buffer, kind: str, lanes: int) -> Expr:
+    """One value from the `lanes` partial results in `buffer`, pairwise (so the order is fixed)."""
+    values = [k.let(k.load(buffer, i)) for i in range(lanes)]
+    while len(values) > 1:
+        half = (len(values) + 1) // 2
+        values = [
+            k.let(_COMBINE[kind](values[i], values[i + half])) if i + half < len(values) else values[i]
+            for i in range(half)
+        ]
+    return values[0]
+
+
+def reduce_row(
+    k: KernelBuilder, kind: str, dtype: str, width: int, lanes: int, value: Callable[[Expr, int], Expr]
+) -> Expr:
+    """The reduction of value(i, lanes) over i in [0, width)."""
+    acc = k.local(lanes, dtype)
+    k.store(acc, 0, const(_start(kind, dtype), dtype, lanes), lanes)
+    for start, tiles, _, size in channel_pieces(width, lanes, 1):
+        with k.loop(tiles, "j") as t:
+            i = k.let(t * size + start, "i")
+            k.store(acc, 0, _COMBINE[kind](k.load(acc, 0, size), value(i, size)), size)
+    return k.let(fold_lanes(k, acc, kind, min(lanes, width) if width < lanes else lanes))
+
+
+def build_rows(symbol: str, spec: RowsSpec, target: Target) -> Any:
+    """`symbol(x, operands..., y, part, parts)`."""
+    k = KernelBuilder(symbol)
+    x = k.pointer("x", spec.x_dtype, spec.x_size)
+    operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
+    y = k.pointer("y", spec.y_dtype, spec.y_size)
+    scratch = k.local(spec.width, "float32", "row")
+    lanes = lanes_of(target)
+    rows = math.prod(spec.shape)
+    with k.work(rows, "r") as item:
+        place = _unravel(k, item, spec.shape)
+        x_at = k.let(_offset(place, spec.x_strides), "xa")
+        y_at = k.let(_offset(place, spec.y_strides), "ya")
+
+        def source(i: Expr, size: int) -> Expr:
+            value = k.load(x, x_at + i, size)
+            if not spec.prologue:
+                return value
+            return emit_expression(k, spec.prologue, size, lambda n, lanes: value)
+
+        scale_and_write = _softmax if spec.kind in ("softmax", "log_softmax") else _normalize
+        result = scale_and_write(k, spec, lanes, source, scratch)
+        for start, tiles, _, size in channel_pieces(spec.width, lanes, 1):
+            with k.loop(tiles, "j") as t:
+                i = k.let(t * size + start, "i")
+                value = k.let(result(i, size))
+                read = operand_reader(k, operands, spec.operands, place, i)
+                k.store(y, y_at + i, emit_expression(k, spec.expression, size, read, value), size)
+    return k.finish()
+
+
+def _softmax(
+    k: KernelBuilder, spec: RowsSpec, lanes: int, source: Callable[[Expr, int], Expr], scratch: Buffer
+) -> Callable[[Expr, int], Expr]:
+    """exp(x - max) / sum: three passes over the row, the middle one stores the exponentials."""
+    top = reduce_row(k, "max", "float32", spec.width, lanes, source)
+
+    def exponential(i: Expr, size: int) -> Expr:
+        shifted = k.let(source(i, size) - broadcast(top, size))
+        value = k.let(exp(k, shifted, size))
+        # exp never quite reaches 0 by itself; a masked place (-inf, or far below the maximum) has to
+        value = k.let(tirx.Select(shifted < const(-87.0, "float32", size), const(0.0, "float32", size), value))
+        k.store(scratch, i, value if spec.kind == "softmax" else shifted, size)
+        return value
+
+    total = reduce_row(k, "sum", "float32", spec.width, lanes, exponential)
+    if spec.kind == "softmax":
+        factor = k.let(tirx.const(1.0, "float32") / total)
+        return lambda i, size: k.load(scratch, i, size) * broadcast(factor, size)
+    log_total = k.let(tirx.call_pure_extern("float32", "logf", total))
+    return lambda i, size: k.load(scratch, i, size) - broadcast(log_total, size)
+
+
+def _normalize(
+    k: KernelBuilder, spec: RowsSpec, lanes: int, source: Callable[[Expr, int], Expr], scratch: Buffer
+) -> Callable[[Expr, int], Expr]:
+    """(x - mean) / sqrt(variance + epsilon), two-pass variance; without the mean for rms_norm."""
+    inverse = tirx.const(1.0 / spec.width, "float32")
+    centred = spec.kind == "layer_norm"
+    mean = k.let(reduce_row(k, "sum", "float32", spec.width, lanes, source) * inverse) if centred else None
+
+    def square(i: Expr, size: int) -> Expr:
+        value = source(i, size)
+        value = k.let(value - broadcast(mean, size) if mean is not None else value)
+        k.store(scratch, i, value, size)
+        return value * value
+
+    variance = k.let(reduce_row(k, "sum", "float32", spec.width, lanes, square) * inverse)
+    root = intrinsic("llvm.sqrt", "float32", variance + tirx.const(spec.epsilon, "float32"))
+    factor = k.let(tirx.const(1.0, "float32") / root)
+    return lambda i, size: k.load(scratch, i, size) * broadcast(factor, size)
+
+
+def build_reduce(symbol: str, spec: ReduceSpec, target: Target) -> Any:
+    """`symbol(x, operands..., y, part, parts)`; the accumulator has the prologue's type."""
+    k = KernelBuilder(symbol)
+    x = k.pointer("x", spec.x_dtype, spec.x_size)
+    operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
+    y = k.pointer("y", spec.y_dtype, spec.y_size)
+    dtype = spec.prologue[-1].dtype if spec.prologue else spec.x_dtype
+    lanes = lanes_of(target) if not dtype.endswith("64") else max(target.vector_bytes // 8, 1)
+    if needs_scalar(spec.prologue) or needs_scalar(spec.expression):
+        lanes = 1
+    shape, reduced = spec.shape or (1,), spec.reduced or (1,)
+    xs, rs, ys = (spec.x_strides or (0,)), (spec.r_strides or (0,)), (spec.y_strides or (0,))
+    kept_vector = xs[-1] == 1 and ys[-1] == 1 and lanes > 1
+
+    def source(at: Expr, size: int) -> Expr:
+        value = k.load(x, at, size)
+        return emit_expression(k, spec.prologue, size, lambda n, lanes: value) if spec.prologue else value
+
+    def write(place: list[Expr], last: Expr, size: int, value: Expr) -> None:
+        read = operand_reader(k, operands, spec.operands, place, last)
+        result = emit_expression(k, spec.expression, size, read, value)
+        k.store(y, _offset(place, ys[:-1]) + last * ys[-1], result, size)
+
+    with k.work(math.prod(shape[:-1]), "r") as item:
+        place = _unravel(k, item, shape[:-1])
+        base = k.let(_offset(place, xs[:-1]), "xb")
+        pieces = channel_pieces(shape[-1], lanes if kept_vector else 1, 1)
+        acc = k.local(lanes, dtype)
+        for start, tiles, _, size in pieces:
+            with k.loop(tiles, "c") as t:
+                last = k.let(t * size + start, "i")
+                origin = k.let(base + last * xs[-1], "xo")
+                if kept_vector or rs[-1] != 1 or lanes == 1:
+                    k.store(acc, 0, const(_start(spec.kind, dtype), dtype, size), size)
+                    with k.loop(math.prod(reduced), "d") as d:
+                        at = origin + _offset(_unravel(k, d, reduced), rs)
+                        old = k.load(acc, 0, size)
+                        k.store(acc, 0, _COMBINE[spec.kind](old, source(at, size)), size)
+                    value = k.load(acc, 0, size)
+                else:
+                    value = _reduce_contiguous(k, spec, dtype, lanes, reduced, rs, origin, source)
+                write(place, last, size, k.let(value))
+    return k.finish()
+
+
+def _reduce_contiguous(
+    k: KernelBuilder,
+    spec: ReduceSpec,
+    dtype: str,
+    lanes: int,
+    reduced: tuple[int, ...],
+    strides: tuple[int, ...],
+    origin: Expr,
+    source: Callable[[Expr, int], Expr],
+) -> Expr:
+    """The innermost reduced dimension is contiguous: partial results in lanes, folded at the end."""
+    total = k.local(1, dtype)
+    k.store(total, 0, const(_start(spec.kind, dtype), dtype))
+    with k.loop(math.prod(reduced[:-1]), "d") as d:
+        row = k.let(origin + _offset(_unravel(k, d, reduced[:-1]), strides[:-1]), "ro")
+        value = reduce_row(k, spec.kind, dtype, reduced[-1], lanes, lambda i, size: source(row + i, size))
+        k.store(total, 0, _COMBINE[spec.kind](k.load(total, 0), value))
+    return k.load(total, 0)
+
+
+__all__ = ["build_reduce", "build_rows", "cast"]

@@ -1,0 +1,34 @@
+"""Specification class -> the function that builds its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from irc.backends.tvm.kernels import channels, elementwise, linear, rows
+from irc.backends.tvm.specs import (
+    DepthwiseSpec,
+    ElementwiseSpec,
+    FillSpec,
+    LinearSpec,
+    PoolSpec,
+    ReduceSpec,
+    RowsSpec,
+    Spec,
+)
+from irc.targets.target import Target
+
+_BUILDERS: dict[type, Callable[..., Any]] = {
+    LinearSpec: linear.build,
+    DepthwiseSpec: channels.build_depthwise,
+    PoolSpec: channels.build_pool,
+    ElementwiseSpec: elementwise.build_elementwise,
+    FillSpec: elementwise.build_fill,
+    RowsSpec: rows.build_rows,
+    ReduceSpec: rows.build_reduce,
+}
+
+
+def build(symbol: str, spec: Spec, target: Target) -> Any:
+    """The TIR function of a specification."""
+    return _BUILDERS[type(spec)](symbol, spec, target)

@@ -1,0 +1,140 @@
+"""Which kernel family computes an operator, decided by its type, attributes and shapes."""
+
+from __future__ import annotations
+
+from irc.backends.tvm.plan.translate import builder_of, quantization
+from irc.ir.graph import Node, Value
+from irc.ir.types import DType
+
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_REDUCTIONS = {
+    "ReduceSum": "sum",
+    "ReduceMean": "sum",
+    "ReduceMax": "max",
+    "ReduceMin": "min",
+    "ReduceProd": "prod",
+    "ReduceSumSquare": "sum",
+    "ReduceL1": "sum",
+    "ReduceL2": "sum",
+}
+
+
+def kind_of(node: Node) -> str:
+    """One of view, concat, dequantize, linear, depthwise, pool, rows, reduce, elementwise, library."""
+    if is_view(node):
+        return "view"
+    if node.is_op("DequantizeLinear") and builder_of(node) is not None:
+        return "dequantize"
+    if node.is_op("Concat") and node.output.dtype is not DType.STRING:
+        return "concat"
+    if node.is_op("Conv") and _is_conv(node):
+        return "depthwise" if _is_depthwise(node) else "linear"
+    if node.is_op("Gemm", "MatMul") and _is_product(node):
+        return "linear"
+    if node.is_op("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool") and _is_pool(node):
+        return "pool"
+    if node.is_op("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization") and _is_rows(node):
+        return "rows"
+    if node.op_type in _REDUCTIONS and node.domain == "" and _is_reduce(node):
+        return "reduce"
+    if builder_of(node) is not None:
+        return "elementwise"
+    return "library"
+
+
+def _constant(node: Node, index: int) -> bool:
+    value = node.input(index)
+    return value is None or value.is_constant
+
+
+def is_view(node: Node) -> bool:
+    """Operators that only rename, reorder or select elements by constants."""
+    if node.domain != "" or any(v.shape is None or not v.shape.is_static for v in node.outputs):
+        return False
+    if node.op_type in ("Transpose", "Identity", "Expand", *_RESHAPES):
+        return True
+    if node.op_type == "Slice":
+        return all(_constant(node, i) for i in range(1, 5))
+    if node.op_type == "Split":
+        return True
+    if node.op_type == "Gather":  # one fixed index
+        index = node.need(1)
+        return index.is_constant and index.numpy().size == 1
+    return False
+
+
+def dequantized(value: Value) -> tuple[Value, float, int] | None:
+    """(integers, scale, zero point) when `value` is a per-tensor dequantization of 8-bit data."""
+    node = value.producer
+    if node is None or not node.is_op("DequantizeLinear"):
+        return None
+    parameters = quantization(node)
+    source = node.need(0)
+    if parameters is None or source.dtype not in (DType.INT8, DType.UINT8):
+        return None
+    return source, *parameters
+
+
+def is_weight(value: Value) -> bool:
+    """A constant, or the dequantization of one."""
+    if value.is_constant:
+        return True
+    node = value.producer
+    return node is not None and node.is_op("DequantizeLinear") and all(v is None or v.is_constant for v in node.inputs)
+
+
+def _is_conv(node: Node) -> bool:
+    x, w = node.need(0), node.need(1)
+    bias = node.input(2)
+    return (
+        x.dtype is DType.FLOAT
+        and x.shape is not None
+        and x.shape.rank in (3, 4)
+        and is_weight(w)
+        and (bias is None or is_weight(bias))
+        and node.get_str("auto_pad", "NOTSET") in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+    )
+
+
+def _is_depthwise(node: Node) -> bool:
+    groups = node.get_int("group", 1)
+    x_shape, w_shape = node.need(0).static_shape(), node.need(1).static_shape()
+    return groups > 1 and groups == x_shape[1] == w_shape[0]
+
+
+def _is_product(node: Node) -> bool:
+    a, b = node.need(0), node.need(1)
+    if a.dtype is not DType.FLOAT or a.shape is None or b.shape is None:
+        return False
+    if node.op_type == "Gemm":
+        return True
+    return a.shape.rank >= 1 and b.shape.rank >= 1
+
+
+def _is_pool(node: Node) -> bool:
+    x = node.need(0)
+    if x.shape is None or x.shape.rank not in (3, 4) or len(node.outputs) > 1:
+        return False
+    if node.op_type == "MaxPool":
+        return x.dtype in (DType.FLOAT, DType.UINT8, DType.INT8)
+    return x.dtype is DType.FLOAT
+
+
+def _is_rows(node: Node) -> bool:
+    x = node.need(0)
+    if x.dtype is not DType.FLOAT or x.shape is None or x.shape.rank == 0 or len(node.outputs) > 1:
+        return False
+    axis = node.get_int("axis", -1) % x.shape.rank
+    return axis == x.shape.rank - 1 or node.op_type in ("Softmax", "LogSoftmax")
+
+
+def _is_reduce(node: Node) -> bool:
+    x = node.need(0)
+    if x.shape is None or not _constant(node, 1):
+        return False
+    if node.op_type in ("ReduceMean", "ReduceL2", "ReduceL1", "ReduceSumSquare"):
+        return x.dtype is DType.FLOAT
+    return x.dtype in (DType.FLOAT, DType.INT32)
+
+
+REDUCTIONS = _REDUCTIONS

@@ -1,0 +1,314 @@
+"""Convolutions -> linear and depthwise kernels; float, and integer where data and weights are quantized."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from irc.backends.tvm.expression import ExpressionBuilder
+from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.plan.integer import (
+    FusedQuantize,
+    IntegerWeights,
+    float_weights,
+    fuse_quantize,
+    integer_weights,
+    start_sum,
+)
+from irc.backends.tvm.plan.kinds import dequantized, is_weight, kind_of
+from irc.backends.tvm.plan.pack import pack_linear, pad_channels
+from irc.backends.tvm.plan.regions import Region
+from irc.backends.tvm.plan.tiles import choose_order, choose_tile
+from irc.backends.tvm.plan.views import View
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Operand
+from irc.ir.graph import Node
+from irc.ir.types import Array
+
+if TYPE_CHECKING:
+    from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry of a convolution with two spatial dimensions (a 1-D one has height 1)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[int, int, int, int]  # top, left, bottom, right
+
+
+def window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
+    rank = len(spatial)
+    strides = node.get_ints("strides", (1,) * rank)
+    dilations = node.get_ints("dilations", (1,) * rank)
+    pads = node.get_ints("pads", (0,) * (2 * rank))
+    auto = node.get_str("auto_pad", "NOTSET")
+    if auto.startswith("SAME"):
+        before, after = [], []
+        for size, k, s, d in zip(spatial, kernel, strides, dilations, strict=True):
+            total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            small = total // 2
+            before.append(small if auto == "SAME_UPPER" else total - small)
+            after.append(total - before[-1])
+        pads = (*before, *after)
+    elif auto == "VALID":
+        pads = (0,) * (2 * rank)
+    if rank == 1:
+        return Window((1, kernel[0]), (1, strides[0]), (1, dilations[0]), (0, pads[0], 0, pads[1]))
+    return Window(
+        (kernel[0], kernel[1]), (strides[0], strides[1]), (dilations[0], dilations[1]), (pads[0], pads[1], pads[2], pads[3])
+    )
+
+
+def _geometry(node: Node) -> Window:
+    shape, w_shape = node.need(0).static_shape(), node.need(1).static_shape()
+    return window(node, shape[2:], w_shape[2:])
+
+
+def conv_demand(p: Planner, node: Node, index: int) -> Demand | None:
+    """What a Conv wants of its data input: None for other operators, other inputs, or when nothing is special."""
+    from irc.backends.tvm.plan.planner import Demand
+
+    if index != 0 or not node.is_op("Conv") or kind_of(node) not in ("linear", "depthwise"):
+        return None
+    shape = node.need(0).static_shape()
+    g = _geometry(node)
+    top, left, bottom, right = g.pads
+    found = dequantized(node.need(0)) if integer_weights(node) is not None else None
+    dtype = "float32" if found is None else "uint8"
+    channels = shape[1] // node.get_int("group", 1)
+    extra = 0
+    if kind_of(node) == "linear" and node.get_int("group", 1) == 1:
+        extra = -channels % step_channels(dtype, p.target)
+    spatial = ((left, right),) if len(shape) == 3 else ((top, bottom), (left, right))
+    order = (0, 2, 1) if len(shape) == 3 else (0, 2, 3, 1)
+    return Demand(order, ((0, 0), (0, extra), *spatial), float(found[2]) if found is not None else 0.0)
+
+
+def _nhw(view: View) -> tuple[int, int, int]:
+    """(n, h, w) strides of an image view [n, c, h, w] or [n, c, w]."""
+    s = view.strides
+    return (s[0], 0, s[2]) if len(s) == 3 else (s[0], s[2], s[3])
+
+
+def _first_tap(view: View, g: Window) -> View:
+    """The view moved to the first element of the padded window."""
+    from dataclasses import replace
+
+    _, sh, sw = _nhw(view)
+    return replace(view, offset=view.offset - g.pads[0] * sh - g.pads[1] * sw)
+
+
+def _out_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (1, shape[2]) if len(shape) == 3 else (shape[2], shape[3])
+
+
+def lower_conv(p: Planner, region: Region) -> None:
+    node = region.root
+    integer = integer_weights(node)
+    groups = node.get_int("group", 1)
+    if integer is not None and kind_of(node) == "linear" and groups > 1:
+        channels = node.need(0).static_shape()[1] // groups
+        if channels % step_channels("uint8", p.target):
+            integer = None  # a group's channels do not fill a dot product: computed in float32
+    if kind_of(node) == "depthwise":
+        _lower_depthwise(p, region, integer)
+    else:
+        _lower_linear(p, region, integer, groups)
+
+
+def _source(p: Planner, node: Node, integer: IntegerWeights | None) -> View:
+    from irc.backends.tvm.plan.planner import Demand
+
+    demand = conv_demand(p, node, 0)
+    assert demand is not None
+    value = node.need(0)
+    if integer is not None:
+        value = integer.x
+    elif demand.fill != 0.0 or any(c != (0, 0) for c in demand.halo[1:2]):
+        demand = Demand(demand.order, (demand.halo[0], (0, 0), *demand.halo[2:]), 0.0)
+    return p.padded(value, demand)
+
+
+def _expression(
+    p: Planner,
+    region: Region,
+    integer: IntegerWeights | None,
+    bias: Array | None,
+    compensation: Array | None,
+    summed: bool = False,
+) -> tuple[ExpressionBuilder, RegionOperands, int]:
+    from irc.backends.tvm.plan.planner import RegionOperands
+
+    b, operands = ExpressionBuilder(), RegionOperands()
+    fused = fuse_quantize(region, bias) if integer is not None else FusedQuantize(1, bias)
+    start = start_sum(b, operands, integer, fused, compensation, summed=summed)
+    result = p.translate(region, b, operands, start, fused.skip)
+    return b, operands, result
+
+
+def _channel_array(v: Array, rank: int) -> Array:
+    """Per-channel data shaped to broadcast against [n, c, spatial...]."""
+    return v.reshape((1, -1) + (1,) * (rank - 2))
+
+
+def _bias(node: Node) -> Array | None:
+    value = node.input(2)
+    return None if value is None else float_weights(value).astype(np.float32)
+
+
+def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, groups: int) -> None:
+    node = region.root
+    g = _geometry(node)
+    x = _first_tap(_source(p, node, integer), g)
+    out_shape = region.output.static_shape()
+    rank = len(out_shape)
+    out = p.output_view(region.output, (0, 2, 1) if rank == 3 else (0, 2, 3, 1), innermost=1)
+    w = integer.w if integer is not None else float_weights(node.need(1)).astype(np.float32)
+    w = w.reshape(w.shape[0], w.shape[1], *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
+    step = step_channels(x.dtype, p.target)
+    ic = -(-w.shape[3] // step) * step
+    w = np.pad(w, ((0, 0), (0, 0), (0, 0), (0, ic - w.shape[3])))
+    per_group = w.shape[0] // groups
+    lanes = lanes_of(p.target)
+    out_hw = _out_size(out_shape)
+    x_strides, y_strides = _nhw(x), _nhw(out)
+    compensation = None if integer is None else integer.compensation(g.kernel[0] * g.kernel[1] * ic)
+    sums = integer is not None and integer.weight_zero is not None
+    b, operands, result = _expression(p, region, integer, _bias(node), compensation, sums)
+    views = [p.operand_view(_broadcast(v, rank), out_shape) for v in operands.values]
+    views = [_channel_ready(p, v) for v in views]
+    collapse = _collapsible(g, out_hw, x_strides, y_strides, [_nhw(v) for v in views])
+    if collapse:
+        out_hw = (1, out_hw[0] * out_hw[1])
+    vectors = -(-per_group // lanes)
+    steps = g.kernel[0] * g.kernel[1] * ic // step
+    uops = 1.0 if x.dtype == "float32" or p.target.dot in ("vpdpbusd", "sdot") else 2.0
+    tile = choose_tile(p.target, out_hw, vectors, steps, sums=sums, uops=uops)
+    packed = [pack_linear(w[i * per_group : (i + 1) * per_group], lanes, tile.vectors, step) for i in range(groups)]
+    weights = p.constant(np.concatenate(packed), node.need(1).name)
+    order = choose_order(p.target, weights.extent * weights.itemsize, x.extent * x.itemsize, out_hw[0])
+    spec = LinearSpec(
+        x.dtype,
+        out.dtype,
+        (out_shape[0], groups),
+        out_hw,
+        g.kernel,
+        ic,
+        per_group,
+        (x_strides[0], (w.shape[3] if groups > 1 else 0) * 1, x_strides[1], x_strides[2]),
+        (y_strides[0], per_group if groups > 1 else 0, y_strides[1], y_strides[2]),
+        (0, packed[0].size if groups > 1 else 0),
+        g.stride,
+        g.dilation,
+        b.finish(result),
+        tuple(_operand(v, per_group, groups) for v in views),
+        0,
+        sums,
+        (tile.rows, tile.columns, tile.vectors),
+        order,  # type: ignore[arg-type]  # one of two words
+        x.extent,
+        out.extent,
+        weights.extent,
+    )
+    macs = math.prod(out_shape) * g.kernel[0] * g.kernel[1] * (node.need(1).static_shape()[1])
+    args = [p.pointer(v) for v in (x, weights, *views, out)]
+    p.call(spec, args, (out.storage,), region.label, macs=macs)
+    finish_output(p, region, out)
+
+
+def _broadcast(value: object, rank: int) -> object:
+    """Per-channel arrays made by the plan get the rank of the image."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return _channel_array(value, rank)
+    return value
+
+
+def _channel_ready(p: Planner, view: View) -> View:
+    """Operands are read by channel vectors: stride 0 or 1 over channels, otherwise copied."""
+    if view.strides[1] in (0, 1) or view.shape[1] == 1:
+        return view
+    order = (0, 2, 1) if len(view.shape) == 3 else (0, 2, 3, 1)
+    from irc.backends.tvm.plan.views import strides_in_order
+
+    made = View(
+        p.new_storage(view.dtype, math.prod(view.shape)), view.dtype, view.shape, strides_in_order(view.shape, order)
+    )
+    p.copy(view, made, "reorder")
+    return made
+
+
+def _operand(view: View, per_group: int, groups: int) -> Operand:
+    n, h, w = _nhw(view)
+    c = view.strides[1]
+    return Operand(view.dtype, (n, per_group * c if groups > 1 else 0, h, w, c), view.extent)
+
+
+def _collapsible(
+    g: Window,
+    out: tuple[int, int],
+    x: tuple[int, int, int],
+    y: tuple[int, int, int],
+    operands: list[tuple[int, int, int]],
+) -> bool:
+    """A 1x1 convolution whose rows follow each other in memory everywhere: its places are one long row."""
+    if g.kernel != (1, 1) or g.stride != (1, 1) or any(g.pads) or out[0] == 1 or out[1] >= 28:
+        return False
+    return all(sh == out[1] * sw for _, sh, sw in (x, y, *operands))
+
+
+def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None) -> None:
+    node = region.root
+    g = _geometry(node)
+    x = _first_tap(_source(p, node, integer), g)
+    out_shape = region.output.static_shape()
+    rank, channels = len(out_shape), out_shape[1]
+    out = p.output_view(region.output, (0, 2, 1) if rank == 3 else (0, 2, 3, 1), innermost=1)
+    lanes = lanes_of(p.target)
+    if integer is not None:
+        w = integer.full_weights()
+        compensation = integer.full_compensation()
+    else:
+        w, compensation = float_weights(node.need(1)).astype(np.float32), None
+    taps = pad_channels(w.reshape(channels, *g.kernel).transpose(1, 2, 0), lanes, axis=2)
+    weights = p.constant(taps, node.need(1).name)
+    b, operands, result = _expression(p, region, integer, _bias(node), compensation)
+    views = [_channel_ready(p, p.operand_view(_broadcast(v, rank), out_shape)) for v in operands.values]  # type: ignore[arg-type]  # value or array
+    out_hw = _out_size(out_shape)
+    vectors = max(channels // lanes, 1)
+    per_tile = min(vectors, 4)
+    columns = max(1, min(out_hw[1], (p.target.vector_registers // 2) // per_tile))
+    spec = DepthwiseSpec(
+        x.dtype,
+        weights.dtype,
+        out.dtype,
+        out_shape[0],
+        out_hw,
+        g.kernel,
+        channels,
+        _nhw(x),
+        _nhw(out),
+        g.stride,
+        g.dilation,
+        b.finish(result),
+        tuple(Operand(v.dtype, (*_nhw(v), v.strides[1]), v.extent) for v in views),
+        (columns, per_tile),
+        x.extent,
+        out.extent,
+    )
+    args = [p.pointer(v) for v in (x, weights, *views, out)]
+    macs = math.prod(out_shape) * g.kernel[0] * g.kernel[1]
+    p.call(spec, args, (out.storage,), region.label, macs=macs)
+    finish_output(p, region, out)
+
+
+def finish_output(p: Planner, region: Region, out: View) -> None:
+    """Record where the region's output lies."""
+    p.views[id(region.output)] = out
+
+
+__all__ = ["Window", "conv_demand", "finish_output", "is_weight", "lower_conv", "window"]

@@ -1,0 +1,291 @@
+"""Pooling, row kernels (softmax, normalizations), reductions and elementwise groups."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from irc.backends.tvm.expression import Expression, ExpressionBuilder
+from irc.backends.tvm.plan.kinds import REDUCTIONS, dequantized
+from irc.backends.tvm.plan.lower_conv import _channel_ready, _nhw, _out_size, window
+from irc.backends.tvm.plan.planner import Planner, RegionOperands
+from irc.backends.tvm.plan.regions import Region
+from irc.backends.tvm.plan.translate import storage_dtype
+from irc.backends.tvm.plan.views import View, row_major
+from irc.backends.tvm.reference import evaluate
+from irc.backends.tvm.specs import Operand, PoolSpec, ReduceSpec, RowsSpec
+from irc.ir.graph import Node, Value
+from irc.ir.types import Array
+
+
+def lower_pool(p: Planner, region: Region) -> None:
+    node = region.root
+    value = node.need(0)
+    found = dequantized(value)
+    x_value = value if found is None else found[0]
+    shape = x_value.static_shape()
+    rank = len(shape)
+    order = (0, 2, 1) if rank == 3 else (0, 2, 3, 1)
+    x = p.view(x_value)
+    if x.strides[1] != 1 and x.shape[1] != 1:
+        x = p.ordered(x_value, order)
+    image = _out_size(shape)
+    is_global = node.op_type.startswith("Global")
+    g = window(node, shape[2:], shape[2:] if is_global else node.get_ints("kernel_shape"))
+    maximum = node.op_type in ("MaxPool", "GlobalMaxPool")
+    b, operands = ExpressionBuilder(), RegionOperands()
+    start = _pool_start(b, node, found, x.dtype, maximum, g.kernel, is_global)
+    result = p.translate(region, b, operands, start)
+    out_shape = region.output.static_shape()
+    out = p.output_view(region.output, order, innermost=1)
+    views = [_channel_ready(p, p.operand_view(v, out_shape)) for v in operands.values]
+    spec = PoolSpec(
+        "max" if maximum else "sum",
+        x.dtype,
+        out.dtype,
+        shape[0],
+        image,
+        _out_size(out_shape),
+        g.kernel,
+        shape[1],
+        _nhw(x),
+        _nhw(out),
+        g.stride,
+        g.dilation,
+        g.pads[:2],
+        b.finish(result),
+        tuple(Operand(v.dtype, (*_nhw(v), v.strides[1]), v.extent) for v in views),
+        x.extent,
+        out.extent,
+    )
+    p.call(spec, [p.pointer(v) for v in (x, *views, out)], (out.storage,), region.label)
+    p.views[id(region.output)] = out
+
+
+def _pool_start(
+    b: ExpressionBuilder,
+    node: Node,
+    found: tuple[Value, float, int] | None,
+    dtype: str,
+    maximum: bool,
+    kernel: tuple[int, int],
+    is_global: bool,
+) -> int:
+    """From the window's maximum or sum to the value of the pooling operator."""
+    if maximum:
+        acc = b.add("accumulator", dtype)
+        return acc if found is None else b.dequantize(acc, found[1], found[2])
+    padded = bool(node.get_int("count_include_pad", 0)) or is_global or not any(node.get_ints("pads"))
+    padded = padded and not node.get_int("ceil_mode", 0) and node.get_str("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    full = kernel[0] * kernel[1]
+    count = b.constant(float(full), "float32") if padded else b.operand(-1, "float32")
+    if found is None:
+        acc = b.add("accumulator", "float32")
+        if padded:
+            return b.add("mul", "float32", acc, b.constant(1.0 / full, "float32"))
+        return b.add("div", "float32", acc, count)
+    _, scale, zero = found
+    acc = b.add("cast", "float32", b.add("accumulator", "int32"))
+    if padded and zero == 0:
+        return b.add("scale", "float32", acc, b.constant(float(np.float32(scale / full)), "float32"))
+    # sum(q - z) * scale / n, where q outside the image counts as z
+    if padded:
+        shifted = b.add("sub", "float32", acc, b.constant(float(full * zero), "float32"))
+        return b.add("scale", "float32", shifted, b.constant(float(np.float32(scale / full)), "float32"))
+    less = b.add("scale", "float32", count, b.constant(float(zero), "float32"))
+    mean = b.add("div", "float32", b.add("sub", "float32", acc, less), count)
+    return b.add("scale", "float32", mean, b.constant(float(np.float32(scale)), "float32"))
+
+
+def lower_rows(p: Planner, region: Region) -> None:
+    node = region.root
+    value = node.need(0)
+    found = dequantized(value)
+    x = p.view(value if found is None else found[0])
+    rank = len(x.shape)
+    axis = node.get_int("axis", -1) % rank
+    order = [i for i in range(rank) if i != axis] + [axis]
+    x = x.transposed(order)
+    if x.strides[-1] != 1 and x.shape[-1] != 1:
+        made = View(p.new_storage(x.dtype, math.prod(x.shape)), x.dtype, x.shape, row_major(x.shape))
+        p.copy(x, made, "reorder")
+        x = made
+    prologue: Expression = ()
+    if found is not None:
+        q = ExpressionBuilder()
+        prologue = q.finish(q.dequantize(q.operand(0, x.dtype), found[1], found[2]))
+    b, operands = ExpressionBuilder(), RegionOperands()
+    start = b.add("accumulator", "float32")
+    if node.op_type in ("LayerNormalization", "RMSNormalization"):
+        start = _affine(b, operands, node, start)
+    result = p.translate(region, b, operands, start)
+    out_shape = region.output.static_shape()
+    out = p.output_view(region.output, order, innermost=axis)
+    views = [p.operand_view(v, out_shape).transposed(order) for v in operands.values]
+    views = [v if v.strides[-1] in (0, 1) else _copied(p, v) for v in views]
+    written = out.transposed(order)
+    kinds = {
+        "Softmax": "softmax",
+        "LogSoftmax": "log_softmax",
+        "LayerNormalization": "layer_norm",
+        "RMSNormalization": "rms_norm",
+    }
+    spec = RowsSpec(
+        kinds[node.op_type],  # type: ignore[arg-type]  # one of four words
+        x.dtype,
+        out.dtype,
+        x.shape[:-1],
+        x.shape[-1],
+        x.strides[:-1],
+        written.strides[:-1],
+        node.get_float("epsilon", 1e-5),
+        prologue,
+        b.finish(result),
+        tuple(Operand(v.dtype, v.strides, v.extent) for v in views),
+        x.extent,
+        out.extent,
+    )
+    p.call(spec, [p.pointer(v) for v in (x, *views, out)], (out.storage,), region.label)
+    p.views[id(region.output)] = out
+
+
+def _copied(p: Planner, view: View) -> View:
+    made = View(p.new_storage(view.dtype, math.prod(view.shape)), view.dtype, view.shape, row_major(view.shape))
+    p.copy(view, made, "reorder")
+    return made
+
+
+def _affine(b: ExpressionBuilder, operands: RegionOperands, node: Node, start: int) -> int:
+    scale, shift = node.need(1), node.input(2)
+    start = b.add("mul", "float32", start, b.operand(operands.number(scale), "float32"))
+    if shift is not None:
+        start = b.add("add", "float32", start, b.operand(operands.number(shift), "float32"))
+    return start
+
+
+def lower_reduce(p: Planner, region: Region) -> None:
+    node = region.root
+    value = node.need(0)
+    found = dequantized(value)
+    x = p.view(value if found is None else found[0])
+    rank = len(x.shape)
+    axes_value = node.input(1)
+    axes = [] if axes_value is None else [int(v) % rank for v in axes_value.numpy().reshape(-1)]
+    if not axes:
+        axes = [] if node.get_int("noop_with_empty_axes", 0) else list(range(rank))
+    kept = [i for i in range(rank) if i not in axes]
+    full_shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+    out_shape = region.output.static_shape()
+    dtype = "float32" if found is not None else x.dtype
+    prologue = _reduce_prologue(node, found, x.dtype, dtype)
+    b, operands = ExpressionBuilder(), RegionOperands()
+    start = b.add("accumulator", dtype)
+    count = math.prod(x.shape[i] for i in axes)
+    if node.op_type == "ReduceMean":
+        start = b.add("mul", dtype, start, b.constant(1.0 / count, dtype))
+    if node.op_type == "ReduceL2":
+        start = b.add("sqrt", dtype, start)
+    result = p.translate(region, b, operands, start)
+    inner_order = [i for i in x.order if i in kept]
+    squeezed = len(out_shape) != rank
+    order = [kept.index(i) for i in inner_order] if squeezed else list(x.order)
+    out = p.output_view(region.output, order)
+    written = _unsqueezed(out, kept, rank, full_shape)
+    views = [_unsqueezed(p.operand_view(v, out_shape), kept, rank, full_shape) for v in operands.values]
+    views = [
+        v if not inner_order or v.strides[inner_order[-1]] in (0, 1) else _copied_as(p, v, list(x.order)) for v in views
+    ]
+    reduced = sorted(axes, key=lambda i: (-x.strides[i], i))
+    spec = ReduceSpec(
+        REDUCTIONS[node.op_type],  # type: ignore[arg-type]  # one of four words
+        x.dtype,
+        out.dtype,
+        tuple(x.shape[i] for i in inner_order),
+        tuple(x.shape[i] for i in reduced),
+        tuple(x.strides[i] for i in inner_order),
+        tuple(x.strides[i] for i in reduced),
+        tuple(written.strides[i] for i in inner_order),
+        prologue,
+        b.finish(result),
+        tuple(Operand(v.dtype, tuple(v.strides[i] for i in inner_order) or (0,), v.extent) for v in views),
+        x.extent,
+        out.extent,
+    )
+    p.call(spec, [p.pointer(v) for v in (x, *views, out)], (out.storage,), region.label)
+    p.views[id(region.output)] = out
+
+
+def _copied_as(p: Planner, view: View, order: list[int]) -> View:
+    from irc.backends.tvm.plan.views import strides_in_order
+
+    made = View(
+        p.new_storage(view.dtype, math.prod(view.shape)), view.dtype, view.shape, strides_in_order(view.shape, order)
+    )
+    p.copy(view, made, "reorder")
+    return made
+
+
+def _unsqueezed(view: View, kept: list[int], rank: int, shape: tuple[int, ...]) -> View:
+    """The view with the reduced dimensions put back as ones."""
+    if len(view.shape) == rank:
+        return view
+    strides = [0] * rank
+    for place, axis in enumerate(kept):
+        strides[axis] = view.strides[place]
+    return View(view.storage, view.dtype, shape, tuple(strides), view.offset)
+
+
+def _reduce_prologue(node: Node, found: tuple[Value, float, int] | None, x_dtype: str, dtype: str) -> Expression:
+    b = ExpressionBuilder()
+    x = b.operand(0, x_dtype)
+    if found is not None:
+        x = b.dequantize(x, found[1], found[2])
+    if node.op_type in ("ReduceSumSquare", "ReduceL2"):
+        x = b.add("mul", dtype, x, x)
+    elif node.op_type == "ReduceL1":
+        x = b.add("abs", dtype, x)
+    elif found is None:
+        return ()
+    return b.finish(x)
+
+
+def lower_elementwise(p: Planner, region: Region) -> None:
+    b, operands = ExpressionBuilder(), RegionOperands()
+    result = p.translate(region, b, operands, None, 0)
+    expression = b.finish(result)
+    out_shape = region.output.static_shape()
+    views = [p.view(v) if isinstance(v, Value) else p.constant(v) for v in operands.values]
+    table = _table(expression, views, [v for v in operands.values if isinstance(v, Value)], region)
+    leading = next((v for v in views if v.shape == tuple(out_shape)), None)
+    order = leading.order if leading is not None else tuple(range(len(out_shape)))
+    out = p.output_view(region.output, order)
+    if table is not None:
+        t = ExpressionBuilder()
+        lookup = t.add("table", out.dtype, _byte(t, views[0].dtype), params=(1,))
+        p.elementwise(out, t.finish(lookup), [views[0], p.constant(table)], region.label, tables=(1,))
+    else:
+        p.elementwise(out, expression, views, region.label)
+    p.views[id(region.output)] = out
+
+
+_CHEAP = {"operand", "constant", "dequantize", "requantize", "relu", "clip", "flip", "cast", "add", "sub", "mul"}
+
+
+def _table(expression: Expression, views: list[View], values: list[Value], region: Region) -> Array | None:
+    """A 256-entry table for a function of one 8-bit value that would need costly arithmetic."""
+    if len(views) != 1 or views[0].dtype not in ("uint8", "int8") or values[0].is_constant:
+        return None
+    if storage_dtype(region.output.dtype) not in ("uint8", "int8") or all(i.op in _CHEAP for i in expression):
+        return None
+    if str(values[0].dtype and values[0].dtype.value) == "bool":
+        return None
+    every = np.arange(256, dtype=np.uint8).view(views[0].dtype)
+    return evaluate(expression, [every])
+
+
+def _byte(t: ExpressionBuilder, dtype: str) -> int:
+    """The operand as an index 0..255."""
+    x = t.operand(0, dtype)
+    return x if dtype == "uint8" else t.add("as_uint8", "uint8", x)

@@ -1,0 +1,77 @@
+"""Graph -> list of kernel calls with placed memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from irc.backends.tvm.plan.kinds import kind_of
+from irc.backends.tvm.plan.lower_conv import lower_conv
+from irc.backends.tvm.plan.lower_library import lower_library
+from irc.backends.tvm.plan.lower_others import lower_elementwise, lower_pool, lower_reduce, lower_rows
+from irc.backends.tvm.plan.lower_product import lower_product
+from irc.backends.tvm.plan.moves import lower_concat
+from irc.backends.tvm.plan.normalize import normalize
+from irc.backends.tvm.plan.planner import Call, Planner
+from irc.backends.tvm.plan.regions import Region, find_regions
+from irc.backends.tvm.plan.translate import storage_dtype
+from irc.backends.tvm.plan.views import View, row_major
+from irc.ir.graph import Graph
+from irc.ir.types import Array
+from irc.targets.target import Target
+
+
+@dataclass
+class Plan:
+    """Calls in order, and the storages and constants they use. Scratch of library kernels is added later."""
+
+    planner: Planner
+    calls: list[Call]
+    constants: list[tuple[int, Array, str]]
+
+
+def _lower_linear(p: Planner, region: Region) -> None:
+    if region.root.op_type == "Conv":
+        lower_conv(p, region)
+    else:
+        lower_product(p, region)
+
+
+_LOWERINGS: dict[str, Callable[[Planner, Region], None]] = {
+    "linear": _lower_linear,
+    "depthwise": lower_conv,
+    "pool": lower_pool,
+    "rows": lower_rows,
+    "reduce": lower_reduce,
+    "elementwise": lower_elementwise,
+    "concat": lambda p, region: lower_concat(p, region.root),
+    "library": lambda p, region: lower_library(p, region.root),
+}
+
+
+def make_plan(graph: Graph, target: Target) -> Plan:
+    """Plan `graph` (static shapes). The graph is rewritten on the way: hand in a copy."""
+    normalize(graph, target)
+    planner = Planner(graph, target)
+    for region in find_regions(graph):
+        planner.origin = region.origin
+        _LOWERINGS[region.kind](planner, region)
+    _finish_outputs(planner)
+    return Plan(planner, planner.calls, planner.constants)
+
+
+def _finish_outputs(p: Planner) -> None:
+    """Outputs that no kernel wrote in place are copied there."""
+    p.origin = ()
+    for port, value in enumerate(p.graph.outputs):
+        view = p.view(value)
+        storage = p.storages[view.storage]
+        if storage.kind == "output" and storage.port == port and view.offset == 0 and view.is_contiguous:
+            continue
+        shape, dtype = value.static_shape(), storage_dtype(value.dtype)
+        made = View(p.new_storage(dtype, math.prod(shape), "output", port), dtype, shape, row_major(shape))
+        p.copy(view, made, "output")
+
+
+__all__ = ["Plan", "kind_of", "make_plan"]

@@ -1,0 +1,100 @@
+"""Operators that move or select elements: views where possible, one strided copy where not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from irc.backends.tvm.plan.views import View, row_major
+from irc.ir.graph import Node, Value
+
+if TYPE_CHECKING:
+    from irc.backends.tvm.plan.planner import Planner
+
+
+def view_output(p: Planner, node: Node, value: Value) -> View:
+    """The view of `value`, an output of a view operator."""
+    source = p.view(node.need(0))
+    shape = value.static_shape()
+    op = node.op_type
+    if op == "Identity":
+        return source
+    if op == "Transpose":
+        return source.transposed(node.get_ints("perm", tuple(reversed(range(len(source.shape))))))
+    if op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        return _reshape(p, node, source, shape)
+    if op == "Expand":
+        return source.broadcast_to(shape)
+    if op == "Slice":
+        return _slice(node, source, shape)
+    if op == "Split":
+        return _split(node, source, value)
+    if op == "Gather":
+        return _select(node, source, shape)
+    raise ValueError(f"{node.label} is no view")
+
+
+def _reshape(p: Planner, node: Node, source: View, shape: tuple[int, ...]) -> View:
+    made = source.reshaped(shape)
+    if made is None:
+        made = p.row_major(node.need(0)).reshaped(shape)
+        assert made is not None, "row-major data can take any shape"
+    return made
+
+
+def _slice(node: Node, source: View, shape: tuple[int, ...]) -> View:
+    rank = len(source.shape)
+    starts = [int(v) for v in node.need(1).numpy().reshape(-1)]
+    axes_value, steps_value = node.input(3), node.input(4)
+    axes = [int(v) % rank for v in axes_value.numpy().reshape(-1)] if axes_value is not None else list(range(len(starts)))
+    steps = [int(v) for v in steps_value.numpy().reshape(-1)] if steps_value is not None else [1] * len(starts)
+    first, step = [0] * rank, [1] * rank
+    for axis, start, stride in zip(axes, starts, steps, strict=True):
+        size = source.shape[axis]
+        start = start + size if start < 0 else start
+        first[axis] = min(max(start, 0), size - 1 if stride < 0 else size)
+        step[axis] = stride
+    return source.sliced(first, shape, step)
+
+
+def _split(node: Node, source: View, value: Value) -> View:
+    axis = node.get_int("axis", 0) % len(source.shape)
+    starts = [0] * len(source.shape)
+    for other in node.outputs[: value.output_index]:
+        starts[axis] += other.static_shape()[axis]
+    return source.sliced(starts, value.static_shape(), [1] * len(source.shape))
+
+
+def _select(node: Node, source: View, shape: tuple[int, ...]) -> View:
+    """Gather of a single constant index."""
+    axis = node.get_int("axis", 0) % len(source.shape)
+    index = int(node.need(1).numpy().reshape(-1)[0]) % source.shape[axis]
+    starts = [0] * len(source.shape)
+    starts[axis] = index
+    sizes = [*source.shape]
+    sizes[axis] = 1
+    one = source.sliced(starts, sizes, [1] * len(source.shape))
+    strides = [*one.strides[:axis], *[1] * (len(shape) - len(source.shape) + 1), *one.strides[axis + 1 :]]
+    return View(one.storage, one.dtype, shape, tuple(strides), one.offset)
+
+
+def lower_concat(p: Planner, node: Node) -> None:
+    """Every input is copied into its part of the output."""
+    axis = node.get_int("axis", 0) % len(node.output.static_shape())
+    views = [p.view(v) for v in node.inputs if v is not None and math.prod(v.static_shape()) > 0]
+    order: Sequence[int] = views[0].order if views else row_major(node.output.static_shape())
+    out = p.output_view(node.output, order)
+    start = 0
+    for view in views:
+        starts = [0] * len(out.shape)
+        starts[axis] = start
+        p.copy(view, out.sliced(starts, view.shape, [1] * len(out.shape)), "Concat")
+        start += view.shape[axis]
+    p.views[id(node.output)] = out
+
+
+def as_bytes(data: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any element type
+    return np.ascontiguousarray(data)

@@ -1,0 +1,34 @@
+"""Weights in the order in which kernels read them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irc.backends.tvm.geometry import channel_tiles
+from irc.ir.types import Array
+
+
+def pack_linear(w: Array, lanes: int, vectors: int, step: int) -> Array:
+    """[oc, kh, kw, ic] -> tiles [(kh, kw, ic/step), vectors of the tile, lanes, step], oc padded with zeros.
+
+    ic must be a multiple of `step`.
+    """
+    oc, kh, kw, ic = w.shape
+    total = -(-oc // lanes)
+    padded = np.zeros((total * lanes, kh, kw, ic), w.dtype)
+    padded[:oc] = w
+    parts = []
+    for start, count, size in channel_tiles(oc, lanes, vectors):
+        for t in range(count):
+            at = (start + t * size) * lanes
+            tile = padded[at : at + size * lanes].reshape(size, lanes, kh, kw, ic // step, step)
+            parts.append(np.ascontiguousarray(tile.transpose(2, 3, 4, 0, 1, 5)).reshape(-1))
+    return np.concatenate(parts)
+
+
+def pad_channels(v: Array, lanes: int, axis: int = 0) -> Array:
+    """Zeros up to whole vectors along `axis`."""
+    size = v.shape[axis]
+    pad = [(0, 0)] * v.ndim
+    pad[axis] = (0, -(-size // lanes) * lanes - size)
+    return np.pad(v, pad)
