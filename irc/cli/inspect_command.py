@@ -20,10 +20,12 @@ def run(args: argparse.Namespace) -> int:
         return _artifact(args)
     from irc.driver.options import check_file
     from irc.evaluation.cost import costs
-    from irc.frontend import load_model
+    from irc.frontend import default_batch, load_model
 
     check_file(args.subject)
     model = load_model(args.subject, shapes=arguments.shapes(args.shape), dims=arguments.dims(args.dim))
+    for note in default_batch(model):
+        output.note(note)
     found = costs(model)
     if args.json:
         output.print_json({"model": model.name, "opset": model.opsets.get("", 0)} | found.to_json())

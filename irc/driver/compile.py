@@ -14,7 +14,7 @@ import irc
 from irc.backends.program import Program
 from irc.driver import runners
 from irc.driver.budget import Accuracy, measure_accuracy
-from irc.driver.divergence import first_divergence
+from irc.driver.divergence import first_divergence, first_wrong_pass
 from irc.driver.manifest import make_manifest
 from irc.driver.options import CompileOptions, Data, check_writable
 from irc.driver.samples import count_feeds, has_quantized_activations, output_steps, verification_feeds
@@ -232,21 +232,24 @@ def _verify(done: Compilation, twin: _Twin, data: Dataset | None) -> Verificatio
     quantized = has_quantized_activations(model)
     count = count_feeds(model, macs, quantized=quantized, slow=execution.slow)
     feeds = verification_feeds(model, data, count, options.seed)
-    references = (
-        Reference("onnxruntime on the exported IR", Oracle(model).run, quantized, output_steps(model)),
-        _original_reference(done),
-    )
+    steps = output_steps(model)
+    exported = Reference("onnxruntime on the exported IR", Oracle(model).run, quantized, steps)
+    originally = _original_reference(done)
+    pipeline = Pipeline.parse(options.passes)
+
+    def wrong_node() -> str:
+        return first_divergence(model, feeds[0], twin.run_cut, quantized=quantized, steps=steps)
+
+    def wrong_pass() -> str:
+        context = PassContext(options.target, data, options.seed)
+        return first_wrong_pass(done.original, pipeline, context, originally, feeds)
+
     result = Verification(execution.where, execution.detail, samples=len(feeds))
     result.data = "random" if data is None else "calibration"
-    for reference in references:
+    for reference, find in ((exported, wrong_node), (originally, wrong_pass)):
         found = measure(execution.run, reference, feeds)
         result.against[reference.name] = found
-        check(
-            found,
-            reference,
-            model.name,
-            lambda: first_divergence(model, feeds[0], twin.run_cut, quantized=quantized, steps=output_steps(model)),
-        )
+        check(found, reference, model.name, find)
     return result
 
 

@@ -1,14 +1,15 @@
-"""Find the first node whose compiled result is wrong, by cutting the model at intermediate values.
+"""Find what is at fault: the first node whose compiled result is wrong, or the first pass that changed results.
 
-A binary search over the topological order: compile the model up to a value, run it, compare with onnxruntime. About
-log2(nodes) small compilations, most of whose kernels are in the cache already. It assumes that what is wrong stays
-wrong further on, as errors do; a cut may also change what is fused, so a defect that only shows when fused is blamed
-on the node that ends the shortest failing cut.
+Nodes are found by cutting the model at intermediate values: a binary search over the topological order, which compiles
+the model up to a value, runs it and compares with onnxruntime. That is about log2(nodes) small compilations, most of
+whose kernels are in the cache already. It assumes that what is wrong stays wrong further on, as errors do; a cut may
+also change what is fused, so a defect that only shows when fused is blamed on the node that ends the shortest failing
+cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from irc.driver.verification import Reference, Run, failure, measure
 from irc.errors import IrcError
@@ -16,6 +17,7 @@ from irc.evaluation.oracle import Oracle
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Node, Value
 from irc.ir.types import Array
+from irc.pipeline import PassContext, Pipeline, bisect
 
 CompileCut = Callable[[Model], Run]
 """Compiles a model whose only output is the value of the cut. Raises IrcError where it cannot."""
@@ -24,10 +26,10 @@ CompileCut = Callable[[Model], Run]
 def first_divergence(
     model: Model, feed: dict[str, Array], compile_cut: CompileCut, *, quantized: bool, steps: Mapping[str, float]
 ) -> str:
-    """Words naming the node ("node 'conv3' (Conv), from conv3, bn3")."""
+    """Words naming the node ("first node that diverges: node 'conv3' (Conv), from conv3, bn3")."""
     nodes = [n for n in model.graph.nodes if n.outputs and _comparable(n.output)]
     if not nodes:
-        return "unknown"
+        return "no node can be checked alone"
     references = Oracle(model, extra=[n.output.name for n in nodes]).run(feed)
 
     def wrong(node: Node) -> bool:
@@ -43,7 +45,22 @@ def first_divergence(
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (good, middle) if wrong(nodes[middle]) else (middle, bad)
-    return describe(nodes[bad])
+    return f"first node that diverges: {describe(nodes[bad])}"
+
+
+def first_wrong_pass(
+    original: Model, pipeline: Pipeline, context: PassContext, reference: Reference, feeds: Sequence[dict[str, Array]]
+) -> str:
+    """Words naming the first execution of a pass after which onnxruntime gives something else."""
+
+    def is_good(model: Model) -> bool:
+        return not any(failure(d, reference) for d in measure(Oracle(model).run, reference, feeds))
+
+    try:
+        record = bisect(original, pipeline, is_good, context)
+    except ValueError:  # it is wrong before the first pass
+        return "the importer has read the model wrongly"
+    return "no pass alone is at fault" if record is None else f"first pass that changes results: {record.text}"
 
 
 def describe(node: Node) -> str:
@@ -58,8 +75,6 @@ def describe(node: Node) -> str:
 
 def cut(model: Model, value: str) -> Model:
     """A copy that ends at `value`."""
-    from irc.pipeline import Pipeline
-
     copy = clone(model)
     copy.graph.set_outputs([copy.graph.find(value)])
     Pipeline.parse("eliminate-dead").run(copy)

@@ -104,7 +104,7 @@ def failure(difference: Difference, reference: Reference) -> tuple[str, str] | N
 
 
 def check(differences: Sequence[Difference], reference: Reference, where: str, find: Callable[[], str]) -> None:
-    """Raises VerificationError for the first output that is too far off. `find` names the node at fault."""
+    """Raises VerificationError for the first output that is too far off. `find` says what is at fault."""
     if not reference.binding:
         return
     for difference in differences:
@@ -114,9 +114,9 @@ def check(differences: Sequence[Difference], reference: Reference, where: str, f
         try:
             culprit = find()
         except IrcError as error:
-            culprit = f"could not be found: {error}"
+            culprit = f"what is at fault could not be found: {error}"
         raise VerificationError(
-            f"the compiled result differs from {reference.name}; first node that diverges: {culprit}",
+            f"the compiled result differs from {reference.name}; {culprit}",
             where=f"{where}: output '{difference.name}'",
             expected=found[0],
             got=found[1],

@@ -78,7 +78,7 @@ def costs(model: Model) -> Costs:
         parameters,
         sum(c.nbytes for c in constants),
         sum(_zeros(c, zeros) for c in constants) / parameters if parameters else 0.0,
-        sum(m for m in macs if m is not None) if any(m is not None for m in macs) else None,
+        None if None in macs else sum(m for m in macs if m is not None),
         {v.name: str(v.type) for v in model.graph.inputs},
         {v.name: str(v.type) for v in model.graph.outputs},
     )
