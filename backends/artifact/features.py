@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def obstacle(facts: Mapping[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) ->
     """Why code for the target of these facts cannot run on this machine; empty when it can."""
     if facts["arch"] != host_arch():
         return f"it is for {facts['arch']}, this machine is {host_arch()}"
+    if "linux" in facts["triple"] and not sys.platform.startswith("linux"):
+        return f"it is for Linux, this is {sys.platform}"
     missing = sorted(set(facts.get("cpu_flags", ())) - host_features(cpuinfo))
     return f"this CPU lacks {', '.join(missing)}" if missing else ""
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from irc.backends.program import Port
 from irc.errors import OptionError
+from irc.ir.types import DType
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
 KIND = "irc-artifact"
 """`manifest["kind"]` of every artifact."""
@@ -25,7 +31,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise OptionError("cannot read the manifest", where=str(path), got=str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise OptionError("not an artifact of irc", where=str(path), expected=f'"kind": "{KIND}"')
+    if not (isinstance(manifest.get("name"), str) and _NAME.match(manifest["name"])):
+        raise OptionError("the manifest names no network", where=str(path))
+    for key in ("target", "interface", "files"):
+        if not isinstance(manifest.get(key), dict):
+            raise OptionError(f"the manifest lacks '{key}'", where=str(path))
     return manifest
+
+
+def ports(manifest: Mapping[str, Any], which: str) -> tuple[Port, ...]:
+    """The "inputs" or "outputs" of an artifact. Raises OptionError when the manifest is damaged."""
+    try:
+        rows = manifest["interface"][which]
+        return tuple(
+            Port(r["name"], DType(r["dtype"]).value, tuple(map(int, r["shape"])), r.get("scale"), r.get("zero_point"))
+            for r in rows
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptionError(f"the manifest describes its {which} wrongly", got=str(error)) from error
 
 
 def is_artifact(folder: Path) -> bool:

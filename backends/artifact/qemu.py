@@ -11,7 +11,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -20,10 +21,12 @@ import numpy as np
 from irc.backends.artifact.elf import ObjectFile
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.link import link
+from irc.backends.artifact.manifest import ports, read_manifest
 from irc.backends.artifact.write import archive_chunks
-from irc.backends.program import Program
+from irc.backends.program import Port, Program
 from irc.errors import DataError, IrcError, OptionError, VerificationError
 from irc.ir.types import Array, DType
+from irc.targets.catalogue import get_target
 from irc.targets.target import Target
 
 # Reads the number of samples (8 bytes), then for each sample all inputs; writes all outputs of each sample.
@@ -86,37 +89,66 @@ def run_under_qemu(
 
 
 class Emulated:
-    """A network linked for its target, ready to be run under the emulator.
+    """A network linked for its target, ready to be run under the emulator. `inputs` and `outputs` describe it.
 
     `linked` is the glue object, or the merged object of `link`. Raises OptionError when a tool is missing (with its
     name), VerificationError when the network cannot be linked or the emulated program fails.
     """
 
     def __init__(self, program: Program, linked: bytes | ObjectFile, *, timeout: float = 600.0) -> None:
-        target = program.target
+        obj = linked if isinstance(linked, ObjectFile) else link(program, linked)
+        self._prepare(program.name, program.target, program.inputs, program.outputs, timeout)
+        with self._cleaned():
+            library = Path(self._folder.name, f"lib{self.name}.a")
+            with library.open("wb") as file:
+                file.writelines(archive_chunks(program, obj))
+            self._link(header_text(program), library)
+            library.unlink()  # its weights are in the executable now
+
+    @classmethod
+    def artifact(cls, directory: str | os.PathLike[str], *, timeout: float = 600.0) -> Emulated:
+        """The network of an artifact directory, from its header and static library. Also raises OptionError when the
+        directory is no artifact or lacks one of the two."""
+        folder = Path(directory)
+        manifest = read_manifest(folder)
+        name = manifest["name"]
+        header, library = folder / "include" / f"{name}.h", folder / "lib" / f"lib{name}.a"
+        for path in (header, library):
+            if not path.is_file():
+                raise OptionError("the artifact lacks a part", where=str(path))
+        self = cls.__new__(cls)
+        target = get_target(manifest["target"].get("name", ""))
+        self._prepare(name, target, ports(manifest, "inputs"), ports(manifest, "outputs"), timeout)
+        with self._cleaned():
+            self._link(header.read_text(), library)
+        return self
+
+    def _prepare(
+        self, name: str, target: Target, inputs: tuple[Port, ...], outputs: tuple[Port, ...], timeout: float
+    ) -> None:
         reason = missing_tools(target)
         if reason:
-            raise OptionError(f"cannot run code for {target.name} here: {reason}", where=program.name)
-        self.program = program
+            raise OptionError(f"cannot run code for {target.name} here: {reason}", where=name)
+        self.name, self.target, self.inputs, self.outputs = name, target, inputs, outputs
         self._timeout = timeout
         self._folder = tempfile.TemporaryDirectory(prefix="irc-qemu-")
         self._executable = Path(self._folder.name, "network")
+
+    @contextmanager
+    def _cleaned(self) -> Iterator[None]:
+        """Removes the temporary folder when something fails."""
         try:
-            self._link(linked if isinstance(linked, ObjectFile) else link(program, linked))
+            yield
         except BaseException:
             self.close()
             raise
 
-    def _link(self, obj: ObjectFile) -> None:
-        name, folder = self.program.name, Path(self._folder.name)
-        (folder / f"{name}.h").write_text(header_text(self.program))
-        (folder / "main.c").write_text(_DRIVER.replace("@NAME@", name).replace("@UPPER@", name.upper()))
-        library = folder / f"lib{name}.a"
-        with library.open("wb") as file:
-            file.writelines(archive_chunks(self.program, obj))
-        command = [self.program.target.linker, "-static", "-O1", "-o", str(self._executable)]
+    def _link(self, header: str, library: Path) -> None:
+        folder = Path(self._folder.name)
+        (folder / f"{self.name}.h").write_text(header)
+        (folder / "main.c").write_text(_DRIVER.replace("@NAME@", self.name).replace("@UPPER@", self.name.upper()))
+        command = [self.target.linker, "-static", "-O1", "-o", str(self._executable)]
         self._execute([*command, str(folder / "main.c"), str(library), "-lm"], b"", "linking for the target failed")
-        library.unlink()  # its weights are in the executable now
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """One sample: arrays by input name -> arrays by output name."""
@@ -125,11 +157,11 @@ class Emulated:
     def run_many(self, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Several samples in one start of the emulator."""
         data = struct.pack("<Q", len(samples)) + b"".join(self._pack(feeds) for feeds in samples)
-        command = [self.program.target.qemu]
-        if self.program.target.qemu_cpu:
-            command += ["-cpu", self.program.target.qemu_cpu]
+        command = [self.target.qemu]
+        if self.target.qemu_cpu:
+            command += ["-cpu", self.target.qemu_cpu]
         out = self._execute([*command, str(self._executable)], data, "the emulated network failed")
-        expected = len(samples) * sum(p.nbytes for p in self.program.outputs)
+        expected = len(samples) * sum(p.nbytes for p in self.outputs)
         if len(out) != expected:
             raise VerificationError(
                 "the emulated network wrote too little", expected=f"{expected} bytes", got=str(len(out))
@@ -137,7 +169,7 @@ class Emulated:
         results, at = [], 0
         for _ in samples:
             outputs: dict[str, Array] = {}
-            for port in self.program.outputs:
+            for port in self.outputs:
                 raw = np.frombuffer(out, np.uint8, port.nbytes, at)
                 outputs[port.name] = raw.view(DType(port.dtype).numpy).reshape(port.shape).copy()
                 at += port.nbytes
@@ -146,7 +178,7 @@ class Emulated:
 
     def _pack(self, feeds: Mapping[str, Array]) -> bytes:
         parts = []
-        for port in self.program.inputs:
+        for port in self.inputs:
             array = feeds.get(port.name)
             wanted = DType(port.dtype).numpy
             if array is None or array.shape != port.shape or array.dtype != wanted:

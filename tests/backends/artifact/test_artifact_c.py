@@ -147,6 +147,22 @@ def test_emulated_arm_gives_the_results():
             network.run({"a": samples[0][0]})
 
 
+def test_an_artifact_under_emulation(artifacts, tmp_path):
+    _skip_without_emulator()
+    a, b = toy.toy_inputs()
+    with Emulated.artifact(artifacts / "aarch64" / "toy") as network:
+        assert network.inputs == toy.toy().inputs
+        results = network.run({"a": a, "b:0": b})
+    for got, want in zip(results.values(), toy.toy_expected(a, b), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-6)  # float32 roundings of three steps
+    with pytest.raises(OptionError, match="no such folder"):
+        Emulated.artifact(tmp_path / "absent")
+    program = toy.toy("aarch64")
+    write_artifact(program, tmp_path / "a", manifest={}, glue_object=toy.glue("toy", "aarch64"), emit={"header"})
+    with pytest.raises(OptionError, match=r"libtoy\.a: the artifact lacks a part"):
+        Emulated.artifact(tmp_path / "a")
+
+
 def test_what_is_missing_for_emulation_is_named(monkeypatch):
     with pytest.raises(OptionError, match="names no emulator"):
         run_under_qemu(toy.toy(), toy.glue(), {})

@@ -166,6 +166,23 @@ def test_folders_that_are_no_artifacts(tmp_path):
         load_artifact(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../../evil"}, "names no network"),
+        ({"name": None}, "names no network"),
+        ({"target": "x86"}, "lacks 'target'"),
+        ({"files": None}, "lacks 'files'"),
+    ],
+)
+def test_damaged_manifests(tmp_path, change, message):
+    write_artifact(toy.toy(), tmp_path / "x", manifest={}, glue_object=toy.glue())
+    path = tmp_path / "x" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(OptionError, match=message):
+        load_artifact(tmp_path / "x")
+
+
 def test_artifacts_of_other_machines_and_incomplete_ones(tmp_path):
     arm = toy.toy("aarch64")
     write_artifact(arm, tmp_path / "arm", manifest={}, glue_object=toy.glue("toy", "aarch64"))
