@@ -9,9 +9,10 @@ import onnx
 
 from irc import __version__
 from irc.errors import ModelError
+from irc.export.opsets import compatible_opset, opset_problem
 from irc.export.tensors import tensor_proto
 from irc.export.valuetypes import type_proto
-from irc.ir.graph import AttributeValue, Graph, Model, Node, Value
+from irc.ir.graph import CANONICAL_OPSET, AttributeValue, Graph, Model, Node, Value
 from irc.ir.ops import schema
 from irc.ir.types import Constant, DType, MapType, OptionalType, SequenceType, SparseType, TensorType, ValueType
 
@@ -35,7 +36,9 @@ TensorMaker = Callable[[Constant, str], onnx.TensorProto]
 def to_proto(model: Model, *, opset: int | None = None) -> onnx.ModelProto:
     """The model as ONNX, weights in it.
 
-    `opset`: declare this older opset; raises ModelError when a node's operator changed since.
+    `opset` None: the oldest opset (from 18 on) under which every node means the same, because readers lag behind:
+    onnxruntime itself has no kernel for the newest version of some operators. Another opset: ModelError when a node
+    would mean something else under it.
     """
     return build(model, tensor_proto, opset=opset)
 
@@ -44,9 +47,11 @@ def build(model: Model, tensor: TensorMaker, *, opset: int | None = None) -> onn
     """`to_proto` with a choice of how weights of the main graph become TensorProtos."""
     proto = onnx.ModelProto(producer_name="irc", producer_version=__version__)
     opsets = dict(model.opsets)
-    if opset is not None:
+    if opset is None:
+        opset = compatible_opset(model)
+    elif opset != opsets.get(""):
         _check_opset(model, opset)
-        opsets[""] = opset
+    opsets[""] = opset
     for domain in sorted({n.domain for n in model.graph.walk()} - opsets.keys()):
         opsets[domain] = 1
     for domain in sorted(opsets):
@@ -91,6 +96,8 @@ def _type_dtypes(type: ValueType | None) -> Iterator[DType]:
 
 
 def _check_opset(model: Model, opset: int) -> None:
+    if opset > CANONICAL_OPSET:
+        raise ModelError(f"irc writes no opset above {CANONICAL_OPSET}", where=model.name, got=f"opset {opset}")
     for node in model.graph.walk():
         reason = opset_problem(node, opset)
         if reason:
@@ -99,27 +106,6 @@ def _check_opset(model: Model, opset: int) -> None:
                 where=f"{model.name}: {node.label}",
                 hint=f"opset {compatible_opset(model)} or newer",
             )
-
-
-def opset_problem(node: Node, opset: int) -> str:
-    """Why `node` would not mean the same under an older `opset`; empty when it would."""
-    if node.domain != "":
-        return ""
-    now, then = schema(node.op_type), schema(node.op_type, "", opset)
-    if now is None or then is None:
-        return f"there is no {node.op_type} in it"
-    if now.since_version == then.since_version:
-        return ""
-    return f"{node.op_type} changed in opset {now.since_version}"
-
-
-def compatible_opset(model: Model, at_least: int = 18) -> int:
-    """The lowest opset, but not below `at_least`, under which every node means the same (readable by older tools)."""
-    newest = model.opsets.get("", 1)
-    for opset in range(min(at_least, newest), newest):
-        if not any(opset_problem(node, opset) for node in model.graph.walk()):
-            return opset
-    return newest
 
 
 def region_proto(

@@ -151,14 +151,11 @@ def _dft_20(node: Node) -> None:
 
 
 def _dropout_12(node: Node) -> None:
-    """At inference the ratio does not matter; below 10 the mask had the type of the data."""
+    """At inference the ratio does not matter. What the mask then holds was left open (onnxruntime: false)."""
     _drop("ratio", "is_test")(node)
-    if len(node.outputs) > 1:
-        mask = node.outputs[1]
-        if (mask.uses or mask.is_output) and mask.dtype not in (None, DType.BOOL):
-            raise AdaptError("its mask is read as numbers")
-        if not (mask.uses or mask.is_output):
-            _keep_outputs(node, 1)
+    if any(v.uses or v.is_output for v in node.outputs[1:]):
+        raise AdaptError("its mask is read, which below opset 12 has no defined contents at inference")
+    _keep_outputs(node, 1)
 
 
 def _float_to_int(name: str, default: int) -> Adapter:
@@ -400,7 +397,6 @@ NEEDS_TYPES = {
     **dict.fromkeys(_words("Add And Div Equal Greater Less Mul Or Pow Sub Xor PRelu"), 7),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), 13),
     "Clip": 11,
-    "Dropout": 10,
     "GroupNormalization": 21,
     "Pad": 11,
     "Tile": 6,
