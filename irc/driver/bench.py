@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from irc.driver import runners
-from irc.driver.compile import Progress, build_program, load_data, load_static
+from irc.driver.compile import Progress, build_program, cache_folder, load_data, load_static
 from irc.driver.options import CompileOptions, check_file
 from irc.driver.samples import verification_feeds
 from irc.errors import IrcError, OptionError, suggest
@@ -98,7 +98,7 @@ def _compiled(options: CompileOptions, progress: Progress) -> tuple[Run, Model]:
     context = PassContext(options.target, load_data(options.calibration, model), options.seed, progress)
     Pipeline.parse(options.passes).run(model, context)
     program = build_program(model, options.target, options, progress)
-    return runners.in_process(program, threads=options.threads).run, model
+    return runners.in_process(program, cache_dir=cache_folder(options), threads=options.threads).run, model
 
 
 def _artifact(path: Path, threads: int, peers: Sequence[str], peer_model: Path | None) -> tuple[Run, Model]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,15 +162,15 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
     """The backend. (A name of this module, so that tests can put something quicker in its place.)"""
     from irc.backends.tvm.build import build_program as build
 
-    cache = options.cache_dir if options.cache_dir is not None else default_cache()
     workers = options.workers or len(os.sched_getaffinity(0))
-    return build(model, target, name=options.name, cache_dir=cache, workers=workers, progress=progress)
+    return build(model, target, name=options.name, cache_dir=cache_folder(options), workers=workers, progress=progress)
 
 
-def default_cache() -> Path:
-    """`irc` in the user's cache folder (XDG base directory specification)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "irc"
+def cache_folder(options: CompileOptions) -> Path:
+    """Where compiled kernels are kept."""
+    from irc.backends.tvm.cache import default_cache_dir
+
+    return options.cache_dir if options.cache_dir is not None else default_cache_dir()
 
 
 def _build(model: Model, options: CompileOptions, target: Target, progress: Progress) -> Program:
@@ -193,8 +194,10 @@ class _Twin:
         if self._execution is None:
             if self._done.program is None:
                 raise ValueError("nothing is compiled yet")
-            threads = self._done.options.threads
-            self._execution = runners.execution(self._done.program, self._build, threads=threads)
+            options = self._done.options
+            self._execution = runners.execution(
+                self._done.program, self._build, cache_dir=cache_folder(options), threads=options.threads
+            )
         return self._execution
 
     @property
@@ -202,7 +205,11 @@ class _Twin:
         """In process, for many samples: the target itself, or the same model compiled for this machine."""
         if self._fast is None:
             needs_twin = not runs_here(self._done.options.target)
-            self._fast = runners.host_twin(self._build) if needs_twin else self.execution
+            self._fast = (
+                runners.host_twin(self._build, cache_dir=cache_folder(self._done.options))
+                if needs_twin
+                else self.execution
+            )
         return self._fast
 
     def _build(self, target: Target) -> Program:
@@ -212,7 +219,8 @@ class _Twin:
         """Compile and load another model for the same target (or its twin)."""
         options = self._done.options
         program = _build(model, options, options.target, self._progress)
-        return runners.execution(program, lambda t: _build(model, options, t, self._progress)).run
+        again = partial(_build, model, options, progress=self._progress)
+        return runners.execution(program, again, cache_dir=cache_folder(options)).run
 
     def close(self) -> None:
         for execution in (self._execution, self._fast):
@@ -313,6 +321,7 @@ def _write(done: Compilation) -> None:
         manifest=make_manifest(done),
         model_proto_bytes=to_bytes(done.model) if "onnx" in emit else None,
         report_html=html(done.report) if "report" in emit else None,
+        glue_object=runners.glue_object(done.program, cache_folder(done.options)),
         emit=emit,
     )
     done.report.sizes |= _file_sizes(done.manifest)
@@ -362,6 +371,6 @@ def _file_sizes(manifest: dict[str, Any]) -> dict[str, int]:
 
 def plan_rows(model: Model, target: Target) -> list[StepRow]:
     """The kernel calls that the plan makes of a model, before any is compiled."""
-    from irc.backends.tvm.build import plan_program
+    from irc.backends.tvm.plan.make import make_plan
 
-    return [StepRow(s.label or s.symbol, s.nodes, s.macs, s.parallel) for s in plan_program(model, target)]
+    return [StepRow(c.label, c.nodes, c.macs, c.parallel) for c in make_plan(clone(model).graph, target).calls]

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import irc
-from irc.driver.compile import default_cache
+from irc.backends.tvm.cache import default_cache_dir
 from irc.targets import get_target
 
 State = Literal["good", "missing", "bad"]
@@ -90,7 +90,7 @@ def _native() -> Finding:
 
 
 def _cache() -> Finding:
-    folder = default_cache()
+    folder = default_cache_dir()
     if not folder.is_dir():
         return Finding("kernel cache", "good", f"{folder} (empty)")
     count, size = 0, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from irc.backends.program import Program
@@ -29,49 +30,49 @@ class Execution:
     slow: bool = False
 
 
-def glue_object(program: Program) -> bytes:
+def glue_object(program: Program, cache_dir: Path | None) -> bytes:
     """The entry functions of a program as an object file."""
     from irc.backends.artifact.glue import glue_ll
-    from irc.backends.tvm.assemble import assemble
+    from irc.backends.tvm.build import assemble_glue
 
-    return assemble(glue_ll(program), program.target)
+    return assemble_glue(glue_ll(program), program.target, cache_dir=cache_dir)
 
 
-def in_process(program: Program, *, threads: int = 1) -> Execution:
+def in_process(program: Program, *, cache_dir: Path | None = None, threads: int = 1) -> Execution:
     """Load the program's machine code into this process."""
     from irc.backends.artifact.load import load_program
 
-    network = load_program(program, glue_object(program), threads=threads)
+    network = load_program(program, glue_object(program, cache_dir), threads=threads)
     return Execution(network.run, "target", "in process", network.close)
 
 
-def emulated(program: Program) -> Execution:
+def emulated(program: Program, *, cache_dir: Path | None = None) -> Execution:
     """Link the program for its target and run it under an emulator. Raises OptionError where a tool is missing."""
     from irc.backends.artifact.qemu import Emulated
 
     target = program.target
-    network = Emulated(program, glue_object(program))
+    network = Emulated(program, glue_object(program, cache_dir))
     detail = f"{target.qemu} -cpu {target.qemu_cpu}" if target.qemu_cpu else target.qemu
     return Execution(network.run, "target", detail, network.close, slow=True)
 
 
-def execution(program: Program, build: Build, *, threads: int = 1) -> Execution:
+def execution(program: Program, build: Build, *, cache_dir: Path | None = None, threads: int = 1) -> Execution:
     """The nearest thing to the real machine that there is here. Raises IrcError where there is none."""
     if runs_here(program.target):
-        return in_process(program, threads=threads)
+        return in_process(program, cache_dir=cache_dir, threads=threads)
     from irc.backends.artifact.qemu import missing_tools
 
     reason = missing_tools(program.target)
-    return host_twin(build, reason) if reason else emulated(program)
+    return host_twin(build, reason, cache_dir=cache_dir) if reason else emulated(program, cache_dir=cache_dir)
 
 
-def host_twin(build: Build, reason: str = "") -> Execution:
+def host_twin(build: Build, reason: str = "", *, cache_dir: Path | None = None) -> Execution:
     """The same model compiled for this machine: the same plan and integer semantics, so integer results are the
     target's bit for bit. Raises OptionError on a machine that irc has no target for.
     """
     native = get_target("native")
     try:
-        twin = in_process(build(native))
+        twin = in_process(build(native), cache_dir=cache_dir)
     except OptionError as error:
         raise error.at(f"a check on this machine in place of the target ({reason})") from None
     detail = f"the same model compiled for {native.name}"

@@ -46,7 +46,7 @@ class FakeBackend:
         self._models[id(program)] = (program, copy)
         return program
 
-    def in_process(self, program: Program, *, threads: int = 1) -> runners.Execution:
+    def in_process(self, program: Program, **options: Any) -> runners.Execution:
         return runners.Execution(Oracle(self._models[id(program)][1]).run, "target", "in process", lambda: None)
 
 
