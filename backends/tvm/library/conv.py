@@ -21,7 +21,6 @@ from irc.backends.tvm.library.op import (
     dtype_of,
     element,
     elementwise,
-    fresh,
     shape_of,
     unflatten_index,
 )
@@ -152,22 +151,20 @@ def conv_transpose(op: Op) -> list[Tensor]:
     dilations = op.attr("dilations") or [1] * rank
     extra = op.attr("output_padding") or [0] * rank
     pads = op.attr("pads") or [0] * (2 * rank)
-    before, after = list(pads[:rank]), list(pads[rank:])
+    before = list(pads[:rank])
     auto, wanted = op.attr("auto_pad", "NOTSET"), op.attr("output_shape")
     output = []
     for a in range(rank):
         full = strides[a] * (spatial[a] - 1) + extra[a] + (kernel[a] - 1) * dilations[a] + 1
         if wanted or auto.startswith("SAME"):
             size = wanted[-rank:][a] if wanted else spatial[a] * strides[a]
-            total = max(full - size, 0) if not wanted else full - size
-            before[a] = total - total // 2 if auto != "SAME_UPPER" else total // 2
-            before[a] = total // 2 if auto == "SAME_UPPER" else before[a]
-            if auto == "NOTSET":
-                before[a] = total // 2
-            after[a] = total - before[a]
+            if full < size and not wanted:
+                raise Refused("auto_pad SAME where the kernel is smaller than the stride: tools disagree on it")
+            total = max(full - size, 0)
+            before[a] = total // 2 if auto == "SAME_UPPER" else total - total // 2
             output.append(size)
         else:
-            output.append(full - before[a] - after[a])
+            output.append(full - before[a] - pads[a + rank])
     depth = channels // group
     dtype = wide(op.value(0).dtype)
     inner = [te.reduce_axis((0, d), name="k") for d in (depth, *kernel)]
@@ -269,7 +266,6 @@ def col2im(op: Op) -> list[Tensor]:
     return [compute((n, channels, *image), formula, op.kind)]
 
 
-_ = fresh
 OPERATORS: dict[str, Definition] = {
     "Col2Im": col2im,
     "Conv": conv,

@@ -258,6 +258,19 @@ def hard_sigmoid(op: Op) -> list[Tensor]:
     return unary(lambda x: limit(x * like(a, x) + like(b, x), like(0, x), like(1, x)))(op)
 
 
+def shrink(op: Op) -> list[Tensor]:
+    """Towards zero by `bias` outside of [-lambd, lambd], zero inside."""
+    threshold, bias = op.attr("lambd", 0.5), op.attr("bias", 0.0)
+
+    def formula(x: Expr) -> Expr:
+        dtype = type_of(x)
+        wide = x if is_float(dtype) else cast(x, "float32")
+        above = tirx.Select(wide > like(threshold, wide), wide - like(bias, wide), like(0, wide))
+        return cast(tirx.Select(wide < like(-threshold, wide), wide + like(bias, wide), above), dtype)
+
+    return unary(formula)(op)
+
+
 def gelu(op: Op) -> list[Tensor]:
     def exact(x: Expr) -> Expr:
         return like(0.5, x) * x * (like(1, x) + tirx.erf(x * like(1 / math.sqrt(2), x)))
@@ -353,6 +366,7 @@ OPERATORS: dict[str, Definition] = {
     "Reciprocal": unary(lambda x: like(1, x) / x),
     "Relu": unary(lambda x: tirx.max(x, like(0, x))),
     "Round": unary(tirx.nearbyint),
+    "Shrink": shrink,
     "Sigmoid": unary(in_float(sigmoid)),
     "Sign": unary(sign),
     "Sin": unary(in_float(tirx.sin)),

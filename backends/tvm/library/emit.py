@@ -17,9 +17,9 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Ref:
-    """An argument: number `index` of the inputs, outputs or constants, or `index` bytes into the scratch memory."""
+    """An argument: number `index` of the inputs, outputs or constants."""
 
-    space: Literal["input", "output", "scratch", "constant"]
+    space: Literal["input", "output", "constant"]
     index: int
 
 
@@ -33,18 +33,17 @@ class Call:
 
 @dataclass(frozen=True)
 class LibraryKernel:
-    """A region as calls of TIR functions. `scratch_bytes` holds the tensors that pass between the calls."""
+    """A region as calls of TIR functions. `inputs` and `outputs`: dtype and shape of each."""
 
     calls: tuple[Call, ...]
-    inputs: tuple[tuple[str, tuple[int, ...]], ...]  # dtype and shape of each
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     constants: tuple[Array, ...] = ()
-    scratch_bytes: int = 0
 
 
 def scratch_of(kernel: LibraryKernel) -> int:
-    """Bytes of scratch memory: what lives between calls, and the largest need of one call behind it."""
-    return kernel.scratch_bytes + max((_padded(c.function.scratch) for c in kernel.calls), default=0)
+    """Bytes of scratch memory: the largest need of one call."""
+    return max((_padded(c.function.scratch) for c in kernel.calls), default=0)
 
 
 def _padded(sizes: Sequence[int]) -> int:
@@ -114,8 +113,8 @@ def _entry(kernel: LibraryKernel, symbol: str) -> list[str]:
         return f"%s{count}"
 
     for call in kernel.calls:
-        args = [_operand(ref, scratch) for ref in call.args]
-        offset = kernel.scratch_bytes
+        args = [_operand(ref) for ref in call.args]
+        offset = 0
         for size in call.function.scratch:
             args.append(scratch(offset))
             offset += -(-size // ALIGNMENT) * ALIGNMENT
@@ -123,11 +122,9 @@ def _entry(kernel: LibraryKernel, symbol: str) -> list[str]:
     return [*lines, "  br label %done", "done:", "  ret void", "}"]
 
 
-def _operand(ref: Ref, scratch: Any) -> str:
+def _operand(ref: Ref) -> str:
     if ref.space == "input":
         return f"%in{ref.index}"
     if ref.space == "output":
         return f"%out{ref.index}"
-    if ref.space == "constant":
-        return f"@constant.{ref.index}"
-    return str(scratch(ref.index))
+    return f"@constant.{ref.index}"

@@ -1,11 +1,11 @@
-"""An ONNX region with static shapes -> `LibraryKernel`: every node through the first of four roads that takes it.
+"""An ONNX region with static shapes -> `LibraryKernel`: every node through the first of three roads that takes it.
 
 1. constants and shapes are computed now (ONNX's own reference evaluator),
 2. a definition of ours (`table.py`),
-3. the operator's function body in the standard, node by node,
-4. TVM's importer (`importer.py`), only for the cases that were seen to be right.
+3. the operator's function body in the standard, node by node.
 
-Neighbouring nodes of roads 2 and 3 become one TIR function: their tensor expressions are simply chained.
+The nodes become one TIR function: their tensor expressions are simply chained. (TVM's own ONNX importer is not used:
+it is silently wrong on some cases, and what it knows beyond these roads has results whose shape depends on data.)
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import onnx
 from onnx import numpy_helper
 from tvm import te
 
-from irc.backends.tvm.library.emit import ALIGNMENT, Call, LibraryKernel, Ref
+from irc.backends.tvm.library.emit import Call, LibraryKernel, Ref
 from irc.backends.tvm.library.functions import function_of, instantiate, opset_of
-from irc.backends.tvm.library.lower import Lowered, lower_tensors
+from irc.backends.tvm.library.lower import lower_tensors
 from irc.backends.tvm.library.op import Op, Refused, Value, compute, const, element, restart_names
 from irc.errors import UnsupportedError
 from irc.ir.types import Array
@@ -48,7 +48,6 @@ class _Region:
     place: dict[Any, Ref] = field(default_factory=dict)  # te placeholder -> where its data lies
     constants: list[Array] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    scratch: int = 0
     roads: dict[str, str] = field(default_factory=dict)  # operator -> the road it took
     _materialized: dict[int, tuple[Array, Any]] = field(default_factory=dict)
 
@@ -69,7 +68,7 @@ class _Region:
         for node in graph.node:
             self.node(node, opset)
         outputs = self.results([o.name for o in graph.output])
-        return LibraryKernel(tuple(self.calls), tuple(inputs), tuple(outputs), tuple(self.constants), self.scratch)
+        return LibraryKernel(tuple(self.calls), tuple(inputs), tuple(outputs), tuple(self.constants))
 
     # -- nodes
 
@@ -77,7 +76,7 @@ class _Region:
         """Compute the outputs of `node`, which follows the standard of `opset`, into the environment."""
         values = [self.env[n] if n else None for n in node.input]
         reasons = []
-        for road in (self.fold, self.own, self.branch, self.function, self.imported):
+        for road in (self.fold, self.own, self.branch, self.function):
             try:
                 made = road(node, values, opset)
             except Refused as refused:
@@ -142,35 +141,6 @@ class _Region:
             self.node(inner, inner_opset)
         return True
 
-    def imported(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
-        from irc.backends.tvm.library.importer import import_node
-
-        attributes = attributes_of(node, opset)
-        steps = import_node(node, attributes, values, opset)
-        if steps is None:
-            return False
-        tensors = [self.settled(v.tensor) for v in values if v is not None and v.array is None]
-        refs = {("input", i): self.place[t.op] for i, t in enumerate(tensors)}
-        for step in steps.calls:
-            args = []
-            for key, dtype, shape in step.args:
-                if key[0] == "constant":
-                    args.append(self.constant(steps.constants[key[1]]))
-                    continue
-                if key not in refs:
-                    refs[key] = self.allocate(dtype, shape)
-                args.append(refs[key])
-            self.calls.append(
-                Call(Lowered(self.unique(step.function), step.function.function, step.function.scratch), tuple(args))
-            )
-        made = []
-        for key, dtype, shape in steps.outputs:
-            tensor = te.placeholder(shape, dtype, name=f"between{len(self.place)}")
-            self.place[tensor.op] = refs[key]
-            made.append(Value(tensor))
-        self.bind(node, list(made))
-        return True
-
     # -- tensors and memory
 
     def materialize(self, array: Array) -> Any:
@@ -194,36 +164,12 @@ class _Region:
         self.constants.append(np.asarray(array, order="C"))
         return Ref("constant", len(self.constants) - 1)
 
-    def allocate(self, dtype: str, shape: tuple[int, ...]) -> Ref:
-        """Scratch memory for a tensor that passes between two calls."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        ref = Ref("scratch", self.scratch)
-        self.scratch += -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
-        return ref
-
-    def settled(self, tensor: Any) -> Any:
-        """A placeholder with the data of `tensor`, computed by a call of its own if it is none yet."""
-        if tensor.op in self.place:
-            return tensor
-        shape, dtype = tuple(int(d) for d in tensor.shape), str(tensor.dtype)
-        ref = self.allocate(dtype, shape)
-        self.emit([tensor], [ref])
-        made = te.placeholder(shape, dtype, name=f"between{len(self.place)}")
-        self.place[made.op] = ref
-        for name, value in self.env.items():
-            if value is not None and value.tensor is tensor:
-                self.env[name] = Value(made)
-        return made
-
     def emit(self, tensors: list[Any], refs: list[Ref]) -> None:
         """A call of one function that computes `tensors` (no placeholders, all different) into `refs`."""
         needed = placeholders(tensors)
         used = [p.output(0) for p in self.place if p in needed]
         lowered = lower_tensors(f"stage{len(self.calls)}", used, tensors)
         self.calls.append(Call(lowered, tuple([*(self.place[p.op] for p in used), *refs])))
-
-    def unique(self, function: Lowered) -> str:
-        return function.name
 
     def results(self, names: list[str]) -> list[tuple[str, tuple[int, ...]]]:
         """Compute the region's outputs; their types."""

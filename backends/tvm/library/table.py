@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from irc.backends.tvm.library import conv, elementwise, gather, linear, move, pool, quantize, reduce, sort
+from irc.backends.tvm.library import (
+    conv,
+    elementwise,
+    gather,
+    linear,
+    move,
+    pool,
+    quantize,
+    recurrent,
+    reduce,
+    regions,
+    resize,
+    signal,
+    sort,
+)
 from irc.backends.tvm.library.elementwise import Definition
 
-FAMILIES = (conv, elementwise, gather, linear, move, pool, quantize, reduce, sort)
+FAMILIES = (conv, elementwise, gather, linear, move, pool, quantize, recurrent, reduce, regions, resize, signal, sort)
 
 OPERATORS: dict[tuple[str, str], Definition] = {
     ("", name): definition for family in FAMILIES for name, definition in family.OPERATORS.items()
