@@ -260,6 +260,21 @@ class IntegerPow(Rule):
         return edit.value("Mul", [x, x])
 
 
+class SwishToSigmoid(Rule):
+    """Swish(x, alpha) = x * sigmoid(alpha * x): onnxruntime, which checks every result, has no kernel for Swish."""
+
+    name = "swish-to-sigmoid"
+    pattern = op("Swish", var("x"))
+
+    def rewrite(self, m: Match, edit: Editor) -> Value:
+        x, alpha = m["x"], m.root.get_float("alpha", 1.0)
+        scaled = x
+        if alpha != 1.0:
+            factor = edit.constant(np.array(alpha, x.tensor.dtype.numpy), f"{m.root.name}_alpha")
+            scaled = edit.value("Mul", [x, factor])
+        return edit.value("Mul", [x, edit.value("Sigmoid", [scaled])])
+
+
 class ReduceNothing(Rule):
     """A reduction over no axes, with noop_with_empty_axes, is its input."""
 
@@ -287,5 +302,6 @@ RULES: tuple[Rule, ...] = (
     ScalarMaxMin(),
     GemmConstants(),
     IntegerPow(),
+    SwishToSigmoid(),
     ReduceNothing(),
 )

@@ -159,6 +159,8 @@ def _drop_defaults(node: Node) -> bool:
 def _is_default(node: Node, name: str, value: int | float | str | bytes) -> bool:
     default = ops.default_attribute(node, name)
     found = value.decode() if isinstance(value, bytes) else value
+    if isinstance(default, float) and isinstance(found, float):
+        return bool(np.float32(default) == np.float32(found))  # ONNX keeps attributes in float32
     return default is not None and type(default) is type(found) and default == found
 
 

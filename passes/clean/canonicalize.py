@@ -12,7 +12,7 @@ The normal form
 - Flatten, Squeeze and Unsqueeze are Reshapes, and a Reshape target is a constant, where at most one extent is
   unknown.
 - A mean over all spatial axes is GlobalAveragePool, with a Reshape where the axes are dropped.
-- Clip with no lower bound but 0 and no upper one is Relu; Max and Min with one scalar are Clip.
+- Clip with no lower bound but 0 and no upper one is Relu; Max and Min with one scalar are Clip. Swish is a product.
 """
 
 from __future__ import annotations

@@ -93,14 +93,6 @@ class HardSwishOfHardSigmoid(_Activation):
         return super().check(m)
 
 
-class Swish(_Activation):
-    """x * sigmoid(x) = Swish(x)"""
-
-    name = "swish"
-    op_type = "Swish"
-    pattern = op("Mul", X, op("Sigmoid", X))
-
-
 class Mish(_Activation):
     """x * tanh(softplus(x)) = Mish(x)"""
 
@@ -132,6 +124,5 @@ RULES: tuple[Rule, ...] = (
     *_rules(HardSwish, (*_times(op("Mul", X, _CLIP), 1 / 6), *(op("Mul", X, s) for s in _times(_CLIP, 1 / 6)))),
     HardSwishOfHardSigmoid(),
     *_rules(HardSigmoid, _times(_CLIP, 1 / 6)),
-    Swish(),
     Mish(),
 )

@@ -5,7 +5,9 @@
     Softmax             e / sum(e), e = exp(x - max x)
     HardSwish           x * clip(x + 3, 0, 6) / 6                            (Howard et al. 2019)
     HardSigmoid         clip(x + 3, 0, 6) / 6
-    Swish, Mish         x * sigmoid(x), x * tanh(softplus(x))
+    Mish                x * tanh(softplus(x))
+
+x * sigmoid(x) stays: onnxruntime has no kernel for Swish (see canonicalize).
 
 The fused operator rounds less often; results differ in the last bits.
 """
