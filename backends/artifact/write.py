@@ -149,10 +149,8 @@ def write_file(path: Path, chunks: Sequence[elf.Bytes]) -> None:
         fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         try:
-            with os.fdopen(fd, "wb") as file:
-                file.writelines(chunks)
-                file.flush()
-                os.fsync(file.fileno())
+            os.close(fd)
+            _write(temporary, chunks)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:
@@ -172,10 +170,7 @@ def write_directory(directory: Path, files: Mapping[str, Sequence[elf.Bytes]]) -
             for name, chunks in files.items():
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    file.writelines(chunks)
-                    file.flush()
-                    os.fsync(file.fileno())
+                _write(path, chunks)
             temporary.chmod(0o777 & ~_umask())
             _replace_directory(temporary, directory)
         except BaseException:
@@ -185,6 +180,12 @@ def write_directory(directory: Path, files: Mapping[str, Sequence[elf.Bytes]]) -
                 with _ignored():
                     parent.rmdir()
             raise
+
+
+def _write(path: Path, chunks: Sequence[elf.Bytes]) -> None:
+    """Not synced to the disk: as with any compiler, a power failure may lose the result, and waiting takes seconds."""
+    with path.open("wb") as file:
+        file.writelines(chunks)
 
 
 def refuse_foreign(directory: Path) -> None:

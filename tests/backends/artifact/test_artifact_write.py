@@ -117,14 +117,17 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, before):
     if before:
         _write(tmp_path / "deep" / "a")
     old = _tree(tmp_path)
-    synced = []
+    written = []
+    complete = write._write
 
-    def fsync(fd):
-        synced.append(fd)
-        if len(synced) == 4:
+    def full(path, chunks):
+        written.append(path)
+        if len(written) == 4:
+            path.write_bytes(b"some of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        complete(path, chunks)
 
-    monkeypatch.setattr(write.os, "fsync", fsync)
+    monkeypatch.setattr(write, "_write", full)
     with pytest.raises(OutputError, match="No space left on device"):
         _write(tmp_path / "deep" / "a")
     assert _tree(tmp_path) == old
@@ -171,10 +174,10 @@ def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
     assert path.read_bytes() == b"onetwo"
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
-    def fsync(fd):
+    def full(path, chunks):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(write.os, "fsync", fsync)
+    monkeypatch.setattr(write, "_write", full)
     with pytest.raises(OutputError, match="No space"):
         write_file(path, [b"three"])
     assert path.read_bytes() == b"onetwo"
