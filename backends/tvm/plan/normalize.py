@@ -142,7 +142,7 @@ def _flip_component(graph: Graph, start: Value, wanted: DType, done: set[int]) -
         for user in value.users:
             if _moves(user):
                 stack.extend(user.outputs)
-    for value in values.values():
+    for value in list(values.values()):
         done.add(id(value))
         _flip_value(graph, value, wanted, values)
 
