@@ -260,14 +260,14 @@ def exp(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
 
     x = k.let(_clip(x, -87.33654, 88.72283, "float32", lanes))
     scaled = k.let(x * c(1.44269504088896341) + c(_MAGIC))  # round(x / ln 2) in the low bits
-    n = k.let(scaled - c(_MAGIC))
+    exponent = k.let(reinterpret(scaled, vector_type("int32", lanes)) - const(_MAGIC_BITS, "int32", lanes))
+    n = k.let(cast(exponent, "float32", lanes))  # not scaled - magic, which a simplifier may fold to x / ln 2
     r = k.let(x - n * c(0.693359375))
     r = k.let(r - n * c(-2.12194440e-4))
     p = c(1.9875691500e-4)
     for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         p = k.let(p * r + c(coefficient))
     y = k.let(p * r * r + r + c(1.0))
-    exponent = reinterpret(scaled, vector_type("int32", lanes)) - const(_MAGIC_BITS, "int32", lanes)
     # 2**n in two halves: n may be 128, which has no exponent of its own
     half = k.let(exponent >> const(1, "int32", lanes))
     rest = k.let(exponent - half)

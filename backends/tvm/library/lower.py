@@ -57,9 +57,9 @@ def inline(function: Any, keep: set[str]) -> Any:
     A stage is inlined when it has no reduction and either it is cheap (no transcendental function) or it is read
     once per element. What remains is left as plain loops: LLVM vectorizes the innermost one.
     """
-    if str(function.body.block.name_hint) != "root":  # a single stage
-        return function
     schedule = s_tir.Schedule(function)
+    if str(function.body.block.name_hint) != "root":  # a single loop nest of its own
+        return function
     for block in list(schedule.get_child_blocks(schedule.get_sblock("root"))):
         body = schedule.get(block)
         if (
@@ -74,7 +74,22 @@ def inline(function: Any, keep: set[str]) -> Any:
             schedule.compute_inline(block)
         except s_tir.ScheduleError:
             continue
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        if str(schedule.get(block).name_hint).startswith("spread"):
+            _spread(schedule, block)
     return schedule.mod["main"]
+
+
+def _spread(schedule: Any, block: Any) -> None:
+    """Sums over k of a(k) * b(k, j): j becomes the innermost loop, as neighbouring j lie side by side in memory."""
+    loops = schedule.get_loops(block)
+    kinds = [int(v.iter_type) for v in schedule.get(block).iter_vars]
+    sums = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != 0]
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
+    if len(spatial) < 1 or not sums or int(schedule.get(spatial[-1]).extent) < 4:
+        return
+    schedule.reorder(*spatial[:-1], *sums, spatial[-1])
+    schedule.decompose_reduction(block, sums[0])
 
 
 def _is_costly(body: Any) -> bool:
