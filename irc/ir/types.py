@@ -72,6 +72,8 @@ class DType(enum.Enum):
             return 4
         if self in (DType.UINT2, DType.INT2):
             return 2
+        if self in (DType.FLOAT6E2M3, DType.FLOAT6E3M2):
+            return 6
         return self.numpy.itemsize * 8
 
     @property
