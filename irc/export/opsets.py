@@ -18,11 +18,14 @@ OLDEST = 18
 CHANGED = {"DFT": 20, "GridSample": 20, "GroupNormalization": 21}
 """Operators that mean something else from this opset on (from `OLDEST` on)."""
 
-_NEW_CHOICES = {
+_NEW_CHOICES: dict[tuple[str, str, str | int], int] = {
     ("Pad", "mode", "wrap"): 19,
     ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
+    ("AveragePool", "ceil_mode", 1): 22,  # windows that start in the padding at the end count no more
+    ("LpPool", "ceil_mode", 1): 22,
+    ("MaxPool", "ceil_mode", 1): 22,
 }
-"""Attribute values that came with an opset."""
+"""Attribute values that came, or changed their meaning, with an opset."""
 
 
 def opset_problem(node: Node, opset: int) -> str:
@@ -47,7 +50,7 @@ def _not_in(node: Node, then: Any, opset: int) -> str:
     for name, given in node.attributes.items():
         if name not in attributes:
             return f"{node.op_type} had no attribute '{name}'"
-        if isinstance(given, str) and _NEW_CHOICES.get((node.op_type, name, given), 0) > opset:
+        if isinstance(given, str | int) and _NEW_CHOICES.get((node.op_type, name, given), 0) > opset:
             return f"{node.op_type} knew no {name}={given}"
         if isinstance(given, Constant) and outputs and _name(given.type) not in outputs[0].types:
             return f"{node.op_type} had no {given.dtype.value}"

@@ -7,6 +7,8 @@ others `adapters.py` has one function per change. onnx's own version converter i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 import onnx.shape_inference
 
@@ -32,9 +34,24 @@ def with_types(proto: onnx.ModelProto) -> onnx.ModelProto:
     if opset >= max(NEEDS_TYPES.values()):
         return proto
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:  # many C++ exception types; the reason comes up again in irc.ir.infer
         return proto
+    known = {dim.dim_param for dim in _dims(proto.graph)}
+    for dim in _dims(inferred.graph):
+        if dim.dim_param not in known:
+            dim.Clear()  # a name that onnx made up for an extent it does not know
+    return inferred
+
+
+def _dims(graph: onnx.GraphProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
+    """The dimensions with names in the declared types of a graph and its subgraphs."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield from (d for d in value.type.tensor_type.shape.dim if d.dim_param)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _dims(attribute.g)
 
 
 def upgrade(model: Model, where: str) -> int:
