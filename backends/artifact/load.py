@@ -10,9 +10,12 @@ A Network may be used from several threads at once: calls share only constants.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
+import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +31,7 @@ from irc.backends.artifact.link import link
 from irc.backends.artifact.manifest import read_manifest
 from irc.backends.artifact.shared import shared_chunks
 from irc.backends.program import Port, Program
-from irc.errors import DataError, IrcError, OptionError, OutputError
+from irc.errors import DataError, InternalError, IrcError, OptionError, OutputError
 from irc.ir.types import Array, DType
 
 __all__ = ["Network", "aligned_empty", "load_artifact", "load_program", "read_manifest"]
@@ -98,26 +101,44 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Net
         except OSError as error:
             raise OptionError("cannot read the library", where=str(library), got=str(error)) from None
         library = Path(f"{_FD_FOLDER}/{fd}")
-    return Network(library, name, threads=threads, fd=fd, where=str(folder))
+    network = Network(library, name, fd=fd, where=str(folder))
+    try:
+        network.use_threads(threads)
+    except BaseException:
+        network.close()
+        raise
+    return network
 
 
 def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> Network:
     """Links `program` in memory and opens it: for checking results before anything is written.
 
-    Raises OptionError when the program is for another kind of machine.
+    Raises OptionError when the program is for another kind of machine, and InternalError when its code crashes: it
+    runs once on zeros in a child process first, as a crash in this one would end the compiler.
     """
     check_host(target_facts(program.target), where=program.name)
     chunks = shared_chunks(link(program, glue_object), program.target, f"lib{program.name}.so")
+    network = _open_chunks(chunks, program.name)
+    try:
+        network.trial()
+        network.use_threads(threads)
+    except BaseException:
+        network.close()
+        raise
+    return network
+
+
+def _open_chunks(chunks: Sequence[elf.Bytes], name: str) -> Network:
     fd = _anonymous_file(chunks)
     if fd is not None:
-        return Network(Path(f"{_FD_FOLDER}/{fd}"), program.name, threads=threads, fd=fd)
+        return Network(Path(f"{_FD_FOLDER}/{fd}"), name, fd=fd)
     with tempfile.NamedTemporaryFile(prefix="irc-", suffix=".so") as file:
         try:
             file.writelines(chunks)
             file.flush()
         except OSError as error:
             raise OutputError("cannot write a temporary library", where=file.name, got=str(error)) from error
-        return Network(Path(file.name), program.name, threads=threads)  # mapped: the name may go
+        return Network(Path(file.name), name)  # mapped: the name may go
 
 
 def _anonymous_file(chunks: Sequence[elf.Bytes]) -> int | None:
@@ -137,12 +158,9 @@ def _anonymous_file(chunks: Sequence[elf.Bytes]) -> int | None:
 
 
 class Network:
-    """A network that is ready to run.
+    """A network that is ready to run. `inputs` and `outputs` describe the arrays."""
 
-    `inputs` and `outputs` describe the arrays. `threads` > 1 shares the parallel steps among that many threads.
-    """
-
-    def __init__(self, library: Path, name: str, *, threads: int = 1, fd: int | None = None, where: str = "") -> None:
+    def __init__(self, library: Path, name: str, *, fd: int | None = None, where: str = "") -> None:
         """`fd` is a file that stays open as long as the network; `where` names the library in errors."""
         self.name = name
         self.inputs: tuple[Port, ...] = ()
@@ -151,14 +169,11 @@ class Network:
         self._fd = fd
         self._library: ctypes.CDLL | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._failure: BaseException | None = None
         self._local = threading.local()
         try:
-            if threads < 1:
-                raise OptionError("threads must be at least 1", got=str(threads))
             self._library = _open(library, where or str(library))
             self._bind(where or str(library), name)
-            if threads > 1:
-                self._use_threads(threads)
         except BaseException:
             self.close()
             raise
@@ -191,20 +206,59 @@ class Network:
         self._set_parallel.argtypes = [ctypes.c_void_p, _PARALLEL_FOR, ctypes.c_void_p, ctypes.c_int]
         _check(init(self._ctx, self._ram.ctypes.data, self._ram.nbytes, info.interface_hash), "init")
 
-    def _use_threads(self, threads: int) -> None:
-        """Gives the network a parallel-for over a Python thread pool (calls into the library run without the GIL)."""
+    def use_threads(self, threads: int) -> None:
+        """Shares the parallel steps among this many threads from now on. No call may be under way."""
+        if threads < 1:
+            raise OptionError("threads must be at least 1", got=str(threads))
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        if threads == 1:
+            _check(self._set_parallel(self._ctx, _PARALLEL_FOR(), None, 1), "set_parallel")
+            return
         pool = ThreadPoolExecutor(threads - 1, thread_name_prefix=f"irc-{self.name}")
 
         def parallel_for(_user: int | None, task: int, data: int | None, parts: int) -> None:
-            function = _TASK(task)
-            others = [pool.submit(function, data, part, parts) for part in range(1, parts)]
-            function(data, 0, parts)
-            for other in others:
-                other.result()
+            # Calls into the library run without the GIL. An exception cannot pass through C code: _call raises it.
+            try:
+                function = _TASK(task)
+                others = [pool.submit(function, data, part, parts) for part in range(1, parts)]
+                function(data, 0, parts)
+                for other in others:
+                    other.result()
+            except BaseException as error:
+                self._failure = error
 
         self._pool = pool
         self._callback = _PARALLEL_FOR(parallel_for)  # kept: the library holds a pointer to it
         _check(self._set_parallel(self._ctx, self._callback, None, threads), "set_parallel")
+
+    def trial(self) -> None:
+        """Runs once on zeros in a child process. Raises InternalError when that ends in a crash."""
+        zeros = [np.zeros(p.shape, _dtype(p)) for p in self.inputs]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # threads: the child calls nothing that takes locks
+                pid = os.fork()
+        except (AttributeError, OSError):
+            return  # no fork here: the call in this process will tell
+        if pid == 0:
+            try:
+                import resource  # not on Windows, as fork
+
+                faulthandler.disable()
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                self._call(zeros)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            raise InternalError(
+                f"the compiled network crashes: {signal.strsignal(number) or 'signal'}",
+                where=self.name,
+                got=str(number),
+            )
 
     def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
         """Inputs in the order of `self.inputs`; the output, or a tuple of them when there are several (or none)."""
@@ -244,6 +298,9 @@ class Network:
             (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays)) for arrays in (inputs, outputs)
         ]
         _check(self._run(self._ctx, *pointers, workspace.ctypes.data), "run")
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         return outputs
 
     def close(self) -> None:
@@ -286,7 +343,7 @@ def aligned_empty(size: int, align: int) -> Array:
 
 def _open(library: Path, where: str) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+        return ctypes.CDLL(str(library))
     except OSError as error:
         raise OptionError("the system cannot load the library", where=where, got=str(error)) from None
 

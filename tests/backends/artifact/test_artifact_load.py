@@ -15,7 +15,8 @@ import toy
 from irc.backends.artifact.features import check_host, required_flags, target_facts
 from irc.backends.artifact.load import load_artifact, load_program
 from irc.backends.artifact.write import write_artifact
-from irc.errors import DataError, OptionError
+from irc.backends.tvm.assemble import assemble
+from irc.errors import DataError, InternalError, OptionError
 from irc.targets.catalogue import TARGETS
 
 pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="the toy kernels are x86-64 code")
@@ -115,6 +116,40 @@ def test_parallel_steps_on_several_threads_give_the_same_bits(net, threads):
                 np.testing.assert_array_equal(one, other)
     with pytest.raises(OptionError, match="at least 1"):
         load_program(toy.toy(), toy.glue(), threads=0)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("  call void @llvm.trap()\n", "Illegal instruction"),
+        ("  store volatile i32 1, ptr null\n", "Segmentation fault"),
+    ],
+)
+def test_a_crash_does_not_end_this_process(body, message):
+    program = toy.chain("copy")
+    text = (
+        f'target triple = "{toy.X86.triple}"\ndeclare void @llvm.trap()\n'
+        f"define void @k_copy(ptr %x, ptr %y, i32 %p, i32 %n) null_pointer_is_valid {{\n{body}  ret void\n}}"
+    )
+    program.kernels["k_copy"] = assemble(text, toy.X86)
+    with pytest.raises(InternalError, match=f"net: the compiled network crashes: {message}"):
+        load_program(program, toy.assembled(program))
+
+
+def test_threads_can_be_changed(net):
+    inputs = toy.toy_inputs()
+    for threads in (3, 1, 2, 1):
+        net.use_threads(threads)
+        _check(net(*inputs), inputs)
+
+
+def test_a_failure_in_a_thread_is_raised(net, monkeypatch):
+    net.use_threads(2)
+    monkeypatch.setattr(net._pool, "submit", lambda *a: (_ for _ in ()).throw(RuntimeError("no more threads")))
+    with pytest.raises(RuntimeError, match="no more threads"):
+        net(*toy.toy_inputs())
+    net.use_threads(1)
+    _check(net(*toy.toy_inputs()), toy.toy_inputs())
 
 
 def test_networks_of_one_name_do_not_meet():
