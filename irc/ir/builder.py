@@ -132,12 +132,12 @@ class GraphBuilder:
         self._outputs.extend(values)
 
     def build(self, *, check: bool = True) -> Model:
-        """The model. `check`: infer types and verify (leave it out to build something wrong on purpose)."""
+        """The model. `check`: verify and infer types (leave it out to build something wrong on purpose)."""
         self.graph.set_outputs(self._outputs)
         model = Model(self.graph)
         if check:
-            infer(model)
             verify(model)
+            infer(model)
         return model
 
 

@@ -24,7 +24,9 @@ def verify(model: Model, *, strict: bool = False) -> None:
     if opset != CANONICAL_OPSET:
         raise ModelError("not at the canonical opset", where=model.name, expected=str(CANONICAL_OPSET), got=str(opset))
     try:
-        _Check(model, strict).graph(model.graph, {})
+        check = _Check(model, strict)
+        check.graph(model.graph, {})
+        check.recorded_uses()
     except ModelError as error:
         where = f"{model.name}: {error.where}" if error.where else model.name
         raise ModelError(error.what, where=where, expected=error.expected, got=error.got) from None
@@ -40,8 +42,7 @@ class _Check:
     def graph(self, graph: Graph, outer: dict[Value, None]) -> None:
         """`outer`: the values of surrounding graphs that this one may read."""
         visible = dict(outer)
-        here = list(graph.values())
-        for value in here:
+        for value in graph.values():
             self._value(graph, value)
         for value in (*graph.inputs, *graph.constants.values()):
             if value.producer is not None:
@@ -54,8 +55,11 @@ class _Check:
         for value in graph.outputs:
             if value.graph is not graph or value not in visible:
                 raise ModelError(f"output '{value.name}' of graph '{graph.name}' is not defined in it")
-        for value in here:
-            if value._uses.keys() != self.uses.pop(value, {}).keys():
+
+    def recorded_uses(self) -> None:
+        """To be asked when all graphs have been seen."""
+        for value in self.names.values():
+            if value._uses.keys() != self.uses.get(value, {}).keys():
                 readers = ", ".join(n.label for n in value.users) or "none"
                 raise ModelError(f"the recorded readers of value '{value.name}' are wrong", got=readers)
 
