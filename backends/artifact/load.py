@@ -198,6 +198,10 @@ class Network:
         self.inputs = tuple(_port(info.inputs[i]) for i in range(info.n_inputs))
         self.outputs = tuple(_port(info.outputs[i]) for i in range(info.n_outputs))
         self.workspace_bytes = int(info.workspace_bytes)
+        self._input_dtypes = [DType(p.dtype).numpy for p in self.inputs]
+        self._output_dtypes = [DType(p.dtype).numpy for p in self.outputs]
+        self._input_table = ctypes.c_void_p * max(1, len(self.inputs))
+        self._output_table = ctypes.c_void_p * max(1, len(self.outputs))
         self._align = int(info.workspace_align)
         self._ctx = ctypes.create_string_buffer(info.ctx_bytes)
         self._ram = aligned_empty(info.init_ram_bytes, self._align)
@@ -235,7 +239,7 @@ class Network:
 
     def trial(self) -> None:
         """Runs once on zeros in a child process. Raises InternalError when that ends in a crash."""
-        zeros = [np.zeros(p.shape, _dtype(p)) for p in self.inputs]
+        zeros = [np.zeros(p.shape, d) for p, d in zip(self.inputs, self._input_dtypes, strict=True)]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # threads: the child calls nothing that takes locks
@@ -270,7 +274,7 @@ class Network:
                 expected=f"{len(self.inputs)} ({names})",
                 got=str(len(arrays)),
             )
-        outputs = self._call([_checked(a, p) for a, p in zip(arrays, self.inputs, strict=True)])
+        outputs = self._call(list(map(_checked, arrays, self.inputs, self._input_dtypes)))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
@@ -283,21 +287,21 @@ class Network:
                     where=self.name,
                     expected=", ".join(sorted(names)) or "no inputs",
                 )
-        outputs = self._call([_checked(feeds[p.name], p) for p in self.inputs])
+        arrays = [feeds[p.name] for p in self.inputs]
+        outputs = self._call(list(map(_checked, arrays, self.inputs, self._input_dtypes)))
         return {p.name: a for p, a in zip(self.outputs, outputs, strict=True)}
 
     def _call(self, inputs: list[Array]) -> list[Array]:
         if self._library is None:
             raise OptionError("the network is closed", where=self.name)
-        # aligned_empty never gives a null pointer, not even for an array without elements
-        outputs = [aligned_empty(p.nbytes, 64).view(_dtype(p)).reshape(p.shape) for p in self.outputs]
-        workspace = getattr(self._local, "workspace", None)
-        if workspace is None:
-            workspace = self._local.workspace = aligned_empty(self.workspace_bytes, self._align)
-        pointers = [
-            (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays)) for arrays in (inputs, outputs)
-        ]
-        _check(self._run(self._ctx, *pointers, workspace.ctypes.data), "run")
+        outputs = [np.empty(p.shape, d) for p, d in zip(self.outputs, self._output_dtypes, strict=True)]
+        place = getattr(self._local, "place", None)
+        if place is None:
+            self._local.workspace = aligned_empty(self.workspace_bytes, self._align)
+            place = self._local.place = _address(self._local.workspace)
+        sources = self._input_table(*map(_address, inputs))
+        results = self._output_table(*map(_address, outputs))
+        _check(self._run(self._ctx, sources, results, place), "run")
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -362,21 +366,26 @@ def _port(info: _TensorInfo) -> Port:
     return Port(info.name.decode(), dtype, shape, info.scale, info.zero_point)
 
 
-def _dtype(port: Port) -> np.dtype[Any]:
-    return DType(port.dtype).numpy
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]  # three times as fast as array.ctypes.data
+    return address
 
 
-def _checked(value: Any, port: Port) -> Array:
+def _checked(value: Any, port: Port, wanted: np.dtype[Any]) -> Array:
     """`value` as the contiguous array that the network reads. Python numbers and lists take the port's type."""
-    wanted = _dtype(port)
-    array = value if isinstance(value, np.ndarray) else np.asarray(value, wanted)
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value, wanted)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError("not an array", where=f"input {port.name!r}", expected=port.dtype, got=str(error)) from None
     if array.dtype != wanted:
         raise DataError("wrong element type", where=f"input {port.name!r}", expected=port.dtype, got=str(array.dtype))
     if array.shape != port.shape:
         raise DataError(
             "wrong shape", where=f"input {port.name!r}", expected=str(list(port.shape)), got=str(list(array.shape))
         )
-    # A reshape, as ascontiguousarray would make a scalar one-dimensional. Kernels need element alignment only.
+    if array.flags.c_contiguous and array.flags.aligned:
+        return array
+    # A reshape, as numpy makes a scalar one-dimensional here. Kernels need element alignment only.
     return np.require(array, requirements=["C", "A"]).reshape(port.shape)
 
 

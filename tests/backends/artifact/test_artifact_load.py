@@ -74,6 +74,8 @@ def test_misfit_arrays(net):
         net(a[0], b)
     with pytest.raises(DataError, match="input 'b:0': wrong element type; expected float32; got float64"):
         net(a, b.astype(np.float64))
+    with pytest.raises(DataError, match="input 'a': not an array"):
+        net([["text"]], b)
     with pytest.raises(DataError, match="missing input 'b:0'"):
         net.run({"a": a})
     with pytest.raises(DataError, match="unknown input 'c'"):
