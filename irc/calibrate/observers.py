@@ -185,6 +185,41 @@ class ChannelMean(Observer):
         return made
 
 
+class ChannelRange(Observer):
+    """max |x| of each channel (axis `axis`), float64 [channels]; NaN and infinity are left out."""
+
+    kind: ClassVar[str] = "largest"
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.largest: Array | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}{self.axis}"
+
+    @property
+    def nbytes(self) -> int:
+        return 1 << 16
+
+    def update(self, batch: Array) -> None:
+        axes = tuple(i for i in range(batch.ndim) if i != self.axis % batch.ndim)
+        size = np.maximum(batch.max(axis=axes, initial=0), -batch.min(axis=axes, initial=0)).astype(np.float64)
+        if not np.isfinite(size).all():
+            size = np.where(np.isfinite(batch), np.abs(batch), 0).max(axis=axes, initial=0).astype(np.float64)
+        self.largest = size if self.largest is None else np.maximum(self.largest, size)
+
+    def state(self) -> State:
+        numbers = np.array([self.axis], np.int64)
+        return {"numbers": numbers} if self.largest is None else {"numbers": numbers, "largest": self.largest}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array]) -> ChannelRange:
+        made = cls(int(state["numbers"][0]))
+        made.largest = state.get("largest")
+        return made
+
+
 @dataclass(frozen=True)
 class Window:
     """The geometry of a 2-D convolution: how an input [n, c, h, w] becomes rows of c * kh * kw numbers."""
@@ -209,29 +244,32 @@ class Window:
 
 
 class SecondMoment(Observer):
-    """H = E[x xT] of the rows that a linear layer multiplies, float64 [k, k]; with a Window those of a convolution.
+    """H = E[x xT] and E[x] of the rows that a linear layer multiplies; with a Window those of a convolution.
 
-    H is the metric of all layer-wise least squares: ||(W - W') X||^2 = n tr((W - W') H (W - W')T).
-    At most `most` rows per sample are used.
+    H is the metric of all layer-wise least squares: ||(W - W') X||^2 = n tr((W - W') H (W - W')T). The `size` columns
+    of a row fall into `groups` equal runs, and only the blocks [groups, k, k] of H on the diagonal are kept: what
+    grouped convolutions need, and a bound on memory for wide layers. At most `most` rows per sample are used.
     """
 
     kind: ClassVar[str] = "moment"
 
-    def __init__(self, size: int, window: Window | None = None, most: int = 256) -> None:
-        self.size, self.window, self.most = size, window, most
+    def __init__(self, size: int, window: Window | None = None, groups: int = 1, most: int = 256) -> None:
+        if size % groups:
+            raise ValueError(f"{size} columns do not fall into {groups} equal groups")
+        self.size, self.window, self.groups, self.most = size, window, groups, most
         self.count = 0
-        self.sum = np.zeros((0, 0))
+        self.sum: Array = np.zeros((0, 0, 0))
+        self.row_sum: Array = np.zeros((groups, size // groups))
 
     @property
     def key(self) -> str:
-        if self.window is None:
-            return self.kind
         w = self.window
-        return f"{self.kind}{w.kernel}{w.strides}{w.pads}{w.dilations}".replace(" ", "")
+        geometry = "" if w is None else f"{w.kernel}{w.strides}{w.pads}{w.dilations}".replace(" ", "")
+        return f"{self.kind}{self.groups}{geometry}"
 
     @property
     def nbytes(self) -> int:
-        return 3 * 8 * self.size * self.size
+        return 12 * self.size * (self.size // self.groups)
 
     def update(self, batch: Array) -> None:
         if self.window is None:
@@ -240,32 +278,39 @@ class SecondMoment(Observer):
             rows = rows[:: -(-per_sample // self.most) | (per_sample > self.most)]
         else:
             rows = self.window.rows(batch, self.most)
-        exact = rows.astype(np.float64)
+        grouped = rows.astype(np.float32, copy=False).reshape(len(rows), self.groups, -1).transpose(1, 0, 2)
         if not self.sum.size:
-            self.sum = np.zeros((self.size, self.size))
-        self.sum += exact.T @ exact
-        self.count += len(exact)
+            self.sum = np.zeros((self.groups, self.size // self.groups, self.size // self.groups))
+        self.sum += grouped.transpose(0, 2, 1) @ grouped
+        self.row_sum += grouped.sum(axis=1, dtype=np.float64)
+        self.count += len(rows)
 
     @property
     def moment(self) -> Array:
-        """H, [size, size]."""
+        """H, [groups, k, k]."""
         if self.count == 0:
             raise ValueError("nothing was observed")
         return self.sum / self.count
 
+    @property
+    def mean(self) -> Array:
+        """E[x], [groups, k]."""
+        return self.row_sum / max(self.count, 1)
+
     def state(self) -> State:
         w = self.window
         geometry = [] if w is None else [*w.kernel, *w.strides, *w.pads, *w.dilations]
-        numbers = [self.size, self.most, self.count, *geometry]
-        return {"numbers": np.array(numbers, np.int64), "sum": self.sum}
+        numbers = [self.size, self.groups, self.most, self.count, *geometry]
+        return {"numbers": np.array(numbers, np.int64), "sum": self.sum, "row_sum": self.row_sum}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> SecondMoment:
-        size, most, count, *g = (int(n) for n in state["numbers"])
+        size, groups, most, count, *g = (int(n) for n in state["numbers"])
         window = Window((g[0], g[1]), (g[2], g[3]), (g[4], g[5], g[6], g[7]), (g[8], g[9])) if g else None
-        made = cls(size, window, most)
-        made.count, made.sum = count, np.asarray(state["sum"], np.float64)
+        made = cls(size, window, groups, most)
+        made.count = count
+        made.sum, made.row_sum = (np.asarray(state[k], np.float64) for k in ("sum", "row_sum"))
         return made
 
 
-KINDS: dict[str, type[Observer]] = {c.kind: c for c in (Histogram, ChannelMean, SecondMoment)}
+KINDS: dict[str, type[Observer]] = {c.kind: c for c in (Histogram, ChannelMean, ChannelRange, SecondMoment)}

@@ -12,10 +12,14 @@ from irc.ir.types import Array
 
 
 def conv_correction(weight: Array, rounded: Array, mean: Array) -> Array:
-    """What to add to the bias, [out]. `weight`, `rounded`: [out, in / groups, kh, kw]; `mean`: E[x], [in]."""
+    """What to add to the bias, [out]. `weight`, `rounded`: [out, in / groups, *kernel]; `mean`: E[x], [in]."""
     outputs, per_group = weight.shape[:2]
     groups = len(mean) // per_group
-    error = (weight.astype(np.float64) - rounded).sum(axis=(2, 3)).reshape(groups, outputs // groups, per_group)
+    error = (
+        (weight.astype(np.float64) - rounded)
+        .sum(axis=tuple(range(2, weight.ndim)))
+        .reshape(groups, outputs // groups, per_group)
+    )
     found: Array = np.einsum("goi,gi->go", error, mean.reshape(groups, per_group)).reshape(outputs)
     return found
 

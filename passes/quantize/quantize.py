@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from irc.calibrate.collect import Statistics, collect
-from irc.calibrate.observers import ChannelMean, Histogram, Observer
+from irc.calibrate.layers import from_rows, moment_observer, spread_outputs, sum_outputs, to_rows
+from irc.calibrate.observers import ChannelMean, ChannelRange, Histogram, Observer, SecondMoment
 from irc.errors import DataError, OptionError, suggest
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Array, DType
@@ -30,9 +31,11 @@ from irc.passes.quantize.affine import (
     weight_scales,
 )
 from irc.passes.quantize.correction import conv_correction, matrix_correction
+from irc.passes.quantize.equalize import equalize, find_links
 from irc.passes.quantize.ranges import Calibrator, Range, choose, decibel, saturation, signal_to_noise
 from irc.passes.quantize.regions import Kernel, Linear, find_regions
 from irc.passes.quantize.rewrite import NAME, Inserter
+from irc.passes.quantize.rounding import covariance, mean_error, round_least_squares
 from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 
 
@@ -42,7 +45,8 @@ class Quantize(Pass):
 
     `scheme` is that of the activations: asymmetric ones have the 8-bit type that the target's dot product wants
     (uint8 without a target), symmetric ones are int8 with zero point 0. `percentile` counts for that calibrator only.
-    `skip` names nodes that stay in floating point.
+    `rounding=least-squares` rounds weights for the least change of the layer's output. `skip` names nodes that stay
+    in floating point.
     """
 
     name: ClassVar[str] = NAME
@@ -54,7 +58,8 @@ class Quantize(Pass):
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
     calibrator: Calibrator = "mse"
     percentile: float = 99.99
-    search_weights: bool = True
+    rounding: Literal["nearest", "least-squares"] = "least-squares"
+    equalize: bool = True
     correct_bias: bool = True
     skip: tuple[str, ...] = ()
 
@@ -78,22 +83,30 @@ class Quantize(Pass):
         regions = find_regions(model.graph, self.skip)
         if not any(k.kind == "linear" for k in regions.kernels):
             return PassResult(False, _summary([], [], []), tuple(regions.refusals))
-        statistics = collect(model, ctx.calibration, self._wanted(regions.kernels), progress=ctx.progress)
+        if self.equalize and _equalize(model, regions.kernels, ctx):
+            regions = find_regions(model.graph, self.skip)
+        statistics = collect(
+            model, ctx.calibration, self._wanted(regions.kernels, len(ctx.calibration)), progress=ctx.progress
+        )
         dtype: Literal["uint8", "int8"] = ctx.target.activations if ctx.target is not None else "uint8"
         return _Run(self, model.graph, regions.kernels, statistics, dtype).run(tuple(regions.refusals))
 
-    def _wanted(self, kernels: list[Kernel]) -> dict[str, list[Observer]]:
+    def _wanted(self, kernels: list[Kernel], samples: int) -> dict[str, list[Observer]]:
         wanted: dict[str, list[Observer]] = {}
         for value in _held_in_8_bits(kernels):
             wanted[value.name] = [Histogram()]
         for kernel in kernels:
             if kernel.linear is None:
                 continue
-            mean = ChannelMean(kernel.linear.channel_axis)
             observers = wanted.setdefault(kernel.inputs[0].name, [])
-            if all(o.key != mean.key for o in observers):
-                observers.append(mean)
+            needed = self._layer_observer(kernel.linear, samples)
+            if all(o.key != needed.key for o in observers):
+                observers.append(needed)
         return wanted
+
+    def _layer_observer(self, linear: Linear, samples: int) -> Observer:
+        moment = moment_observer(linear.core, samples) if self.rounding == "least-squares" else None
+        return moment if moment is not None else ChannelMean(linear.channel_axis)
 
     def _weights_only(self, graph: Graph) -> PassResult:
         regions = find_regions(graph, self.skip)
@@ -103,6 +116,17 @@ class Quantize(Pass):
                 layers.append(_store_weight(self, inserter, kernel.linear, None, None)[0])
         inserter.finish()
         return PassResult(bool(layers), _summary(layers, [], []), tuple(regions.refusals))
+
+
+def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext) -> int:
+    """Equalize the ranges of channels. It is a run of its own: the histograms must be those of the new channels."""
+    links = find_links(kernels)
+    if not links or ctx.calibration is None:
+        return 0
+    observers = {link.value.name: ChannelRange(link.axis) for link in links}
+    collect(model, ctx.calibration, {name: [o] for name, o in observers.items()}, progress=ctx.progress)
+    largest = {name: o.largest for name, o in observers.items() if o.largest is not None}
+    return equalize(model.graph, links, largest)
 
 
 def _check_skip(graph: Graph, skip: Collection[str]) -> None:
@@ -151,11 +175,6 @@ class _Run:
         )
         self.notes: list[str] = []
         self.histograms = {id(v): statistics.get(v.name, Histogram) for v in _held_in_8_bits(kernels)}
-        self.means = {
-            id(k.linear.core): statistics.get(k.inputs[0].name, ChannelMean, ChannelMean(k.linear.channel_axis).key)
-            for k in kernels
-            if k.linear is not None
-        }
 
     def run(self, refusals: tuple[Refusal, ...]) -> PassResult:
         held = _held_in_8_bits(self.kernels)
@@ -166,9 +185,8 @@ class _Run:
             if kernel.linear is not None:
                 entry = kernel.inputs[0]
                 affine = parameters.get(id(entry)) or fixed_parameters(entry)
-                line, note = _store_weight(
-                    self.options, inserter, kernel.linear, affine, self.means[id(kernel.linear.core)].mean
-                )
+                observed = self._observed(kernel.linear, entry)
+                line, note = _store_weight(self.options, inserter, kernel.linear, affine, observed)
                 layers.append(line)
                 self.notes.extend(note)
         made = {id(k.output) for k in self.kernels}
@@ -180,6 +198,10 @@ class _Run:
                 node.origin = node.origin.touched(NAME)
         inserter.finish()
         return PassResult(True, _summary(layers, tensors, self.notes), refusals)
+
+    def _observed(self, linear: Linear, entry: Value) -> Observer:
+        key = self.options._layer_observer(linear, self.statistics.samples).key
+        return self.statistics.entries[entry.name, key]
 
     def _parameters(self, held: list[Value]) -> dict[int, Affine]:
         """One Affine for each value; values that a kernel hands through unchanged share theirs."""
@@ -219,39 +241,72 @@ class _Run:
 
 
 def _readers(kernels: list[Kernel], value: Value) -> list[Node]:
-    return [k.nodes[0] for k in kernels if any(v is value for v in k.inputs)]
+    return [n for k in kernels if any(v is value for v in k.inputs) for n in k.nodes]
 
 
 def _store_weight(
-    options: Quantize, inserter: Inserter, linear: Linear, entry: Affine | None, mean: Array | None
+    options: Quantize, inserter: Inserter, linear: Linear, entry: Affine | None, observed: Observer | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Replace weight and bias by integers. Without `entry` (weights only) the bias stays. Returns a line, and notes."""
     node, weight = linear.core, linear.weight.numpy()
     axis = linear.axis if options.per_channel else None
-    scales = weight_scales(weight, axis, search=options.search_weights)
+    moment = observed if isinstance(observed, SecondMoment) and observed.count else None
+    scales = weight_scales(weight, axis, importance=_importance(node, weight, moment))
     bias = linear.bias.numpy().reshape(-1) if linear.bias is not None else None
     if entry is not None and bias is not None:
         largest = bias if axis is not None else np.abs(bias).max()
         scales = scales_for_bias(scales, largest, entry.scale, _empty(weight, axis))
-    q = quantize_weight(weight, scales, axis)
+    q = quantize_weight(weight, scales, axis) if moment is None else _round(options, linear, weight, scales, moment)
     rounded = dequantize_weight(q, scales, axis)
     stored = inserter.weight(linear.weight, q, scales, axis, node.origin)
     inserter.replace_constant(node, 1, stored)
     if entry is not None:
-        _store_bias(options, inserter, linear, entry, scales, bias, _correction(linear, weight, rounded, mean))
-    snr = decibel(
-        float(np.square(weight, dtype=np.float64).sum()), float(np.square(weight - rounded, dtype=np.float64).sum())
-    )
+        _store_bias(options, inserter, linear, entry, scales, bias, _correction(linear, weight, rounded, observed))
+    exact = weight.astype(np.float64)
+    snr = decibel(float(np.square(exact).sum()), float(np.square(exact - rounded).sum()))
     line: dict[str, Any] = {
         "node": node.name,
         "op": node.op_type,
         "weights": int(weight.size),
         "weight_snr_db": round(snr, 2),
     }
+    if moment is not None:
+        line["output_snr_db"] = round(_output_snr(node, exact, rounded, moment), 2)
     if entry is not None:
         line["input"] = {"scale": entry.scale, "zero_point": entry.zero_point, "type": entry.dtype}
     notes = [] if weight.any() else [f"the weights of {node.label} are all zero"]
     return line, notes
+
+
+def _importance(node: Node, weight: Array, moment: SecondMoment | None) -> Array | None:
+    """E[x^2] of what each weight multiplies, in the weight's shape."""
+    if moment is None:
+        return None
+    outputs = to_rows(node, weight, moment.groups).shape[1]
+    diagonal = np.diagonal(moment.moment, axis1=1, axis2=2)
+    return from_rows(node, np.repeat(diagonal[:, None, :], outputs, axis=1), weight.shape)
+
+
+def _round(options: Quantize, linear: Linear, weight: Array, scales: Array, moment: SecondMoment) -> Array:
+    node = linear.core
+    every = np.broadcast_to(scales, weight.shape[linear.axis])
+    metric = covariance(moment.moment, moment.mean) if options.correct_bias and _has_bias(linear) else moment.moment
+    rows = to_rows(node, weight, moment.groups)
+    q = round_least_squares(rows, spread_outputs(node, every, moment.groups), metric)
+    return from_rows(node, q, weight.shape)
+
+
+def _has_bias(linear: Linear) -> bool:
+    """Whether there is a bias, or a place to put one."""
+    return linear.bias is not None or linear.core.op_type != "MatMul"
+
+
+def _output_snr(node: Node, weight: Array, rounded: Array, moment: SecondMoment) -> float:
+    """Power of the layer's output over that of the error that rounded weights make, dB (bias correction included)."""
+    exact, error = (to_rows(node, w, moment.groups) for w in (weight, weight - rounded))
+    signal = np.einsum("goi,gij,goj->", exact, moment.moment, exact, optimize=True)
+    noise = np.einsum("goi,gij,goj->", error, covariance(moment.moment, moment.mean), error, optimize=True)
+    return decibel(float(signal), float(noise))
 
 
 def _empty(weight: Array, axis: int | None) -> Array:
@@ -260,12 +315,17 @@ def _empty(weight: Array, axis: int | None) -> Array:
     return np.asarray(~weight.any(axis=others))
 
 
-def _correction(linear: Linear, weight: Array, rounded: Array, mean: Array | None) -> Array | None:
-    if mean is None or not np.isfinite(mean).all():
+def _correction(linear: Linear, weight: Array, rounded: Array, observed: Observer | None) -> Array | None:
+    """What the rounding error adds to each output channel on average."""
+    node = linear.core
+    if isinstance(observed, SecondMoment) and observed.count:
+        rows, approximate = (to_rows(node, w, observed.groups) for w in (weight, rounded))
+        return sum_outputs(node, mean_error(rows, approximate, observed.mean))
+    if not isinstance(observed, ChannelMean) or not np.isfinite(observed.mean).all():
         return None
-    if linear.core.op_type == "Conv":
-        return conv_correction(weight, rounded, mean)
-    return matrix_correction(weight, rounded, mean, linear.axis)
+    if node.op_type == "Conv":
+        return conv_correction(weight, rounded, observed.mean)
+    return matrix_correction(weight, rounded, observed.mean, linear.axis)
 
 
 def _store_bias(
@@ -279,7 +339,7 @@ def _store_bias(
 ) -> None:
     """The int32 bias. A layer without one gets it where that takes back a mean error (not MatMul: it has no slot)."""
     corrected = bias
-    if options.correct_bias and correction is not None and (bias is not None or linear.core.op_type != "MatMul"):
+    if options.correct_bias and correction is not None and _has_bias(linear):
         corrected = correction if bias is None else bias + correction
     if corrected is None:
         return

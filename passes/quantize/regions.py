@@ -7,7 +7,7 @@ quantize step around a lone float operator costs time and accuracy and gains not
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,22 +17,25 @@ from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import DType
 from irc.pipeline.contract import Refusal
 
-Kind = Literal["linear", "binary", "unary", "same"]
+Kind = Literal["linear", "binary", "unary", "average", "same"]
 
 # One 256-entry table each; a backend may also fuse them behind a linear kernel.
-_TABLES = """
+_FUNCTIONS = """
 Relu Clip Sigmoid Tanh HardSigmoid HardSwish LeakyRelu Elu Selu Celu ThresholdedRelu Softplus Softsign Mish Swish Gelu
 Erf Exp Abs Neg Sqrt
 """
-UNARY = frozenset(_TABLES.split())
-# These hand the 8-bit numbers through (or average them), so the scale is the same on both sides.
+FUNCTIONS = frozenset(_FUNCTIONS.split())
+_ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div"))
+# These hand the 8-bit numbers through, so the scale is the same on both sides.
 _HANDED_THROUGH = """
-MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean Concat Reshape Transpose Flatten Squeeze Unsqueeze Slice
-Pad
+MaxPool GlobalMaxPool Concat Reshape Transpose Flatten Squeeze Unsqueeze Slice Pad
 """
 SAME_SCALE = frozenset(_HANDED_THROUGH.split())
+# Means of many numbers lie in a narrower range than the numbers: they get a scale of their own.
+AVERAGES = frozenset(("AveragePool", "GlobalAveragePool", "ReduceMean"))
 _LINEAR = ("Conv", "Gemm", "MatMul")
 _LARGEST_SUM = 2**31 - 1
+_LONGEST_TAIL = 16  # elementwise nodes after a kernel
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Linear:
     def bias_index(self) -> int:
         if self.bias_add is None:
             return 2
-        return next(i for i, v in enumerate(self.bias_add.inputs) if v is self.bias)
+        return next(i for i, v in enumerate(self.bias_add.inputs) if v is not None and v.producer is not self.core)
 
     @property
     def channel_axis(self) -> int:
@@ -63,7 +66,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Nodes that run as one integer loop. `inputs`: the tensors it reads in 8 bits."""
+    """Nodes that run as one integer loop. `inputs`: the tensors it reads in 8 bits (a linear layer's data first)."""
 
     kind: Kind
     nodes: tuple[Node, ...]
@@ -96,7 +99,7 @@ def find_regions(graph: Graph, skip: Collection[str] = ()) -> Regions:
             continue
         claimed.update(id(n) for n in kernel.nodes)
         candidates.append(kernel)
-    regions.kernels = _between_kernels(candidates)
+    regions.kernels = _join_residuals(_between_kernels(candidates))
     return regions
 
 
@@ -134,11 +137,8 @@ def _linear_kernel(node: Node, refusals: list[Refusal]) -> Kernel | None:
         else:
             nodes.append(bias_add)
             output = bias_add.output
-    activation = sole_user(output)
-    if activation is not None and _is_unary(activation):
-        nodes.append(activation)
-        output = activation.output
-    return Kernel("linear", tuple(nodes), (node.need(0),), output, Linear(node, weight, axis, bias, bias_add))
+    tail, output = _pointwise_tail(output)
+    return Kernel("linear", (*nodes, *tail), (node.need(0),), output, Linear(node, weight, axis, bias, bias_add))
 
 
 def output_axis(node: Node) -> int:
@@ -157,8 +157,8 @@ def refuse_linear(node: Node) -> str:
             return "its weights are quantized already"
         return "its weights are not constant"
     shape = weight.static_shape()
-    if node.op_type == "Conv" and len(shape) != 4:
-        return f"only 2-D convolutions have an integer kernel, this one has {len(shape) - 2} spatial dimensions"
+    if node.op_type == "Conv" and len(shape) not in (3, 4):
+        return f"only 1-D and 2-D convolutions have an integer kernel, this one has {len(shape) - 2} spatial dimensions"
     if node.op_type != "Conv" and len(shape) != 2:
         return f"its weights have rank {len(shape)}, the integer kernel takes matrices"
     if node.op_type == "Gemm":
@@ -195,35 +195,64 @@ def _bias_operand(add: Node | None, output: Value, channels: int) -> Value | Non
     return other if fits else None
 
 
-def _is_unary(node: Node) -> bool:
-    if node.domain != "" or node.op_type not in UNARY or not _is_float(node):
+def _variable(node: Node) -> tuple[Value, ...] | None:
+    """The values that an elementwise node is a function of: its inputs but for single numbers. None for other nodes."""
+    if node.domain != "" or not _is_float(node):
+        return None
+    given = [v for v in node.inputs if v is not None]
+    if node.op_type in FUNCTIONS:
+        return (given[0],) if all(v.is_constant for v in given[1:]) else None
+    if node.op_type not in _ARITHMETIC:
+        return None
+    found = tuple(v for v in given if not (v.is_constant and v.numpy().size == 1))
+    return found if found and not any(v.is_constant for v in found) else None
+
+
+def _pointwise_tail(start: Value) -> tuple[tuple[Node, ...], Value]:
+    """The longest run of elementwise nodes after `start` that depend on it alone and end in one value.
+
+    Diamonds such as x * sigmoid(x) are in it. Returns the nodes and that value (`start` where there are none).
+    """
+    inside = {id(start): start}
+    nodes: list[Node] = []
+    best: tuple[int, Value] = (0, start)
+    while len(nodes) < _LONGEST_TAIL:
+        node = next((u for v in inside.values() for u in v.users if u not in nodes and _stays(u, inside, start)), None)
+        if node is None:
+            break
+        nodes.append(node)
+        inside[id(node.output)] = node.output
+        live = [v for v in inside.values() if v.is_output or any(u not in nodes for u in v.users)]
+        if len(live) == 1 and live[0] is node.output:
+            best = (len(nodes), node.output)
+        if any(v.is_output for v in inside.values()):
+            break
+    return tuple(nodes[: best[0]]), best[1]
+
+
+def _stays(node: Node, inside: Mapping[int, Value], start: Value) -> bool:
+    if node.graph is not start.graph or node.output.shape != start.shape:
         return False
-    return all(v is None or v.is_constant for v in node.inputs[1:])
+    variable = _variable(node)
+    return variable is not None and all(id(v) in inside for v in variable)
 
 
 def _other_kernel(node: Node) -> Kernel | None:
-    if node.is_op("Add", "Mul"):
-        return _binary_kernel(node)
-    if _is_unary(node):
-        return Kernel("unary", (node,), (node.need(0),), node.output)
-    if node.domain != "" or node.op_type not in SAME_SCALE or any(o.uses for o in node.outputs[1:]):
+    variable = _variable(node)
+    if variable is not None:
+        if len(set(map(id, variable))) > 1 and not node.is_op("Add", "Mul"):
+            return None
+        tail, output = _pointwise_tail(node.output)
+        kind: Kind = "binary" if len(variable) > 1 else "unary"
+        return Kernel(kind, (node, *tail), tuple({id(v): v for v in variable}.values()), output)
+    if node.domain != "" or node.op_type not in SAME_SCALE | AVERAGES or any(o.uses for o in node.outputs[1:]):
         return None
     if node.op_type == "Pad" and not _pads_zeros(node):
         return None
     if node.op_type == "Concat":
         inputs = tuple(v for v in node.inputs if v is not None)
         return None if any(v.is_constant for v in inputs) else Kernel("same", (node,), inputs, node.output)
-    return Kernel("same", (node,), (node.need(0),), node.output)
-
-
-def _binary_kernel(node: Node) -> Kernel | None:
-    inputs = (node.need(0), node.need(1))
-    if any(v.is_constant for v in inputs):
-        return None
-    activation = sole_user(node.output)
-    if activation is not None and activation.is_op("Relu", "Clip") and _is_unary(activation):
-        return Kernel("binary", (node, activation), inputs, activation.output)
-    return Kernel("binary", (node,), inputs, node.output)
+    return Kernel("average" if node.op_type in AVERAGES else "same", (node,), (node.need(0),), node.output)
 
 
 def _pads_zeros(node: Node) -> bool:
@@ -259,3 +288,34 @@ def comes_in_8_bits(value: Value) -> bool:
     if value.producer is None:
         return not value.is_constant
     return value.producer.is_op("DequantizeLinear")
+
+
+def _join_residuals(kernels: list[Kernel]) -> list[Kernel]:
+    """Sums and products move into the linear kernel that makes one of their operands and nobody else reads.
+
+    The operand then is never rounded to 8 bits. Of two linear kernels the earlier takes the sum: the other one's
+    result is read in 8 bits.
+    """
+    made = {id(k.output): i for i, k in enumerate(kernels) if k.kind == "linear"}
+    joined: dict[int, Kernel | None] = dict(enumerate(kernels))
+    for i, kernel in enumerate(kernels):
+        if kernel.kind != "binary" or len(kernel.inputs) != 2:
+            continue
+        root = kernel.nodes[0]
+        takers = [
+            made[id(v)]
+            for v in kernel.inputs
+            if id(v) in made and sole_user(v) is root and v.shape == root.output.shape
+        ]
+        if not takers:
+            continue
+        taker = min(takers)
+        linear = joined[taker]
+        if linear is None:
+            continue
+        other = next(v for v in kernel.inputs if v is not linear.output)
+        whole = Kernel("linear", (*linear.nodes, *kernel.nodes), (*linear.inputs, other), kernel.output, linear.linear)
+        del made[id(linear.output)]
+        joined[taker], joined[i] = whole, None
+        made[id(whole.output)] = taker
+    return [k for k in joined.values() if k is not None]

@@ -1,0 +1,66 @@
+"""Rounding weights so that the layer's output, not each weight, changes least.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2023): columns are
+rounded one after another, and each one's error is made up for by those not rounded yet, with the inverse of
+H = E[x xT] telling how. Where the bias takes back the mean error (correction.py), the covariance is the metric.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irc.ir.types import Array
+from irc.passes.quantize.affine import WEIGHT_LIMIT
+
+_BLOCK = 128
+
+
+def round_least_squares(rows: Array, scales: Array, moment: Array, damping: float = 0.01) -> Array:
+    """int8 weights in [-127, 127], [groups, outputs, k].
+
+    `rows`: weights [groups, outputs, k]; `scales`: [groups, outputs]; `moment`: [groups, k, k]. `damping`, as a share
+    of the mean diagonal, keeps directions that the samples did not show from being bent.
+    """
+    order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")  # [groups, k]
+    metric = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
+    factor = _inverse_factor(metric, damping)
+    left = np.take_along_axis(rows.astype(np.float64), order[:, None, :], 2)
+    q = np.empty(left.shape, np.int8)
+    unit = scales.astype(np.float64)
+    columns = left.shape[2]
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        errors = np.empty((*left.shape[:2], stop - start))
+        for i in range(start, stop):
+            column = left[:, :, i]
+            whole = np.clip(np.rint(column / unit), -WEIGHT_LIMIT, WEIGHT_LIMIT)
+            q[:, :, i] = whole
+            error = (column - whole * unit) / factor[:, None, i, i]
+            errors[:, :, i - start] = error
+            left[:, :, i + 1 : stop] -= error[:, :, None] * factor[:, None, i, i + 1 : stop]
+        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    back = np.argsort(order, axis=1, kind="stable")
+    return np.take_along_axis(q, back[:, None, :], 2)
+
+
+def _inverse_factor(metric: Array, damping: float) -> Array:
+    """Upper U with inverse(damped metric) = UT U, [groups, k, k]."""
+    k = metric.shape[1]
+    mean = np.trace(metric, axis1=1, axis2=2) / k
+    ridge = np.where(mean > 0, mean * damping, 1.0)
+    damped = metric + ridge[:, None, None] * np.eye(k)
+    inverse = np.linalg.inv(damped)
+    lower: Array = np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2)
+    return np.swapaxes(lower, 1, 2)
+
+
+def covariance(moment: Array, mean: Array) -> Array:
+    """H without the part that a bias can take back: E[x xT] - E[x] E[x]T, [groups, k, k]."""
+    centred: Array = moment - mean[:, :, None] * mean[:, None, :]
+    return centred
+
+
+def mean_error(rows: Array, rounded: Array, mean: Array) -> Array:
+    """E[(W - Q) x] per output. [groups, outputs, k] twice and [groups, k] give [groups, outputs]."""
+    found: Array = np.einsum("gok,gk->go", rows.astype(np.float64) - rounded, mean)
+    return found
