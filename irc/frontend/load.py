@@ -11,7 +11,7 @@ from irc.frontend.bind import bind, infer_afresh, name_unknown_dims
 from irc.frontend.external import WeightStore, inline_small
 from irc.frontend.functions import inline_functions
 from irc.frontend.importer import import_proto
-from irc.frontend.source import read_model
+from irc.frontend.source import read_model, refuse_bad_text
 from irc.frontend.upgrade import check_types, upgrade, with_types
 from irc.ir.graph import Model
 
@@ -50,6 +50,7 @@ def from_proto(proto: onnx.ModelProto, source: Path | None = None) -> Model:
 
 
 def _import(proto: onnx.ModelProto, store: WeightStore, where: str) -> Model:
+    refuse_bad_text(proto, where)
     inline_small(proto, store, where)
     proto = inline_functions(proto, where)
     model = import_proto(with_types(proto), store, where)

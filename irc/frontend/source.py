@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf has no stubs
@@ -58,6 +59,29 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
             "not an ONNX model: it has no graph", where=where, hint="the .onnx file that the exporter wrote"
         )
     return proto, WeightStore(folder=path.parent, own=WeightFile(path, mapped), slices=tuple(slices))
+
+
+def refuse_bad_text(proto: onnx.ModelProto, where: str) -> None:
+    """ONNX names are UTF-8. protobuf hands out bytes where one is not: refuse those here, once."""
+    found = _bad_text(proto)
+    if found is not None:
+        raise ModelError("a name in the file is no UTF-8 text", where=where, got=repr(found[:40]))
+
+
+def _bad_text(message: Any) -> bytes | None:
+    for descriptor, value in message.ListFields():
+        if descriptor.type == descriptor.TYPE_MESSAGE:
+            parts = (value,) if hasattr(value, "ListFields") else value
+            for part in parts:
+                found = _bad_text(part)
+                if found is not None:
+                    return found
+        elif descriptor.type == descriptor.TYPE_STRING:
+            texts = (value,) if isinstance(value, str | bytes) else value
+            for text in texts:
+                if isinstance(text, bytes):
+                    return text
+    return None
 
 
 def _map(path: Path) -> mmap.mmap:
