@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from irc.driver.samples import output_steps
 from irc.driver.verification import Reference, Run, failure, measure
 from irc.errors import IrcError
+from irc.evaluation.compare import Difference
 from irc.evaluation.oracle import Oracle
+from irc.export import subgraph_model
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Node, Value
 from irc.ir.types import Array
@@ -85,3 +88,58 @@ def _comparable(value: Value) -> bool:
     if value.dtype is None or not (value.dtype.is_float or value.dtype.is_integer):
         return False
     return value.shape is not None and value.shape.is_static
+
+
+def amplified(model: Model, feeds: Sequence[dict[str, Array]], compile_cut: CompileCut) -> list[str] | None:
+    """Whether a quantized model is right layer by layer although its outputs are too far off.
+
+    Roundings that fall the other way (one step in one of thousands of values) grow in later layers, a softmax most of
+    all. So every layer is given what the compiled layers before it really gave: onnxruntime on these values must be
+    met within a step. Returns the names of the layers where differences grow, or None where a layer is wrong itself.
+    """
+    names = [n.output.name for n in model.graph.nodes if n.is_op("QuantizeLinear") and not _is_weight(n)]
+    outputs = [v.name for v in model.graph.outputs]
+    ends = list(dict.fromkeys([*names, *outputs]))
+    exposed = clone(model)
+    exposed.graph.set_outputs([exposed.graph.find(n) for n in ends])
+    run = compile_cut(exposed)
+    ours = [dict(feed) | dict(run(feed)) for feed in feeds]
+    whole = Oracle(model, extra=ends)
+    truth = [whole.run(feed) for feed in feeds]
+    steps = output_steps(exposed)
+    grown = []
+    for name in ends:
+        if not _differs(name, truth, ours, steps):
+            continue
+        nodes = _segment(model, name, set(ends))
+        local = Oracle(subgraph_model(nodes).SerializeToString())
+        if _differs(name, [local.run(values) for values in ours], ours, steps):
+            return None
+        grown.append(nodes[-1].label)
+    return grown
+
+
+def _differs(
+    name: str, wanted: Sequence[Mapping[str, Array]], got: Sequence[Mapping[str, Array]], steps: Mapping[str, float]
+) -> bool:
+    found = Difference(name, step=steps.get(name))
+    for a, b in zip(wanted, got, strict=True):
+        found.add(a[name], b[name])
+    return failure(found, Reference("", lambda _: {}, True, steps)) is not None
+
+
+def _segment(model: Model, end: str, boundaries: set[str]) -> list[Node]:
+    """The nodes between `end` and the boundary values before it, in order."""
+    found: set[int] = set()
+    stack = [model.graph.find(end)]
+    while stack:
+        producer = stack.pop().producer
+        if producer is None or id(producer) in found:
+            continue
+        found.add(id(producer))
+        stack.extend(v for v in producer.inputs if v is not None and v.name not in boundaries)
+    return [n for n in model.graph.nodes if id(n) in found]
+
+
+def _is_weight(node: Node) -> bool:
+    return node.inputs[0] is None or node.inputs[0].constant is not None

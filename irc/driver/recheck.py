@@ -21,24 +21,31 @@ def verify_artifact(
     """Raises VerificationError where a file has changed or results are too far off, OptionError where the artifact is
     none or cannot run here.
     """
-    from irc.backends.artifact.load import load_artifact
     from irc.backends.artifact.manifest import read_manifest
+    from irc.backends.artifact.qemu import Emulated, open_artifact
     from irc.calibrate.dataset import Dataset
 
     check_file(original)
     check_file(data)
     manifest = read_manifest(directory)
     check_hashes(directory, manifest["files"])
-    network = load_artifact(directory)
+    network = open_artifact(directory)
+    emulated = isinstance(network, Emulated)
     model = artifact_model(directory)
     samples = None if data is None else Dataset.load(data, model)
     quantized = has_quantized_activations(model)
     macs = int((manifest.get("after") or {}).get("macs") or 0)
-    feeds = verification_feeds(model, samples, count_feeds(model, macs, quantized=quantized, slow=False), seed)
+    feeds = verification_feeds(model, samples, count_feeds(model, macs, quantized=quantized, slow=emulated), seed)
     references = [Reference("the exported IR", Oracle(model).run, quantized, output_steps(model))]
     if original is not None:
         references.append(Reference("the original", Oracle(original).run, quantized, {}, binding=False))
-    result = Verification("target", "in process", samples=len(feeds), data="random" if data is None else "given")
+    result = Verification(
+        "target",
+        network.target.qemu if isinstance(network, Emulated) else "in process",
+        samples=len(feeds),
+        data="random" if data is None else "given",
+    )
+    result.quantized = quantized
     for reference in references:
         found = measure(network.run, reference, feeds)
         result.against[reference.name] = found

@@ -1,4 +1,4 @@
-"""Something that can be run on data: an ONNX file in onnxruntime, or an artifact in this process."""
+"""Something that can be run on data: an ONNX file in onnxruntime, or an artifact in this process or under emulation."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def open_subject(
     if path.is_dir():
         if shapes or dims:
             raise OptionError("an artifact has its shapes already", where=str(path), hint="no --shape and no --dim")
-        from irc.backends.artifact.load import load_artifact
+        from irc.backends.artifact.qemu import open_artifact
 
-        network = load_artifact(path, threads=threads)
+        network = open_artifact(path, threads=threads)
         return Subject(path.name, "artifact", network.run, ports_model(path.name, network.inputs))
     if not path.exists():
         raise OptionError("no such file or folder", where=str(path))

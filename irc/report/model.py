@@ -140,10 +140,9 @@ def verification_lines(verification: Mapping[str, Any]) -> list[str]:
         worst = max((_number(d["relative"]) for d in found), default=0.0)
         share = min((d["within_one_step"] for d in found), default=1.0)
         snr = min((d["snr_db"] for d in found), default=999.0)
-        quality = "equal" if snr >= 999 else f"{snr:.1f} dB"
-        lines.append(
-            f"{name}: largest difference {worst:.2g} of the largest output, {share:.2%} within a step, {quality}"
-        )
+        text = f"{name}: " + ("equal" if worst == 0 else f"largest difference {worst:.2g} of the largest output")
+        text += f", {share:.2%} within a step" if verification.get("quantized") and worst else ""
+        lines.append(text + (f", {snr:.1f} dB" if worst else ""))
     how = f"{verification['where']} ({verification.get('how', '')})"
     return [f"{how}, {verification.get('samples')} {verification.get('data', '')} samples", *lines]
 
