@@ -19,8 +19,10 @@ from types import TracebackType
 import numpy as np
 
 from irc.backends.artifact.elf import ObjectFile
+from irc.backends.artifact.features import obstacle
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.link import link
+from irc.backends.artifact.load import Network, load_artifact
 from irc.backends.artifact.manifest import ports, read_manifest
 from irc.backends.artifact.write import archive_chunks
 from irc.backends.program import Port, Program
@@ -88,6 +90,23 @@ def run_under_qemu(
         return network.run(feeds)
 
 
+def open_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Network | Emulated:
+    """The network of an artifact: in this process where the machine fits, else under emulation (`threads` is then
+    ignored). Raises OptionError, with both reasons, when neither can be done here."""
+    facts = read_manifest(Path(directory))["target"]
+    reason = obstacle(facts)
+    if not reason:
+        return load_artifact(directory, threads=threads)
+    missing = missing_tools(get_target(facts.get("name", "")))
+    if missing:
+        raise OptionError(
+            f"compiled for target '{facts.get('name')}': {reason}, and it cannot be emulated: {missing}",
+            where=str(directory),
+            hint="--target native",
+        )
+    return Emulated.artifact(directory)
+
+
 class Emulated:
     """A network linked for its target, ready to be run under the emulator. `inputs` and `outputs` describe it.
 
@@ -149,6 +168,13 @@ class Emulated:
         (folder / "main.c").write_text(_DRIVER.replace("@NAME@", self.name).replace("@UPPER@", self.name.upper()))
         command = [self.target.linker, "-static", "-O1", "-o", str(self._executable)]
         self._execute([*command, str(folder / "main.c"), str(library), "-lm"], b"", "linking for the target failed")
+
+    def __call__(self, *arrays: Array) -> Array | tuple[Array, ...]:
+        """Inputs in the order of `self.inputs`; the output, or a tuple of them when there are several."""
+        if len(arrays) != len(self.inputs):
+            raise DataError("wrong number of inputs", expected=str(len(self.inputs)), got=str(len(arrays)))
+        outputs = list(self.run({p.name: a for p, a in zip(self.inputs, arrays, strict=True)}).values())
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """One sample: arrays by input name -> arrays by output name."""

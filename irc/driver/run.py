@@ -19,12 +19,12 @@ def run_artifact(directory: Path, inputs: Path, *, threads: int = 1) -> dict[str
     """Outputs by name: of one run where the arrays have the shapes of the inputs, else of all samples, joined along
     the first axis. Raises DataError, OptionError.
     """
-    from irc.backends.artifact.load import load_artifact
+    from irc.backends.artifact.qemu import open_artifact
 
     check_file(inputs)
     if not directory.is_dir():
         raise OptionError("no such artifact folder", where=str(directory))
-    network = load_artifact(directory, threads=threads)
+    network = open_artifact(directory, threads=threads)
     columns = open_npz(inputs)
     if {n: c.shape for n, c in columns.items()} == {p.name: tuple(p.shape) for p in network.inputs}:
         with np.load(inputs) as arrays:

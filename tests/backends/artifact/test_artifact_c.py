@@ -10,9 +10,12 @@ import pytest
 import toy
 
 from irc.backends.artifact.header import header_text
-from irc.backends.artifact.qemu import Emulated, missing_tools, run_under_qemu
+from irc.backends.artifact.load import Network
+from irc.backends.artifact.qemu import Emulated, missing_tools, open_artifact, run_under_qemu
 from irc.backends.artifact.write import write_artifact
 from irc.errors import DataError, OptionError, VerificationError
+
+pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="builds and runs x86-64 programs")
 
 ROOT = Path(__file__).parents[3]
 MAIN = ROOT / "examples" / "c" / "main.c"
@@ -161,6 +164,19 @@ def test_an_artifact_under_emulation(artifacts, tmp_path):
     write_artifact(program, tmp_path / "a", manifest={}, glue_object=toy.glue("toy", "aarch64"), emit={"header"})
     with pytest.raises(OptionError, match=r"libtoy\.a: the artifact lacks a part"):
         Emulated.artifact(tmp_path / "a")
+
+
+def test_artifacts_open_in_process_or_under_emulation(artifacts, monkeypatch):
+    _skip_without_emulator()
+    inputs = toy.toy_inputs()
+    for arch, kind in (("x86-64", Network), ("aarch64", Emulated)):
+        with open_artifact(artifacts / arch / "toy") as network:
+            assert type(network) is kind
+            for got, want in zip(network(*inputs), toy.toy_expected(*inputs), strict=True):
+                np.testing.assert_allclose(got, want, rtol=2e-6)  # float32 roundings of three steps
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(OptionError, match="it is for aarch64, this machine is x86-64, and it cannot be emulated"):
+        open_artifact(artifacts / "aarch64" / "toy")
 
 
 def test_what_is_missing_for_emulation_is_named(monkeypatch):
