@@ -148,11 +148,11 @@ def _graph(proto: onnx.GraphProto, graph: Graph, tensor: TensorMaker) -> None:
 
 
 def _output_names(proto: onnx.GraphProto, graph: Graph) -> list[str]:
-    """Names of the outputs. A subgraph may neither return a value of a graph around it nor return one twice."""
+    """Names of the outputs. ONNX lets no graph return a value twice, but bodies of Loop and If want to."""
     names: list[str] = []
     for value in graph.outputs:
         name = value.name
-        if graph.parent is not None and (value.graph is not graph or name in names):
+        if graph.parent is not None and name in names:
             n = len(names)
             name = graph.unique_name(f"{value.name}_returned{n}")
             proto.node.add(op_type="Identity", name=name, input=[value.name], output=[name])
