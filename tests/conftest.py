@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -109,13 +108,10 @@ def need_tool() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One kernel cache for the tests of this process, so that a model compiled twice is quick the second time."""
-    return tmp_path_factory.mktemp("kernel-cache")
-
-
-@pytest.fixture
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A fixed environment for subprocesses whose output is compared."""
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
-    return monkeypatch
+    """One kernel cache for the whole run (also of parallel test processes): a model compiles slowly only once."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    path = base / "kernel-cache"
+    path.mkdir(exist_ok=True)
+    return path
