@@ -102,6 +102,8 @@ def node(node: Node) -> onnx.NodeProto:
     proto.output.extend(v.name for v in node.outputs)
     for name, value in node.attributes.items():
         proto.attribute.append(_attribute(node, name, value))
+    if node.is_op("STFT") and "onesided" not in node.attributes:
+        proto.attribute.add(name="onesided", type="INT", i=1)  # onnx's inference takes the default for 0
     return proto
 
 

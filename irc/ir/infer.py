@@ -13,16 +13,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from irc.errors import ShapeError
 from irc.ir import ops
+from irc.ir._bodies import BODIES, computed
 from irc.ir.graph import CANONICAL_OPSET, Graph, Model, Node, Value
 from irc.ir.known import Known
-from irc.ir.types import Dim, DType, OptionalType, SequenceType, Shape, TensorType, ValueType
-
-if TYPE_CHECKING:
-    import onnx
+from irc.ir.lattice import meet, refine
+from irc.ir.types import Dim, DType, Shape, TensorType, ValueType
 
 _FLOATS_GIVE_SHAPES = ("OneHot", "Range", "Resize", "Upsample")
 _SAME_TYPE = ("GroupNormalization", "MeanVarianceNormalization")  # functions without an inference of their own
@@ -77,81 +75,11 @@ def _is_complete(type: ValueType | None, static: bool) -> bool:
 
 def forget_shapes(model: Model) -> None:
     """Drop the shapes of everything that nodes compute, keeping element types (before inputs get new shapes)."""
-    for value in _computed(model.graph):
+    for value in computed(model.graph):
         if isinstance(value.type, TensorType):
             value.type = TensorType(value.type.dtype)
         elif value.type is not None:
             value.type = None
-
-
-def _computed(graph: Graph) -> Iterator[Value]:
-    for node in graph.nodes:
-        yield from node.outputs
-        for sub in node.subgraphs:
-            yield from sub.inputs
-            yield from _computed(sub)
-
-
-# Types as a lattice: `meet` knows what both know, `join` only what they agree on.
-
-
-def meet(a: ValueType | None, b: ValueType | None) -> ValueType | None:
-    """What both say together. Raises ValueError when they contradict each other."""
-    if a is None or b is None or a == b:
-        return a if b is None else b
-    if isinstance(a, TensorType) and isinstance(b, TensorType):
-        if a.dtype is not b.dtype:
-            raise ValueError(f"{a.dtype.value} against {b.dtype.value}")
-        return TensorType(a.dtype, _meet_shapes(a.shape, b.shape))
-    if isinstance(a, SequenceType) and isinstance(b, SequenceType):
-        return SequenceType(meet(a.elem, b.elem) or a.elem)
-    if isinstance(a, OptionalType) and isinstance(b, OptionalType):
-        return OptionalType(meet(a.elem, b.elem) or a.elem)
-    if type(a) is not type(b):
-        raise ValueError(f"{a} against {b}")
-    return a
-
-
-def _meet_shapes(a: Shape | None, b: Shape | None) -> Shape | None:
-    if a is None or b is None:
-        return a if b is None else b
-    if a.rank != b.rank:
-        raise ValueError(f"{a} against {b}")
-    dims: list[Dim] = []
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, int) and isinstance(y, int) and x != y:
-            raise ValueError(f"{a} against {b}")
-        dims.append(y if isinstance(y, int) or x is None else x)
-    return Shape(tuple(dims))
-
-
-def join(a: ValueType | None, b: ValueType | None) -> ValueType | None:
-    """What is true of a value that has either type (the result of an If)."""
-    if a is None or b is None:
-        return None
-    if isinstance(a, TensorType) and isinstance(b, TensorType) and a.dtype is b.dtype:
-        if a.shape is None or b.shape is None or a.shape.rank != b.shape.rank:
-            return TensorType(a.dtype)
-        return TensorType(a.dtype, Shape(tuple(x if x == y else None for x, y in zip(a.shape, b.shape, strict=True))))
-    if isinstance(a, SequenceType) and isinstance(b, SequenceType):
-        elem = join(a.elem, b.elem)
-        return None if elem is None else SequenceType(elem)
-    if isinstance(a, OptionalType) and isinstance(b, OptionalType):
-        elem = join(a.elem, b.elem)
-        return None if elem is None else OptionalType(elem)
-    return a if a == b else None
-
-
-def _refine(node: Node, value: Value, found: ValueType | None) -> None:
-    try:
-        value.type = meet(value.type, found)
-    except ValueError:
-        raise ShapeError(
-            f"the type of '{value.name}' contradicts its inputs",
-            where=node.label,
-            expected=str(found),
-            got=str(value.type),
-        ) from None
 
 
 # One node
@@ -163,17 +91,24 @@ def _sweep(graph: Graph, known: Known) -> None:
 
 
 def _infer_node(node: Node, known: Known) -> None:
-    if ops.is_control_flow(node) and node.op_type in _BODIES:
-        found: Iterable[ValueType | None] = _BODIES[node.op_type](node, known)
+    try:
+        _infer_checked(node, known)
+    except ValueError as error:  # a missing input or an attribute of the wrong kind, which verify would have found
+        raise ShapeError(str(error), where=node.label) from None
+
+
+def _infer_checked(node: Node, known: Known) -> None:
+    if ops.is_control_flow(node) and node.op_type in BODIES:
+        found: Iterable[ValueType | None] = BODIES[node.op_type](node, known, _sweep)
     else:
         found = _ask_onnx(node, known)
     for value, type in zip(node.outputs, found, strict=False):
-        _refine(node, value, type)
+        refine(node, value, type)
     rule = _SYMBOLIC.get(node.op_type) if node.domain == "" else None
     if rule is not None and not _is_complete(node.output.type, static=True):
         dims, dtype = rule(node, known), node.output.dtype
         if dims is not None and dtype is not None:
-            _refine(node, node.output, TensorType(dtype, Shape(tuple(dims))))
+            refine(node, node.output, TensorType(dtype, Shape(tuple(dims))))
 
 
 def _ask_onnx(node: Node, known: Known) -> list[ValueType | None]:
@@ -196,7 +131,7 @@ def _ask_onnx(node: Node, known: Known) -> list[ValueType | None]:
                 data[value.name] = onnx.numpy_helper.from_array(array, value.name)
     try:
         found = onnx.shape_inference.infer_node_outputs(
-            schema, _proto(node), types, data, opset_imports=[onnx.helper.make_opsetid("", known.opset)]
+            schema, _light.node(node), types, data, opset_imports=[onnx.helper.make_opsetid("", known.opset)]
         )
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         if node.subgraphs:
@@ -204,15 +139,6 @@ def _ask_onnx(node: Node, known: Known) -> list[ValueType | None]:
         shown = ", ".join("_" if v is None else f"{v.name}: {v.type}" for v in node.inputs)
         raise ShapeError(_plain(str(error)), where=node.label, got=f"inputs {shown}") from None
     return [_light.type_from_proto(found[v.name]) if v.name in found else None for v in node.outputs]
-
-
-def _proto(node: Node) -> onnx.NodeProto:
-    from irc.ir import _light
-
-    proto = _light.node(node)
-    if node.is_op("STFT") and "onesided" not in node.attributes:
-        proto.attribute.add(name="onesided", type="INT", i=1)  # onnx takes the default for 0 here
-    return proto
 
 
 def _plain(text: str) -> str:
@@ -290,124 +216,6 @@ def _filled_dims(node: Node, known: Known) -> list[Dim] | None:
 _SYMBOLIC = {"Reshape": _reshape_dims, "Expand": _expand_dims, "ConstantOfShape": _filled_dims}
 
 
-# Control flow
-
-
-def _infer_if(node: Node, known: Known) -> list[ValueType | None]:
-    """What both branches give. A branch that contradicts itself (a Squeeze of an extent that is not 1, say) can never
-    run, so the other one decides; so does the condition where it is known.
-    """
-    branches = [_body(node, "then_branch"), _body(node, "else_branch")]
-    for branch in branches:
-        if len(branch.outputs) != len(node.outputs):
-            raise ShapeError(
-                f"branch '{branch.name}' and the node differ in the number of outputs",
-                where=node.label,
-                expected=str(len(node.outputs)),
-                got=str(len(branch.outputs)),
-            )
-    condition = known.array(node.input(0))
-    live, refused = [], []
-    for branch, taken in zip(branches, (True, False), strict=True):
-        try:
-            _sweep(branch, known)
-        except ShapeError as error:
-            refused.append(error)
-            continue
-        if condition is None or condition.size != 1 or bool(condition.reshape(-1)[0]) is taken:
-            live.append(branch)
-    if not live:
-        raise refused[0]
-    types: list[ValueType | None] = [v.type for v in live[0].outputs]
-    for branch in live[1:]:
-        types = [join(a, v.type) for a, v in zip(types, branch.outputs, strict=True)]
-    return types
-
-
-def _infer_loop(node: Node, known: Known) -> list[ValueType | None]:
-    """Node: trip count, condition, carried... Body: iteration, condition, carried... -> same, scans..."""
-    body = _body(node, "body")
-    carried = len(node.inputs) - 2
-    if len(body.inputs) != carried + 2 or len(body.outputs) != len(node.outputs) + 1:
-        raise ShapeError("its body does not have the inputs and outputs of a Loop of this arity", where=node.label)
-    fixed = [TensorType(DType.INT64, Shape(())), TensorType(DType.BOOL, Shape(()))]
-    first = [None if v is None else v.type for v in node.inputs[2:]]
-    states = _fixed_point(node, body, fixed, first, [], 1, known)
-    trips = known.array(node.input(0))
-    length = int(trips.reshape(-1)[0]) if trips is not None and trips.size == 1 and node.input(1) is None else None
-    scans = [_stacked(v.type, 0, length) for v in body.outputs[1 + carried :]]
-    return [*states, *scans]
-
-
-def _infer_scan(node: Node, known: Known) -> list[ValueType | None]:
-    body, scanned = _body(node, "body"), node.get_int("num_scan_inputs")
-    carried = len(node.inputs) - scanned
-    if len(body.inputs) != len(node.inputs) or len(body.outputs) != len(node.outputs) or carried < 0:
-        raise ShapeError("its body does not have the inputs and outputs of a Scan of this arity", where=node.label)
-    axes = node.get_ints("scan_input_axes") or (0,) * scanned
-    length: Dim = None
-    slices: list[ValueType | None] = []
-    for value, axis in zip(node.inputs[carried:], axes, strict=True):
-        shape, dtype = (None, None) if value is None else (value.shape, value.dtype)
-        if shape is None or dtype is None:
-            slices.append(None if dtype is None else TensorType(dtype))
-            continue
-        axis %= max(shape.rank, 1)
-        length = shape[axis] if length is None else length
-        slices.append(TensorType(dtype, Shape(shape.dims[:axis] + shape.dims[axis + 1 :])))
-    first = [None if v is None else v.type for v in node.inputs[:carried]]
-    states = _fixed_point(node, body, [], first, slices, 0, known)
-    results = body.outputs[carried:]
-    out_axes = node.get_ints("scan_output_axes") or (0,) * len(results)
-    return [*states, *(_stacked(v.type, axis, length) for v, axis in zip(results, out_axes, strict=True))]
-
-
-_BODIES = {"If": _infer_if, "Loop": _infer_loop, "Scan": _infer_scan}
-
-
-def _body(node: Node, name: str) -> Graph:
-    body = node.attributes.get(name)
-    if not isinstance(body, Graph):
-        raise ShapeError(f"attribute {name} is missing", where=node.label)
-    return body
-
-
-def _stacked(type: ValueType | None, axis: int, length: Dim) -> ValueType | None:
-    if not isinstance(type, TensorType) or type.shape is None:
-        return type if isinstance(type, TensorType) else None
-    dims = list(type.shape.dims)
-    axis = axis % (len(dims) + 1)
-    return TensorType(type.dtype, Shape((*dims[:axis], length, *dims[axis:])))
-
-
-def _fixed_point(
-    node: Node,
-    body: Graph,
-    before: list[TensorType],
-    states: list[ValueType | None],
-    after: list[ValueType | None],
-    first_output: int,
-    known: Known,
-) -> list[ValueType | None]:
-    """Types of carried values that hold for every iteration: weaken them until the body gives back what it takes.
-
-    Ends because each round makes at least one extent unknown.
-    """
-    values = [*body.inputs, *_computed(body)]
-    old = [v.type for v in values]
-    while True:
-        for value, type in zip(values, old, strict=True):
-            value.type = type
-        for value, type in zip(body.inputs, [*before, *states, *after], strict=True):
-            _refine(node, value, type)
-        _sweep(body, Known(known.opset))  # what holds in one round may not hold in the next
-        given = [v.type for v in body.outputs[first_output : first_output + len(states)]]
-        joined = [join(a, b) for a, b in zip(states, given, strict=True)]
-        if joined == states:
-            return states
-        states = joined
-
-
 # The whole model at once
 
 
@@ -427,9 +235,11 @@ def _whole_model(model: Model) -> bool:
     learned = False
     for node in model.graph.walk():
         for value in node.outputs:
-            found = _without_made_up(types.get(value.name), symbols)
-            before = value.type
-            _refine(node, value, found)
+            found, before = _without_made_up(types.get(value.name), symbols), value.type
+            try:
+                value.type = meet(before, found)
+            except ValueError:
+                continue  # the sweep has checked what stands there: onnx is wrong, or has no data for this node
             learned = learned or value.type != before
     return learned
 
