@@ -103,7 +103,7 @@ def remove_dead(node: Node) -> int:
             read.extend(sub.captured())
         graph.remove(current)
         count += 1
-        for value in read:
+        for value in dict.fromkeys(read):  # a value may be read twice
             if value.producer is not None:
                 stack.append(value.producer)
             elif value.is_constant and value.graph is not None and not value.uses and not value.is_output:

@@ -2,7 +2,8 @@
 
     (W x + b) * a = (a W) x + a b          (W x + b) + c = W x + (b + c)
 
-The linear operators are Conv, ConvTranspose, Gemm, and MatMul with the Add that is its bias.
+The linear operators are Conv, ConvTranspose, Gemm, and MatMul with the Add that is its bias. A scale by one number
+also goes in from behind Transposes and Reshapes, as the scale of attention stands behind the split into heads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from irc.ir.types import Array
 from irc.passes.fuse.linear import Linear, check_rescaled, linear_before, per_channel, rescaled
 from irc.pipeline.contract import Pass, PassContext, PassResult
 from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, apply_rules, const, op, var
-from irc.rewrite.facts import rank, same_type
+from irc.rewrite.facts import is_float, rank, same_type
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class FoldAffine(Pass):
     summary: ClassVar[str] = "constant scales and shifts into the weights before them"
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        return apply_rules(model, (AffineIntoLinear(),), ctx, pass_name=self.name)
+        return apply_rules(model, (AffineIntoLinear(), ScalePastMove()), ctx, pass_name=self.name)
 
 
 class AffineIntoLinear(Rule):
@@ -73,3 +74,34 @@ def _affine(node: Node, linear: Linear) -> tuple[Array | None, Array | None] | N
         return None, c if node.op_type == "Add" else -c
     with np.errstate(divide="ignore"):
         return (c if node.op_type == "Mul" else 1 / c), None
+
+
+class ScalePastMove(Rule):
+    """T(y) * a = T(y * a) for one number a and a Transpose or Reshape T, on the way to a linear operator."""
+
+    name = "scale-past-move"
+    pattern = op("Mul|Div", op("Transpose|Reshape", name="move"), const("c"))
+
+    def check(self, m: Match) -> str | None:
+        c = m["c"].constant
+        if c is None or c.size != 1 or m.root.need(1) is not m["c"] or not _leads_to_linear(m.root.need(0)):
+            return NOT_A_CANDIDATE
+        return None if same_type(m.root.need(0), m.root.output) else "its constant may widen the shape"
+
+    def rewrite(self, m: Match, edit: Editor) -> Value:
+        move = m.node("move")
+        number = edit.constant(m.array("c").reshape(()), m["c"].name)
+        scaled = edit.value(m.root.op_type, [move.need(0), number])
+        return edit.node(move.op_type, [scaled, *move.inputs[1:]], move.attributes, name=move.name).output
+
+
+def _leads_to_linear(value: Value) -> bool:
+    """Whether only Transposes and Reshapes, read by nothing else, stand between a linear operator and `value`."""
+    node = value.producer
+    while node is not None and node.is_op("Transpose", "Reshape"):
+        if len(value.uses) != 1 or value.is_output:
+            return False
+        value = node.need(0)
+        node = value.producer
+    linear = linear_before(value)
+    return isinstance(linear, Linear) and is_float(value)

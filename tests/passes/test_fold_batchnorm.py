@@ -90,6 +90,23 @@ def test_chain_of_the_autoencoder() -> None:
     assert ops(run(b.build(), "fold-affine", FOLDED)) == ["MatMul", "Add", "Relu"]
 
 
+@pytest.mark.parametrize("op_type", ["Mul", "Div"])
+def test_scale_behind_the_split_into_heads(op_type: str) -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [3, 5])
+    y = b.op("Add", b.matmul(x, weights(5, 6)), weights(6, seed=1))
+    heads = b.op("Transpose", b.op("Reshape", y, [3, 2, 3]), perm=[1, 0, 2])
+    b.output(b.op(op_type, heads, np.float32([0.3])), name="y")
+    assert ops(run(b.build(), "fold-affine", FOLDED)) == ["MatMul", "Add", "Reshape", "Transpose"]
+
+
+def test_scale_behind_other_things_stays() -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [3, 6])
+    b.output(b.op("Mul", b.op("Transpose", b.op("Relu", x)), 0.3), name="y")
+    assert ops(run(b.build(), "fold-affine")) == ["Relu", "Transpose", "Mul"]
+
+
 def test_elsewhere_it_is_mul_and_add() -> None:
     b = GraphBuilder()
     x = b.input("x", "float32", [2, 3, "h", "w"])

@@ -8,6 +8,7 @@ import pytest
 from irc.errors import InternalError
 from irc.ir.builder import GraphBuilder
 from irc.ir.graph import Model, Node, Value
+from irc.ir.verify import verify
 from irc.pipeline import PassContext
 from irc.rewrite import (
     NOT_A_CANDIDATE,
@@ -19,6 +20,7 @@ from irc.rewrite import (
     is_uniform,
     match,
     op,
+    remove_dead,
     scalar,
     uniform,
     var,
@@ -131,6 +133,19 @@ def test_rules_run_to_a_fixpoint_and_leave_nothing_dead() -> None:
     assert dict(result.statistics) == {"neg-neg": 2}
     assert model.graph.outputs[0].name == "y"
     assert model.graph.outputs[0].static_shape() == (2,)
+
+
+def test_a_constant_that_a_dead_node_reads_twice() -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [4])
+    one = b.constant(np.array([1]))
+    root = b.op("Neg", b.op("Slice", x, one, [3], [0], one))
+    b.output(b.op("Relu", x), name="y")
+    model = b.build()
+    assert root.producer is not None
+    assert remove_dead(root.producer) == 2
+    assert not model.graph.constants
+    verify(model)
 
 
 def test_new_nodes_come_from_all_matched_nodes() -> None:
