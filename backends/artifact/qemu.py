@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from irc.backends.artifact import interface as abi
 from irc.backends.artifact.elf import ObjectFile
 from irc.backends.artifact.features import obstacle
 from irc.backends.artifact.header import header_text
@@ -31,7 +33,7 @@ from irc.ir.types import Array, DType
 from irc.targets.catalogue import get_target
 from irc.targets.target import Target
 
-# Reads the number of samples (8 bytes), then for each sample all inputs; writes all outputs of each sample.
+# For each sample until the end of the file: reads all inputs, writes all outputs.
 _DRIVER = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,26 +54,29 @@ int main(void)
     const void *inputs[@UPPER@_INPUTS + 1];
     void *outputs[@UPPER@_OUTPUTS + 1];
     void *workspace = aligned(@NAME@_info.workspace_bytes);
-    unsigned long samples, s;
     int i, code;
-    if (fread(&samples, sizeof samples, 1, stdin) != 1) return 91;
     for (i = 0; i < @UPPER@_INPUTS; i++) inputs[i] = aligned(@NAME@_inputs[i].bytes);
     for (i = 0; i < @UPPER@_OUTPUTS; i++) outputs[i] = aligned(@NAME@_outputs[i].bytes);
     if ((code = @NAME@_init(&ctx, NULL, 0)) != IRC_OK) return 100 + code;
-    for (s = 0; s < samples; s++) {
+    while (getchar() != EOF) { /* a byte before each sample */
         for (i = 0; i < @UPPER@_INPUTS; i++) {
             size_t n = @NAME@_inputs[i].bytes;
             if (fread((void *)inputs[i], 1, n, stdin) != n) return 92;
         }
-        if ((code = @NAME@_run(&ctx, inputs, outputs, workspace)) != IRC_OK) return 110 + code;
+        if ((code = @NAME@_run(&ctx, inputs, outputs, workspace)) != IRC_OK) return @RUN_ERROR@ + code;
         for (i = 0; i < @UPPER@_OUTPUTS; i++) {
             size_t n = @NAME@_outputs[i].bytes;
             if (fwrite(outputs[i], 1, n, stdout) != n) return 93;
         }
+        if (fflush(stdout) != 0) return 94;
     }
     return 0;
 }
 """
+
+
+_RUN_ERROR = 110
+"""Exit code of the driver program for error 0 of NAME_run."""
 
 
 def missing_tools(target: Target) -> str:
@@ -150,6 +155,8 @@ class Emulated:
             raise OptionError(f"cannot run code for {target.name} here: {reason}", where=name)
         self.name, self.target, self.inputs, self.outputs = name, target, inputs, outputs
         self._timeout = timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="irc-qemu-")
         self._executable = Path(self._folder.name, "network")
 
@@ -165,9 +172,13 @@ class Emulated:
     def _link(self, header: str, library: Path) -> None:
         folder = Path(self._folder.name)
         (folder / f"{self.name}.h").write_text(header)
-        (folder / "main.c").write_text(_DRIVER.replace("@NAME@", self.name).replace("@UPPER@", self.name.upper()))
+        (folder / "main.c").write_text(
+            _DRIVER.replace("@RUN_ERROR@", str(_RUN_ERROR))
+            .replace("@NAME@", self.name)
+            .replace("@UPPER@", self.name.upper())
+        )
         command = [self.target.linker, "-static", "-O1", "-o", str(self._executable)]
-        self._execute([*command, str(folder / "main.c"), str(library), "-lm"], b"", "linking for the target failed")
+        self._execute([*command, str(folder / "main.c"), str(library), "-lm"], "linking for the target failed")
 
     def __call__(self, *arrays: Array) -> Array | tuple[Array, ...]:
         """Inputs in the order of `self.inputs`; the output, or a tuple of them when there are several."""
@@ -177,30 +188,50 @@ class Emulated:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """One sample: arrays by input name -> arrays by output name."""
-        return self.run_many([feeds])[0]
+        """Arrays by input name -> arrays by output name. The emulated program stays for the next call."""
+        data = b"\0" + self._pack(feeds)
+        with self._lock:
+            out = self._exchange(data)
+        outputs, at = {}, 0
+        for port in self.outputs:
+            raw = np.frombuffer(out, np.uint8, port.nbytes, at)
+            outputs[port.name] = raw.view(DType(port.dtype).numpy).reshape(port.shape).copy()
+            at += port.nbytes
+        return outputs
 
-    def run_many(self, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        """Several samples in one start of the emulator."""
-        data = struct.pack("<Q", len(samples)) + b"".join(self._pack(feeds) for feeds in samples)
+    def _exchange(self, data: bytes) -> bytes:
+        """Sends one sample, gives the bytes of its outputs. The program reads everything before it writes."""
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        expected = sum(p.nbytes for p in self.outputs)
+        timer = threading.Timer(self._timeout, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(data)
+            process.stdin.flush()
+            out = process.stdout.read(expected)
+        except BrokenPipeError:
+            out = b""
+        finally:
+            timer.cancel()
+        if len(out) != expected or (expected == 0 and process.poll() is not None):
+            code = process.wait()
+            self._process = None
+            raise VerificationError("the emulated network failed", where=self.name, got=_reason(code, self._timeout))
+        return out
+
+    def _start(self) -> subprocess.Popen[bytes]:
         command = [self.target.qemu]
         if self.target.qemu_cpu:
             command += ["-cpu", self.target.qemu_cpu]
-        out = self._execute([*command, str(self._executable)], data, "the emulated network failed")
-        expected = len(samples) * sum(p.nbytes for p in self.outputs)
-        if len(out) != expected:
-            raise VerificationError(
-                "the emulated network wrote too little", expected=f"{expected} bytes", got=str(len(out))
+        pipe = subprocess.PIPE
+        try:
+            return subprocess.Popen(
+                [*command, str(self._executable)], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
             )
-        results, at = [], 0
-        for _ in samples:
-            outputs: dict[str, Array] = {}
-            for port in self.outputs:
-                raw = np.frombuffer(out, np.uint8, port.nbytes, at)
-                outputs[port.name] = raw.view(DType(port.dtype).numpy).reshape(port.shape).copy()
-                at += port.nbytes
-            results.append(outputs)
-        return results
+        except OSError as error:
+            raise IrcError("cannot start the emulator", where=self.target.qemu, got=str(error)) from error
 
     def _pack(self, feeds: Mapping[str, Array]) -> bytes:
         parts = []
@@ -215,25 +246,21 @@ class Emulated:
             parts.append(array.tobytes())
         return b"".join(parts)
 
-    def _execute(self, command: list[str], data: bytes, what: str) -> bytes:
+    def _execute(self, command: list[str], what: str) -> None:
         try:
-            done = subprocess.run(
-                command, input=data, capture_output=True, timeout=self._timeout, env={**os.environ, "LC_ALL": "C"}
-            )
-        except subprocess.TimeoutExpired:
-            raise VerificationError(
-                what, where=command[0], expected=f"an end within {self._timeout:g} s", got="none"
-            ) from None
+            done = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": "C"})
         except OSError as error:
             raise IrcError(what, where=command[0], got=str(error)) from error
         if done.returncode:
             last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise VerificationError(
-                what, where=Path(command[0]).name, got=f"exit code {done.returncode}" + "".join(f": {x}" for x in last)
-            )
-        return done.stdout
+            raise VerificationError(what, where=command[0], got="".join(last) or f"exit code {done.returncode}")
 
     def close(self) -> None:
+        """Ends the emulated program and removes it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
         self._folder.cleanup()
 
     def __enter__(self) -> Emulated:
@@ -243,3 +270,13 @@ class Emulated:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _reason(code: int, timeout: float) -> str:
+    """An exit code in words."""
+    if code == -signal.SIGKILL:
+        return f"no end within {timeout:g} s"
+    if code < 0:
+        return signal.strsignal(-code) or f"signal {-code}"
+    name = abi.ERRORS.get(code - _RUN_ERROR, ("", ""))[0]
+    return f"exit code {code}" + (f" ({name})" if name else "")

@@ -13,6 +13,7 @@ from irc.backends.artifact.header import header_text
 from irc.backends.artifact.load import Network
 from irc.backends.artifact.qemu import Emulated, missing_tools, open_artifact, run_under_qemu
 from irc.backends.artifact.write import write_artifact
+from irc.backends.tvm.assemble import assemble
 from irc.errors import DataError, OptionError, VerificationError
 
 pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="builds and runs x86-64 programs")
@@ -139,7 +140,7 @@ def test_emulated_arm_gives_the_results():
     _skip_without_emulator()
     samples = [toy.toy_inputs(seed) for seed in range(3)]
     with Emulated(toy.toy("aarch64"), toy.glue("toy", "aarch64")) as network:
-        results = network.run_many([{"a": a, "b:0": b} for a, b in samples])
+        results = [network.run({"a": a, "b:0": b}) for a, b in samples]
         for result, inputs in zip(results, samples, strict=True):
             for got, want in zip(result.values(), toy.toy_expected(*inputs), strict=True):
                 assert got.shape == want.shape
@@ -190,8 +191,6 @@ def test_what_is_missing_for_emulation_is_named(monkeypatch):
 
 def test_a_crash_under_emulation_is_an_error():
     _skip_without_emulator()
-    from irc.backends.tvm.assemble import assemble
-
     program = toy.chain("copy", arch="aarch64")
     trap = (
         f'target triple = "{toy.ARM.triple}"\ndeclare void @llvm.trap()\n'
@@ -199,5 +198,23 @@ def test_a_crash_under_emulation_is_an_error():
     )
     program.kernels["k_copy"] = assemble(trap, toy.ARM)
     x = np.zeros(toy.N, np.float32)
-    with pytest.raises(VerificationError, match="the emulated network failed"):
-        run_under_qemu(program, toy.assembled(program), {"x": x})
+    with Emulated(program, toy.assembled(program)) as network:
+        for _ in range(2):  # the second call starts it again
+            with pytest.raises(VerificationError, match=r"the emulated network failed; got (Trace|Illegal)"):
+                network.run({"x": x})
+
+
+def test_an_endless_network_is_stopped():
+    _skip_without_emulator()
+    program = toy.chain("copy", arch="aarch64")
+    endless = (
+        f'target triple = "{toy.ARM.triple}"\n'
+        "define void @k_copy(ptr %x, ptr %y, i32 %p, i32 %n) {\n  br label %l\nl:\n"
+        "  store volatile i32 1, ptr %y\n  br label %l\n}"
+    )
+    program.kernels["k_copy"] = assemble(endless, toy.ARM)
+    with (
+        Emulated(program, toy.assembled(program), timeout=0.5) as network,
+        pytest.raises(VerificationError, match=r"no end within 0\.5 s"),
+    ):
+        network.run({"x": np.zeros(toy.N, np.float32)})
