@@ -7,12 +7,15 @@ compressed node now gives. Both models run in onnxruntime on the same samples.
 The noise at a layer holds what arrived from the layers before it. Its own part is estimated as the growth of the
 noise-to-signal ratio over the worst of its inputs (ratios of independent noises add up); `share` is that part of the
 sum over all layers. An estimate: a layer that damps the noise of others counts as doing none.
+
+A pass may rescale channels between two layers (cross-layer equalization, Nagel et al. 2019): their values then differ
+by a factor for each channel, which is no noise. Where the best factors explain nearly everything, they are taken out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,9 @@ from irc.evaluation.compare import snr_db
 from irc.evaluation.oracle import Oracle
 from irc.ir.graph import Model, Node, Value
 from irc.ir.types import Array, Shape
+
+RESCALED = 0.1
+"""Share of the error that may be left after rescaling channels for it to count as equalization, not as noise."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,23 @@ class _Pair:
     ours: str  # value name in the compressed model
     theirs: str
     passes: tuple[str, ...]
-    signal: float = 0.0
-    noise: float = 0.0
+    rescalable: bool = False
+    sums: list[Array] = field(default_factory=list)  # over each channel: reference^2, reference * got, got^2
+
+    @property
+    def signal(self) -> float:
+        return float(self.sums[0].sum()) if self.sums else 0.0
+
+    @property
+    def noise(self) -> float:
+        """Squared error, without factors of channels where these explain all but a tenth of it."""
+        if not self.sums:
+            return 0.0
+        reference, cross, got = self.sums
+        plain = max(0.0, float((reference - 2 * cross + got).sum()))
+        fitted = reference - np.divide(cross**2, got, out=np.zeros_like(got), where=got > 0)
+        rescaled = max(0.0, float(fitted.sum()))
+        return rescaled if self.rescalable and rescaled < RESCALED * plain else plain
 
     @property
     def ratio(self) -> float:
@@ -77,9 +98,12 @@ def damage(original: Model, compressed: Model, feeds: Iterable[dict[str, Array]]
 def _accumulate(pair: _Pair, reference: Array, got: Array) -> None:
     if reference.shape != got.shape:
         return
-    ref = reference.astype(np.float64)
-    pair.signal += float(np.sum(ref * ref))
-    pair.noise += float(np.sum((ref - got.astype(np.float64)) ** 2))
+    ref, res = reference.astype(np.float64), got.astype(np.float64)
+    # Channels stand on axis 1 of images; matrices are left whole, as a factor for each column would fit anything.
+    pair.rescalable = ref.ndim >= 3
+    axes = tuple(a for a in range(ref.ndim) if a != 1) if pair.rescalable else None
+    new = [np.atleast_1d(np.sum(product, axis=axes)) for product in (ref * ref, ref * res, res * res)]
+    pair.sums = [a + b for a, b in zip(pair.sums, new, strict=True)] if pair.sums else new
 
 
 def _match(original: Model, compressed: Model) -> list[_Pair]:

@@ -59,3 +59,21 @@ def test_nodes_without_a_counterpart_are_left_out() -> None:
     copy.graph.set_input(second, 1, copy.graph.add_constant(fused, "fused"))
     copy.graph.remove(first)
     assert [r.name for r in damage(model, copy, feeds())] == ["layer1", "layer2", "layer3"]
+
+
+def test_rescaled_channels_are_no_damage() -> None:
+    """Cross-layer equalization: a convolution times s, the next one divided by s, for each channel."""
+    b = GraphBuilder()
+    x = b.input("x", "float32", [1, 3, 6, 6])
+    y = b.op("Relu", b.conv(x, weights(4, 3, 3, 3), name="one"), name="relu")
+    b.output(b.conv(y, weights(2, 4, 3, 3, seed=1), name="two"), name="y")
+    model = b.build()
+    copy = clone(model)
+    one, _, two = copy.graph.nodes
+    factors = np.float32([0.25, 1, 8, 100])
+    scaled = one.need(1).numpy() * factors[:, None, None, None]
+    copy.graph.set_input(one, 1, copy.graph.add_constant(scaled, "scaled"))
+    divided = two.need(1).numpy() / factors[None, :, None, None]
+    copy.graph.set_input(two, 1, copy.graph.add_constant(divided, "divided"))
+    images = [{"x": np.random.default_rng(i).standard_normal((1, 3, 6, 6)).astype(np.float32)} for i in range(3)]
+    assert all(r.snr_db > 100 for r in damage(model, copy, images))
