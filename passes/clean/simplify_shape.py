@@ -7,7 +7,7 @@ import numpy as np
 from irc.ir.graph import Node, Value
 from irc.passes.clean.canonical_shape import reshape, reshape_target
 from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, op, var
-from irc.rewrite.facts import ints, normalized, rank
+from irc.rewrite.facts import ints, normalized, rank, static
 
 
 class TransposeChain(Rule):
@@ -58,6 +58,43 @@ class TransposeAsReshape(Rule):
         target = reshape_target(m.root.output)
         assert target is not None
         return reshape(edit, m["x"], target)
+
+
+class TransposePastUnits(Rule):
+    """Transpose(Reshape(z)) = Reshape(Transpose'(z)), where the Reshape only adds or drops extents of 1.
+
+    Only done where z is itself transposed, so that two Transposes become one (attention transposes its keys twice).
+    """
+
+    name = "transpose-past-units"
+    pattern = op("Transpose", op("Reshape", name="units"))
+
+    def check(self, m: Match) -> str | None:
+        z = m.node("units").need(0)
+        if z.producer is None or not z.producer.is_op("Transpose") or _moved_perm(m) is None:
+            return NOT_A_CANDIDATE
+        if len(z.uses) != 1 or z.is_output:
+            return f"'{z.name}' has other readers"
+        return m.shared()
+
+    def rewrite(self, m: Match, edit: Editor) -> Value:
+        perm, target = _moved_perm(m), reshape_target(m.root.output)
+        assert perm is not None
+        assert target is not None
+        return reshape(edit, edit.value("Transpose", [m.node("units").need(0)], {"perm": perm}), target)
+
+
+def _moved_perm(m: Match) -> tuple[int, ...] | None:
+    """The perm before the Reshape that orders the extents above 1 as the root does; None where they differ."""
+    before, after, perm = static(m.node("units").need(0)), static(m.root.need(0)), m.root.get_ints("perm")
+    if before is None or after is None or not perm or 0 in before:
+        return None
+    wide_before, wide_after = ([i for i, d in enumerate(shape) if d != 1] for shape in (before, after))
+    if [before[i] for i in wide_before] != [after[i] for i in wide_after]:
+        return None
+    axis_before = dict(zip(wide_after, wide_before, strict=True))
+    order = iter([axis_before[p] for p in perm if p in axis_before])
+    return tuple(next(order) if d != 1 else i for i, d in enumerate(before))
 
 
 class SliceChain(Rule):
@@ -131,4 +168,11 @@ def _inner_concat(node: Node) -> int | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (TransposeChain(), ReshapeChain(), TransposeAsReshape(), SliceChain(), ConcatOfConcat())
+RULES: tuple[Rule, ...] = (
+    TransposeChain(),
+    ReshapeChain(),
+    TransposeAsReshape(),
+    TransposePastUnits(),
+    SliceChain(),
+    ConcatOfConcat(),
+)

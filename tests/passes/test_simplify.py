@@ -156,6 +156,24 @@ def test_transpose_of_a_quantized_weight() -> None:
     assert after.graph.nodes[0].get_int("axis") == 1
 
 
+def test_keys_that_attention_transposes_twice() -> None:
+    model = _chain(
+        [1, 5, 2, 3],
+        ("Transpose", {"perm": [0, 2, 1, 3]}),
+        ("Reshape", [2, 5, 3]),
+        ("Transpose", {"perm": [0, 2, 1]}),
+        ("Reshape", [1, 2, 3, 5]),
+    )
+    after = run(model, "simplify", EXACT)
+    assert ops(after) == ["Transpose"]
+    assert after.graph.nodes[0].get_ints("perm") == (0, 2, 3, 1)
+
+
+def test_a_reshape_that_merges_axes_stops_a_transpose() -> None:
+    steps = [("Transpose", {"perm": [1, 0, 2]}), ("Reshape", [6, 4]), ("Transpose", {"perm": [1, 0]})]
+    assert ops(run(_chain([2, 3, 4], *steps), "simplify", EXACT)) == ["Transpose", "Reshape", "Transpose"]
+
+
 @pytest.mark.parametrize(("condition", "expected"), [(True, ["Relu"]), (False, ["Exp"])])
 def test_where_with_a_constant_condition(condition: bool, expected: list[str]) -> None:
     b = GraphBuilder()
