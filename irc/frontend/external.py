@@ -19,10 +19,10 @@ from irc.frontend.wire import INLINE_BYTES, SLOT_KEY, Slice
 
 @dataclass
 class WeightFile:
-    """A file with weights, mapped at first use."""
+    """A file with weights, mapped at first use (or its contents, for a model in memory)."""
 
     path: Path
-    mapped: mmap.mmap | None = None
+    mapped: mmap.mmap | bytes | None = None
 
     def view(self, offset: int, length: int) -> memoryview:
         """Bytes of the file, not copied. Raises ModelError when the file has gone or shrunk since."""

@@ -6,6 +6,7 @@ import onnx
 import onnx.inliner
 
 from irc.errors import ModelError
+from irc.frontend.adapters import ADAPTERS
 
 
 def inline_functions(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
@@ -14,7 +15,7 @@ def inline_functions(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
         return proto
     _refuse_recursion(proto, where)
     try:
-        inlined = onnx.inliner.inline_local_functions(proto, convert_version=True)
+        inlined = onnx.inliner.inline_local_functions(_same_opset(proto), convert_version=True)
     except Exception as error:  # the inliner raises bare C++ exceptions of many kinds
         raise ModelError(
             f"a function of the model cannot be inlined: {str(error).splitlines()[0]}",
@@ -28,6 +29,23 @@ def inline_functions(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
                 known.add(entry.domain)
                 inlined.opset_import.append(entry)
     return inlined
+
+
+def _same_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Let functions of another opset declare the model's where it means the same, so that nothing is converted."""
+    opset = _standard(proto)
+    for function in proto.functions:
+        entry = _standard(function)
+        if opset is None or entry is None or entry.version == opset.version:
+            continue
+        low, high = sorted((entry.version, opset.version))
+        if not any(low < version <= high for node in function.node for version, _ in ADAPTERS.get(node.op_type, ())):
+            entry.version = opset.version
+    return proto
+
+
+def _standard(owner: onnx.ModelProto | onnx.FunctionProto) -> onnx.OperatorSetIdProto | None:
+    return next((e for e in owner.opset_import if e.domain in ("", "ai.onnx")), None)
 
 
 def _refuse_recursion(proto: onnx.ModelProto, where: str) -> None:

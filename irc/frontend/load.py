@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # protobuf has no stubs
 
+from irc.errors import ModelError
 from irc.frontend.bind import bind, infer_afresh, name_unknown_dims
-from irc.frontend.external import WeightStore, inline_small
+from irc.frontend.external import WeightFile, WeightStore, inline_small
 from irc.frontend.functions import inline_functions
 from irc.frontend.importer import import_proto
-from irc.frontend.source import read_model, refuse_bad_text
+from irc.frontend.source import parse_model, read_model, refuse_bad_text
 from irc.frontend.upgrade import check_types, upgrade, with_types
 from irc.ir.graph import Model
 
@@ -39,12 +41,16 @@ def load_model(
 def from_proto(proto: onnx.ModelProto, source: Path | None = None) -> Model:
     """The same for a model in memory. `source`: the file it comes from, beside which external data lies.
 
-    The proto is not changed.
+    The proto is neither changed nor kept. Raises ModelError for one beyond 2 GB: `load_model` reads those.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    store = WeightStore(folder=source.parent if source is not None else None)
-    model = _import(copy, store, source.name if source is not None else copy.graph.name or "model")
+    where = source.name if source is not None else proto.graph.name or "model"
+    try:
+        data = proto.SerializeToString()
+    except (ValueError, EncodeError):
+        raise ModelError("too big for one protobuf message", where=where, hint="loading it from its file") from None
+    folder = source.parent if source is not None else None
+    small, store = parse_model(WeightFile(source or Path(where), data), folder, where)
+    model = _import(small, store, where)
     model.source = source
     return model
 

@@ -38,10 +38,15 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
 
     Raises ModelError for a missing, empty, truncated or foreign file, saying which it is and what to try.
     """
-    where = path.name
     mapped = _map(path)
-    _refuse_foreign(mapped[:64], where)
-    view = memoryview(mapped)
+    _refuse_foreign(mapped[:64], path.name)
+    return parse_model(WeightFile(path, mapped), path.parent, path.name)
+
+
+def parse_model(file: WeightFile, folder: Path | None, where: str) -> tuple[onnx.ModelProto, WeightStore]:
+    """The small proto of a file's contents, and where its weights are. `folder`: where external data lies."""
+    assert file.mapped is not None
+    view = memoryview(file.mapped)
     try:
         small, slices = strip(view)
         proto = onnx.ModelProto.FromString(small)
@@ -58,7 +63,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
         raise ModelError(
             "not an ONNX model: it has no graph", where=where, hint="the .onnx file that the exporter wrote"
         )
-    return proto, WeightStore(folder=path.parent, own=WeightFile(path, mapped), slices=tuple(slices))
+    return proto, WeightStore(folder=folder, own=file, slices=tuple(slices))
 
 
 def refuse_bad_text(proto: onnx.ModelProto, where: str) -> None:

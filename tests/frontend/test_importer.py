@@ -236,6 +236,19 @@ def test_functions_are_inlined() -> None:
     assert not model.functions
 
 
+def test_functions_of_another_opset() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21, "mine" : 1]>
+    g (float[2,3] x) => (float[2,3] y) { y = mine.f (x) }
+    <domain: "mine", opset_import: ["" : 14]>
+    f (v) => (w) { a = Relu(v) w = Identity(a) }
+    """
+    assert [n.op_type for n in from_proto(onnx.parser.parse_model(text)).graph.nodes] == ["Relu", "Identity"]
+    changed = text.replace("Relu(v)", "Softmax(v)").replace('"" : 14', '"" : 12')
+    nodes = from_proto(onnx.parser.parse_model(changed)).graph.nodes
+    softmax = next(n for n in nodes if n.op_type == "Softmax")
+    assert softmax.get_int("axis", -1) == -1, "converted, or over the last axis, which is the same for rank 2"
+
+
 def test_a_function_that_calls_itself() -> None:
     text = """<ir_version: 10, opset_import: ["" : 21, "mine" : 1]>
     g (float[2] x) => (float[2] y) { y = mine.f (x) }
