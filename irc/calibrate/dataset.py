@@ -43,8 +43,8 @@ class _Input:
 class Dataset:
     """Samples that fit a model. Implements `irc.pipeline.contract.Samples`.
 
-    `labels`: array [samples, ...] or None. `len()` counts samples (those of an incomplete last batch are left out
-    where the model fixes the batch).
+    `labels`: array [samples, ...], or fewer, each for a run of samples, or None. `len()` counts samples (those of an
+    incomplete last batch are left out where the model fixes the batch).
     """
 
     source: str
@@ -154,9 +154,14 @@ def _check_lengths(source: str, inputs: tuple[_Input, ...], labels: Column | Non
     if not inputs:
         raise DataError("the model has no input", where=source)
     counts = {i.column.name: i.column.shape[0] for i in inputs}
+    rows = next(iter(counts.values()))
     if labels is not None:
-        counts[labels.name] = labels.shape[0] if labels.shape else 0
+        found = labels.shape[0] if labels.shape else 0
+        # One label may stand for a run of samples, all of the same length (the windows of one recording).
+        counts[labels.name] = rows if found and rows % found == 0 else found
     if len(set(counts.values())) > 1:
+        if labels is not None:
+            counts[labels.name] = labels.shape[0] if labels.shape else 0
         got = ", ".join(f"'{n}' {c}" for n, c in counts.items())
         raise DataError("the arrays differ in their number of samples", where=source, expected="one number", got=got)
     samples = next(iter(counts.values()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from irc.evaluation.damage import LayerDamage, damage
 from irc.evaluation.scoring import Labelled, Progress, Score, evaluate
 from irc.ir.graph import Model
 from irc.ir.types import Array
+from irc.pipeline import Pass, Pipeline, Repeat
 
 DAMAGE_FEEDS = 32
 """Samples for the damage by layer: ratios over whole tensors settle with few."""
@@ -60,14 +62,36 @@ def measure_accuracy(
         f"{options.metric} drops by {drop:.2f}, from {score.shown_original} to {score.shown}",
         where=original.name,
         expected=f"at most {options.max_drop:g}",
-        hint=_hint(found.damage),
+        hint=_hint(found.damage, Pipeline.parse(options.passes)),
     )
     error.table = [row.to_json() for row in found.damage]
     raise error
 
 
-def _hint(rows: list[LayerDamage]) -> str:
-    worst = [r.name for r in sorted(rows, key=lambda r: -r.share)[:3] if r.share > 0.05]
-    if not worst:
+def _hint(rows: list[LayerDamage], pipeline: Pipeline) -> str:
+    """A pipeline line to paste: the same passes, with the layers that do half of the damage left alone."""
+    names: list[str] = []
+    covered = 0.0
+    for row in sorted(rows, key=lambda r: -r.share):
+        if covered >= 0.5 or row.share == 0.0 or len(names) == 3:
+            break
+        names.append(row.name)
+        covered += row.share
+    milder = with_skip(pipeline, names)
+    if not names or milder == pipeline:
         return "milder options of the lossy passes, or more calibration samples"
-    return "leaving the worst layers alone: " + ", ".join(f"'{n}'" for n in worst)
+    return f"leaving the worst layers alone: --passes '{milder}'"
+
+
+def with_skip(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
+    """The pipeline with `names` added to the option `skip` of every pass that has one."""
+
+    def change(element: Pass | Repeat) -> Pass | Repeat:
+        if isinstance(element, Repeat):
+            return Repeat(tuple(change(e) for e in element.passes))
+        skip = getattr(element, "skip", None)
+        if not isinstance(skip, tuple):
+            return element
+        return dataclasses.replace(element, skip=tuple(dict.fromkeys((*skip, *names))))  # type: ignore[type-var]  # passes are dataclasses by contract
+
+    return Pipeline([change(e) for e in pipeline.passes])
