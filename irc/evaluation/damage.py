@@ -27,6 +27,8 @@ from irc.ir.types import Array, Shape
 
 RESCALED = 0.1
 """Share of the error that may be left after rescaling channels for it to count as equalization, not as noise."""
+MIN_ROWS = 8
+"""Values of a channel that a factor must explain: with fewer it could explain anything."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class _Pair:
     ours: str  # value name in the compressed model
     theirs: str
     passes: tuple[str, ...]
-    rescalable: bool = False
+    rows: int = 0  # values of each channel
     sums: list[Array] = field(default_factory=list)  # over each channel: reference^2, reference * got, got^2
 
     @property
@@ -72,7 +74,7 @@ class _Pair:
         plain = max(0.0, float((reference - 2 * cross + got).sum()))
         fitted = reference - np.divide(cross**2, got, out=np.zeros_like(got), where=got > 0)
         rescaled = max(0.0, float(fitted.sum()))
-        return rescaled if self.rescalable and rescaled < RESCALED * plain else plain
+        return rescaled if self.rows >= MIN_ROWS and rescaled < RESCALED * plain else plain
 
     @property
     def ratio(self) -> float:
@@ -99,11 +101,16 @@ def _accumulate(pair: _Pair, reference: Array, got: Array) -> None:
     if reference.shape != got.shape:
         return
     ref, res = reference.astype(np.float64), got.astype(np.float64)
-    # Channels stand on axis 1 of images; matrices are left whole, as a factor for each column would fit anything.
-    pair.rescalable = ref.ndim >= 3
-    axes = tuple(a for a in range(ref.ndim) if a != 1) if pair.rescalable else None
+    axis = _channel_axis(pair.node, ref.ndim)
+    pair.rows += ref.size // max(ref.shape[axis], 1) if ref.ndim else 0
+    axes = tuple(a for a in range(ref.ndim) if a != axis)
     new = [np.atleast_1d(np.sum(product, axis=axes)) for product in (ref * ref, ref * res, res * res)]
     pair.sums = [a + b for a, b in zip(pair.sums, new, strict=True)] if pair.sums else new
+
+
+def _channel_axis(node: Node, rank: int) -> int:
+    """1 for images, and for what convolutions make of sequences; the last one otherwise."""
+    return 1 if rank >= 4 or (rank == 3 and node.is_op("Conv", "BatchNormalization")) else max(rank - 1, 0)
 
 
 def _match(original: Model, compressed: Model) -> list[_Pair]:

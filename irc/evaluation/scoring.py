@@ -80,7 +80,8 @@ def evaluate(
     ours, theirs = make_metric(metric), make_metric(metric)
     if ours.needs_original and original is None:
         raise DataError(f"metric {metric} needs the original model to compare with", hint="--original MODEL.onnx")
-    agreement: Metric | None = make_metric("agreement") if original is not None else None
+    decides = metric not in ("auc", "mse")  # others compare values: their largest output decides nothing
+    agreement: Metric | None = make_metric("agreement") if original is not None and decides else None
     per_sample = data.labels is not None and len(data.labels) >= len(data)
     done, total = 0, len(data)
     for feed in data.feeds():
