@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from irc.calibrate.observers import KINDS, ChannelMean, Histogram, Observer, SecondMoment, Window
+from irc.calibrate.observers import KINDS, ChannelMean, ChannelRange, Histogram, Observer, SecondMoment, Window
 
 RNG = np.random.default_rng(0)
 
@@ -72,7 +72,28 @@ def test_second_moment_of_a_matrix_input() -> None:
     for batch in batches:
         moment.update(batch)
     rows = np.concatenate(batches).reshape(-1, 5).astype(np.float64)
-    np.testing.assert_allclose(moment.moment, rows.T @ rows / len(rows), rtol=1e-12)
+    np.testing.assert_allclose(moment.moment[0], rows.T @ rows / len(rows), atol=1e-6)
+    np.testing.assert_allclose(moment.mean[0], rows.mean(axis=0), atol=1e-6)
+
+
+def test_second_moment_keeps_blocks_on_the_diagonal() -> None:
+    batch = RNG.normal(size=(9, 6)).astype(np.float32)
+    whole, blocks = SecondMoment(6), SecondMoment(6, groups=2)
+    whole.update(batch)
+    blocks.update(batch)
+    np.testing.assert_allclose(blocks.moment[0], whole.moment[0, :3, :3], atol=1e-6)
+    np.testing.assert_allclose(blocks.moment[1], whole.moment[0, 3:, 3:], atol=1e-6)
+
+
+def test_channel_range() -> None:
+    batch = RNG.normal(size=(4, 3, 5)).astype(np.float32)
+    largest = ChannelRange(1)
+    largest.update(batch)
+    batch[0, 0, 0] = np.nan
+    largest.update(batch)
+    assert largest.largest is not None
+    np.testing.assert_allclose(largest.largest[1:], np.abs(batch).max(axis=(0, 2))[1:])
+    assert np.isfinite(largest.largest).all()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +126,8 @@ def test_convolution_rows_are_capped() -> None:
 
 
 @pytest.mark.parametrize(
-    "observer", [Histogram(bins=64), ChannelMean(1), SecondMoment(4), SecondMoment(4, Window((1, 1), (2, 2)))]
+    "observer",
+    [Histogram(bins=64), ChannelMean(1), ChannelRange(1), SecondMoment(4), SecondMoment(4, Window((1, 1), (2, 2)), 2)],
 )
 @pytest.mark.parametrize("seen", [True, False])
 def test_state_round_trip(observer: Observer, seen: bool) -> None:

@@ -1,0 +1,167 @@
+"""Factorization: the form chosen, exactness at full rank, and what calibration improves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pass_checks import assert_same, outputs
+
+from irc.calibrate.dataset import Dataset
+from irc.errors import OptionError
+from irc.ir.builder import GraphBuilder, weights
+from irc.ir.clone import clone
+from irc.ir.compare import difference
+from irc.ir.graph import Model
+from irc.ir.verify import verify
+from irc.passes.factorize.factorize import Factorize
+from irc.passes.factorize.lowrank import decompose
+from irc.pipeline.contract import PassContext
+
+RNG = np.random.default_rng(5)
+EXACT_RANK = 1e-5  # float32 products in another order, through an intermediate of the layer's size
+
+
+def low_rank(rows: int, columns: int, rank: int) -> np.ndarray:
+    return (RNG.normal(size=(rows, rank)) @ RNG.normal(size=(rank, columns)) / 8).astype(np.float32)
+
+
+def linear_models() -> dict[str, Model]:
+    models = {}
+    for kind in ("matmul", "gemm", "gemm_transposed", "conv1x1", "conv3x3"):
+        b = GraphBuilder()
+        if kind.startswith("conv"):
+            k = int(kind[-1])
+            x = b.input("x", "float32", [1, 24, 9, 8])
+            w = low_rank(32, 24 * k * k, 4).reshape(32, 24, k, k)
+            y = b.conv(x, w, weights(32), strides=[2, 1], pads=[k // 2] * 4)
+        else:
+            x = b.input("x", "float32", [5, 48])
+            w = low_rank(48, 40, 4)
+            if kind == "matmul":
+                y = b.matmul(x, w)
+            elif kind == "gemm":
+                y = b.gemm(x, w, weights(40))
+            else:
+                y = b.gemm(x, np.ascontiguousarray(w.T), weights(40), transB=1, alpha=0.5)
+        b.output(y)
+        models[kind] = b.build()
+    return models
+
+
+@pytest.mark.parametrize("kind", list(linear_models()))
+def test_a_matrix_of_low_rank_is_split_without_loss(kind: str) -> None:
+    before = linear_models()[kind]
+    after = clone(before)
+    result = Factorize(energy=0.9999999).run(after, PassContext())
+    verify(after)
+    assert result.changed
+    assert result.statistics["layers"][0]["rank"] == 4
+    assert len(after.graph.nodes) == 2
+    assert sum(c.constant.size for c in after.graph.constants.values()) < 0.5 * sum(
+        c.constant.size for c in before.graph.constants.values()
+    )
+    assert_same(before, after, EXACT_RANK)
+    once = clone(after)
+    assert not Factorize(energy=0.9).run(after, PassContext()).changed
+    assert difference(once, after) is None
+
+
+def test_spatial_split_where_it_is_cheaper() -> None:
+    rows, columns = RNG.normal(size=(24, 2, 3)), RNG.normal(size=(32, 2, 3))
+    w = np.einsum("irh,orw->oihw", rows, columns).astype(np.float32)  # rank 2 over (in, kh) x (out, kw)
+    b = GraphBuilder()
+    x = b.input("x", "float32", [1, 24, 10, 12])
+    b.output(b.conv(x, w, weights(32), pads=[1, 0, 1, 2], strides=[1, 2], dilations=[1, 2]))
+    before = b.build()
+    after = clone(before)
+    result = Factorize(energy=0.9999999).run(after, PassContext())
+    verify(after)
+    line = result.statistics["layers"][0]
+    assert (line["form"], line["rank"]) == ("spatial", 2)
+    kernels = [n.need(1).static_shape() for n in after.graph.nodes]
+    assert kernels == [(2, 24, 3, 1), (32, 2, 1, 3)]
+    assert_same(before, after, EXACT_RANK)
+
+
+def test_energy_and_rank_options() -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [4, 64])
+    b.output(b.matmul(x, (low_rank(64, 64, 64) * np.geomspace(1, 1e-3, 64)).astype(np.float32)))
+    by_energy, by_rank = b.build(), None
+    by_rank = clone(by_energy)
+    line = Factorize(energy=0.9).run(by_energy, PassContext()).statistics["layers"][0]
+    assert line["energy"] >= 0.9
+    assert Factorize(rank=7).run(by_rank, PassContext()).statistics["layers"][0]["rank"] == 7
+
+
+def test_calibration_makes_the_output_error_smaller() -> None:
+    """Inputs that live in few directions: the whitened factors must keep those."""
+    rng = np.random.default_rng(2)
+    basis = rng.normal(size=(12, 64)) * np.geomspace(10, 0.1, 12)[:, None]
+    samples = (rng.normal(size=(200, 12)) @ basis + 0.01 * rng.normal(size=(200, 64))).astype(np.float32)
+    b = GraphBuilder()
+    x = b.input("x", "float32", ["n", 64])
+    b.output(b.matmul(x, weights(64, 64)))
+    model = b.build()
+    exact = outputs(model, {"x": samples})[0]
+    errors = []
+    for data in (None, Dataset.of({"x": samples[:100]}, model)):
+        tried = clone(model)
+        Factorize(rank=8).run(tried, PassContext(calibration=data))
+        errors.append(np.square(outputs(tried, {"x": samples[100:]})[0] - exact[100:]).sum())
+    assert errors[1] < 0.1 * errors[0]
+
+
+def refused_models() -> dict[str, Model]:
+    models = {}
+    b = GraphBuilder()
+    b.output(b.conv(b.input("x", "float32", [1, 32, 4, 4]), weights(32, 16, 1, 1), group=2))
+    models["groups"] = b.build()
+    b = GraphBuilder()
+    b.output(b.matmul(b.input("x", "float32", [1, 64]), weights(64, 64)))
+    models["multiply-adds"] = b.build()
+    b = GraphBuilder()
+    b.output(b.matmul(b.input("x", "float32", [1, 64]), weights(64, 1)))
+    models["too thin"] = b.build()
+    b = GraphBuilder()
+    b.output(b.matmul(b.input("x", "float32", [1, 64]), b.dequantize(np.ones((64, 64), np.int8), 0.5)))
+    models["quantized already"] = b.build()
+    b = GraphBuilder()
+    b.output(b.matmul(b.input("x", "float32", [1, 64]), np.eye(64, dtype=np.float32)))
+    models["sparse"] = b.build()
+    b = GraphBuilder()
+    w = b.constant(low_rank(64, 64, 3))
+    b.output(b.matmul(b.matmul(b.input("x", "float32", [1, 64]), w), w))
+    models["other nodes"] = b.build()
+    return models
+
+
+@pytest.mark.parametrize("reason", list(refused_models()))
+def test_refuses_with_a_reason(reason: str) -> None:
+    model = refused_models()[reason]
+    before = clone(model)
+    result = Factorize(energy=0.999).run(model, PassContext())
+    assert not result.changed
+    assert difference(before, model) is None
+    assert reason in result.refusals[0].reason
+
+
+def test_whitening_with_blocks_equals_the_dense_metric() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(6, 8))
+    blocks = np.stack([m @ m.T for m in rng.normal(size=(2, 4, 9))])
+    dense = np.zeros((1, 8, 8))
+    dense[0, :4, :4], dense[0, 4:, 4:] = blocks
+    mean = np.trace(dense[0]) / 8
+    blocks *= (mean * 4 / np.trace(blocks, axis1=1, axis2=2))[:, None, None]  # so that both are damped alike
+    dense[0, :4, :4], dense[0, 4:, 4:] = blocks
+    for rank in (2, 6):
+        a, b = (np.matmul(*decompose(w, m).factors(rank)) for m in (blocks, dense))
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(a, w, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"energy": 0.0}, {"energy": 1.5}])
+def test_bad_options(options) -> None:
+    with pytest.raises(OptionError):
+        Factorize(**options)
