@@ -6,6 +6,7 @@ runtimes) can then take the model when it names the older opset.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from irc.ir.graph import CANONICAL_OPSET, Model, Node
@@ -75,9 +76,13 @@ def _name(type: ValueType | None) -> str:
 
 def compatible_opset(model: Model, at_least: int = OLDEST) -> int:
     """The lowest opset, but not below `at_least`, under which every node means the same (readable by older tools)."""
-    newest = model.opsets.get("", CANONICAL_OPSET)
+    return oldest_opset(model.graph.walk(), model.opsets.get("", CANONICAL_OPSET), at_least)
+
+
+def oldest_opset(nodes: Iterable[Node], newest: int = CANONICAL_OPSET, at_least: int = OLDEST) -> int:
+    """The same for some nodes (and not those inside them)."""
     lowest = min(at_least, newest)
-    for node in model.graph.walk():
+    for node in nodes:
         while lowest < newest and opset_problem(node, lowest):
             lowest += 1
     return lowest

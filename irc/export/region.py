@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import onnx
 
+from irc.export.opsets import oldest_opset
 from irc.export.writer import region_proto
-from irc.ir.graph import CANONICAL_OPSET, Node, Value
+from irc.ir.graph import Node, Value
 
 
 def subgraph_model(nodes: Sequence[Node]) -> onnx.ModelProto:
     """The nodes (of one graph) as an ONNX model.
 
     Values from outside become inputs, in the order in which they are first read; constants are kept; outputs are the
-    values that somebody outside reads, in the order in which they are made.
+    values that somebody outside reads, in the order in which they are made. The opset is the oldest that fits.
     """
     graph = nodes[0].graph
     assert graph is not None
@@ -33,8 +34,7 @@ def subgraph_model(nodes: Sequence[Node]) -> onnx.ModelProto:
     outer = [v for v in read if v not in own]
     returned = set(graph.outputs)
     outputs = [v for v in made if v in returned or any(id(use.node) not in deep for use in v.uses)]
-    proto = region_proto(ordered, [v for v in outer if v.constant is None], [v for v in outer if v.constant], outputs)
-    proto.opset_import.add(domain="", version=CANONICAL_OPSET)
-    for domain in sorted({n.domain for n in ordered} - {""}):
-        proto.opset_import.add(domain=domain, version=1)
-    return proto
+    inputs, weights = [v for v in outer if v.constant is None], [v for v in outer if v.constant is not None]
+    everything = [*ordered, *(inner for node in ordered for sub in node.subgraphs for inner in sub.walk())]
+    opsets = dict.fromkeys((n.domain for n in everything), 1) | {"": oldest_opset(everything)}
+    return region_proto(ordered, inputs, weights, outputs, opsets)

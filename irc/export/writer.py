@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -61,11 +61,11 @@ def build(model: Model, tensor: TensorMaker, *, opset: int | None = None) -> onn
     for key in sorted(model.metadata):
         proto.metadata_props.add(key=key, value=model.metadata[key])
     _graph(proto.graph, model.graph, tensor)
-    proto.ir_version = _ir_version(model, opsets)
+    proto.ir_version = ir_version(opsets, _dtypes(model.graph))
     return proto
 
 
-def _ir_version(model: Model, opsets: dict[str, int]) -> int:
+def ir_version(opsets: Mapping[str, int], dtypes: Iterable[DType]) -> int:
     """The lowest that the opsets and the element types allow."""
     needed = [MIN_IR_VERSION]
     rows = [(row[1], row[2], row[3]) for row in onnx.helper.VERSION_TABLE]
@@ -73,7 +73,7 @@ def _ir_version(model: Model, opsets: dict[str, int]) -> int:
         if domain in opsets:
             fitting = [row[0] for row in rows if row[column] >= opsets[domain]]
             needed.append(min(fitting, default=onnx.IR_VERSION))
-    needed.extend(_IR_VERSION_OF_DTYPE.get(dtype, 0) for dtype in _dtypes(model.graph))
+    needed.extend(_IR_VERSION_OF_DTYPE.get(dtype, 0) for dtype in dtypes)
     return max(needed)
 
 
@@ -109,11 +109,17 @@ def _check_opset(model: Model, opset: int) -> None:
 
 
 def region_proto(
-    nodes: Sequence[Node], inputs: Sequence[Value], constants: Sequence[Value], outputs: Sequence[Value]
+    nodes: Sequence[Node],
+    inputs: Sequence[Value],
+    constants: Sequence[Value],
+    outputs: Sequence[Value],
+    opsets: Mapping[str, int],
 ) -> onnx.ModelProto:
-    """These nodes as the graph of a model (without opset imports)."""
-    proto = onnx.ModelProto(producer_name="irc", producer_version=__version__, ir_version=MIN_IR_VERSION)
+    """These nodes as the graph of a model."""
+    proto = onnx.ModelProto(producer_name="irc", producer_version=__version__)
     proto.graph.name = "region"
+    for domain in sorted(opsets):
+        proto.opset_import.add(domain=domain, version=opsets[domain])
     for value in inputs:
         _value_info(proto.graph.input.add(), value)
     for value in constants:
@@ -123,6 +129,8 @@ def region_proto(
         _node(proto.graph.node.add(), node, tensor_proto)
     for value in outputs:
         _value_info(proto.graph.output.add(), value)
+    values = [*inputs, *constants, *(v for node in nodes for v in node.outputs)]
+    proto.ir_version = ir_version(opsets, (d for v in values for d in _type_dtypes(v.type)))
     return proto
 
 

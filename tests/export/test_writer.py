@@ -178,6 +178,7 @@ def test_region_as_a_model() -> None:
     region = subgraph_model(tuple(reversed(nodes)))
     onnx.checker.check_model(region, full_check=True)
     assert [n.op_type for n in region.graph.node] == ["Mul", "Add", "Neg"]
+    assert region.opset_import[0].version == 18
     assert [i.name for i in region.graph.input] == ["a", "z"]
     assert [t.name for t in region.graph.initializer] == ["w"]
     assert [o.name for o in region.graph.output] == ["b", "d"]
