@@ -7,12 +7,13 @@ rational fits of tanh and erf in Eigen (MPL 2.0), the same that onnxruntime uses
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
+
+from irc.backends.tvm.library.op import fresh
 
 Expr = Any
 
@@ -30,8 +31,6 @@ _ERF_EVEN = (
     -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02,
 )  # fmt: skip
 
-_counter = itertools.count()
-
 
 def f32(value: float) -> Expr:
     return tirx.const(value, "float32")
@@ -39,7 +38,7 @@ def f32(value: float) -> Expr:
 
 def bound(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """`body` of a variable that holds `value`: it is computed once however often it is used."""
-    variable = tirx.Var(f"v{next(_counter)}", str(value.ty.dtype))
+    variable = tirx.Var(fresh("v"), str(value.ty.dtype))
     return tirx.Let(variable, value, body(variable))
 
 

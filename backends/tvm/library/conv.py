@@ -78,8 +78,7 @@ def padded(x: Tensor, w: Window, value: Expr) -> Tensor:
         inside = [tirx.all(s >= 0, s < d) for s, d in zip(source, shape[2:], strict=True)]
         return tirx.if_then_else(tirx.all(*inside), element(x, [*i[:2], *source]), value)
 
-    made = compute(new, formula, "pad")
-    return made
+    return compute(new, formula, "pad")
 
 
 def convolve(x: Tensor, weight: Tensor, w: Window, group: int, dtype: str) -> Tensor:
@@ -144,8 +143,7 @@ def qlinear_conv(op: Op) -> list[Tensor]:
 def conv_transpose(op: Op) -> list[Tensor]:
     """Each output gathers the inputs whose window covers it. Padding follows output_shape or auto_pad if given."""
     x, weight = op.tensor(0), op.tensor(1)
-    n, channels, *spatial = shape_of(x)
-    _, per_group, *kernel = shape_of(weight)
+    spatial, kernel = shape_of(x)[2:], shape_of(weight)[2:]
     rank, group = len(spatial), op.attr("group", 1)
     strides = op.attr("strides") or [1] * rank
     dilations = op.attr("dilations") or [1] * rank
@@ -165,23 +163,88 @@ def conv_transpose(op: Op) -> list[Tensor]:
             output.append(size)
         else:
             output.append(full - before[a] - pads[a + rank])
-    depth = channels // group
-    dtype = wide(op.value(0).dtype)
-    inner = [te.reduce_axis((0, d), name="k") for d in (depth, *kernel)]
+    total = transposed_convolution(
+        x, weight, tuple(output), tuple(before), tuple(strides), tuple(dilations), group, wide(op.value(0).dtype)
+    )
+    return [biased(total, op.optional(2), op.value(0).dtype, op.kind)]
+
+
+def transposed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    output: tuple[int, ...],
+    before: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    group: int,
+    dtype: str,
+) -> Tensor:
+    """y[o] = sum of x[q] * w[k] over q * stride + k * dilation = o + before.
+
+    The outputs o + before = q * stride + p of one phase p meet the same window positions: each phase is an ordinary
+    convolution, computed densely along q, and the phases are interleaved when they are read.
+    """
+    n, channels, *spatial = shape_of(x)
+    _, per_group, *kernel = shape_of(weight)
+    rank, depth = len(spatial), channels // group
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    steps = [r // s + 1 for r, s in zip(reach, strides, strict=True)]  # taps of a phase along each axis
+    low = [b // s for b, s in zip(before, strides, strict=True)]  # the first q of any output
+    rows = [(o - 1 + b) // s - lo + 1 for o, b, s, lo in zip(output, before, strides, low, strict=True)]
+    source = _surrounded(x, [t - 1 - lo for t, lo in zip(steps, low, strict=True)], rows, low)
+    taps = _spread_kernel(weight, [t * s for t, s in zip(steps, strides, strict=True)], dilations)
+    inner = [te.reduce_axis((0, d), name="k") for d in (depth, *steps)]
 
     def formula(*i: Expr) -> Expr:
-        g = tirx.floordiv(i[1], per_group)
-        c = g * depth + inner[0].var
-        far = [o + b - k.var * d for o, b, k, d in zip(i[2:], before, inner[1:], dilations, strict=True)]
-        bounds = [tirx.all(f >= 0, f < s * d) for f, s, d in zip(far, strides, spatial, strict=True)]
-        bounds += [tirx.floormod(f, s) == 0 for f, s in zip(far, strides, strict=True) if s > 1]
-        place = [tirx.floordiv(f, s) for f, s in zip(far, strides, strict=True)]
-        a = tirx.if_then_else(tirx.all(*bounds), element(x, [i[0], c, *place]), const(0, dtype_of(x)))
-        b = element(weight, [c, tirx.floormod(i[1], per_group), *(k.var for k in inner[1:])])
+        """Index: batch, channel, phases, rows."""
+        phases, q = i[2 : 2 + rank], i[2 + rank :]
+        c = tirx.floordiv(i[1], per_group) * depth + inner[0].var
+        # source has a border of steps - 1 before its first row
+        place = [r + t - 1 - j.var for r, t, j in zip(q, steps, inner[1:], strict=True)]
+        tap = [j.var * s + p for j, s, p in zip(inner[1:], strides, phases, strict=True)]
+        a = element(source, [i[0], c, *place])
+        b = element(taps, [c, tirx.floormod(i[1], per_group), *tap])
         return te.sum(cast(a, dtype) * cast(b, dtype), axis=inner)
 
-    total = compute((n, per_group * group, *output), formula, "conv_transpose")
-    return [biased(total, op.optional(2), op.value(0).dtype, op.kind)]
+    dense = compute((n, per_group * group, *strides, *rows), formula, "spread_conv")
+
+    def interleaved(*i: Expr) -> Expr:
+        far = [o + b for o, b in zip(i[2:], before, strict=True)]
+        phases = [tirx.floormod(f, s) if s > 1 else 0 for f, s in zip(far, strides, strict=True)]
+        q = [tirx.floordiv(f, s) - lo for f, s, lo in zip(far, strides, low, strict=True)]
+        return element(dense, [*i[:2], *phases, *q])
+
+    return compute((n, per_group * group, *output), interleaved, "interleaved")
+
+
+def _surrounded(x: Tensor, border: list[int], rows: list[int], low: list[int]) -> Tensor:
+    """`x` from `-border` on, with zeros outside of it, as far as the last of `rows` reads."""
+    n, channels, *spatial = shape_of(x)
+    extents = [b + lo + r for b, lo, r in zip(border, low, rows, strict=True)]
+    if not any(border) and extents == spatial:
+        return x
+
+    def formula(*i: Expr) -> Expr:
+        q = [v - b for v, b in zip(i[2:], border, strict=True)]
+        inside = [tirx.all(v >= 0, v < d) for v, d in zip(q, spatial, strict=True)]
+        return tirx.if_then_else(tirx.all(*inside), element(x, [*i[:2], *q]), const(0, dtype_of(x)))
+
+    return compute((n, channels, *extents), formula, "keep_border")
+
+
+def _spread_kernel(weight: Tensor, extents: list[int], dilations: tuple[int, ...]) -> Tensor:
+    """The kernel with zeros between its dilated taps and behind them."""
+    kernel = shape_of(weight)[2:]
+    if list(kernel) == extents and all(d == 1 for d in dilations):
+        return weight
+
+    def formula(*i: Expr) -> Expr:
+        inside = [v < (k - 1) * d + 1 for v, k, d in zip(i[2:], kernel, dilations, strict=True)]
+        inside += [tirx.floormod(v, d) == 0 for v, d in zip(i[2:], dilations, strict=True) if d > 1]
+        tap = [tirx.floordiv(v, d) for v, d in zip(i[2:], dilations, strict=True)]
+        return tirx.if_then_else(tirx.all(*inside), element(weight, [*i[:2], *tap]), const(0, dtype_of(weight)))
+
+    return compute((*shape_of(weight)[:2], *extents), formula, "keep_kernel")
 
 
 def deform_conv(op: Op) -> list[Tensor]:

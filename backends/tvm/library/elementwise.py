@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm import tirx
 
+from irc.backends.tvm.library import approximations
 from irc.backends.tvm.library.op import Expr, Op, Refused, Tensor, cast, const, elementwise, limit, type_of
 
 Definition = Callable[[Op], list[Any]]
@@ -82,13 +83,25 @@ def sign(x: Expr) -> Expr:
     return tirx.Select(x > zero, one, below)
 
 
+def exp(x: Expr) -> Expr:
+    return approximations.exp(x) if type_of(x) == "float32" else tirx.exp(x)
+
+
+def tanh(x: Expr) -> Expr:
+    return approximations.tanh(x) if type_of(x) == "float32" else tirx.tanh(x)
+
+
+def erf(x: Expr) -> Expr:
+    return approximations.erf(x) if type_of(x) == "float32" else tirx.erf(x)
+
+
 def sigmoid(x: Expr) -> Expr:
-    return like(1, x) / (like(1, x) + tirx.exp(like(0, x) - x))
+    return like(1, x) / (like(1, x) + exp(like(0, x) - x))
 
 
 def softplus(x: Expr) -> Expr:
     """log(1 + exp(x)), written so that exp never overflows."""
-    return tirx.max(x, like(0, x)) + tirx.call_intrin(type_of(x), "tirx.log1p", tirx.exp(like(0, x) - tirx.abs(x)))
+    return tirx.max(x, like(0, x)) + tirx.call_intrin(type_of(x), "tirx.log1p", exp(like(0, x) - tirx.abs(x)))
 
 
 def divide(a: Expr, b: Expr) -> Expr:
@@ -273,11 +286,11 @@ def shrink(op: Op) -> list[Tensor]:
 
 def gelu(op: Op) -> list[Tensor]:
     def exact(x: Expr) -> Expr:
-        return like(0.5, x) * x * (like(1, x) + tirx.erf(x * like(1 / math.sqrt(2), x)))
+        return like(0.5, x) * x * (like(1, x) + erf(x * like(1 / math.sqrt(2), x)))
 
     def approximate(x: Expr) -> Expr:
         inner = like(math.sqrt(2 / math.pi), x) * (x + like(0.044715, x) * x * x * x)
-        return like(0.5, x) * x * (like(1, x) + tirx.tanh(inner))
+        return like(0.5, x) * x * (like(1, x) + tanh(inner))
 
     return unary(in_float(approximate if op.attr("approximate") == "tanh" else exact))(op)
 
@@ -308,10 +321,6 @@ def minimum(a: Expr, b: Expr) -> Expr:
     return tirx.Select(tirx.isnan(a), a, tirx.Select(tirx.isnan(b), b, tirx.min(a, b)))
 
 
-def exponential(x: Expr) -> Expr:
-    return tirx.exp(x)
-
-
 OPERATORS: dict[str, Definition] = {
     "Abs": unary(absolute),
     "Acos": unary(in_float(tirx.acos)),
@@ -335,10 +344,10 @@ OPERATORS: dict[str, Definition] = {
     "Cosh": unary(in_float(tirx.cosh)),
     "Div": binary(divide),
     "Dropout": dropout,
-    "Elu": alpha(lambda x, a: tirx.Select(x < like(0, x), a * (tirx.exp(x) - like(1, x)), x)),
+    "Elu": alpha(lambda x, a: tirx.Select(x < like(0, x), a * (exp(x) - like(1, x)), x)),
     "Equal": compare(same),
-    "Erf": unary(in_float(tirx.erf)),
-    "Exp": unary(in_float(exponential)),
+    "Erf": unary(in_float(erf)),
+    "Exp": unary(in_float(exp)),
     "Floor": unary(tirx.floor),
     "Gelu": gelu,
     "Greater": compare(lambda a, b: a > b),
@@ -355,7 +364,7 @@ OPERATORS: dict[str, Definition] = {
     "Max": variadic(maximum),
     "Mean": mean,
     "Min": variadic(minimum),
-    "Mish": unary(in_float(lambda x: x * tirx.tanh(softplus(x)))),
+    "Mish": unary(in_float(lambda x: x * tanh(softplus(x)))),
     "Mod": modulo,
     "Mul": binary(lambda a, b: a * b),
     "Neg": unary(lambda x: like(0, x) - x if not is_float(type_of(x)) else x * like(-1, x)),
@@ -377,7 +386,7 @@ OPERATORS: dict[str, Definition] = {
     "Sub": binary(lambda a, b: a - b),
     "Sum": variadic(lambda a, b: a + b),
     "Tan": unary(in_float(tirx.tan)),
-    "Tanh": unary(in_float(tirx.tanh)),
+    "Tanh": unary(in_float(tanh)),
     "ThresholdedRelu": alpha(lambda x, a: tirx.Select(x > a, x, like(0, x))),
     "Where": where,
     "Xor": binary(differ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from irc.backends.tvm.library.lower import Lowered, finish
 from irc.backends.tvm.slim import object_from_ll, slim_ll

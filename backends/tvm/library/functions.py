@@ -80,8 +80,8 @@ def _copy(
         if attribute.HasField("g"):
             del copy.g.node[:]
             copy.g.node.extend(_copy(n, names, attributes, prefix) for n in attribute.g.node)
-            for output in copy.g.output:
-                output.name = _renamed(output.name, names, prefix)
+            for value in (*copy.g.input, *copy.g.output, *copy.g.initializer):
+                value.name = _renamed(value.name, names, prefix)
     return made
 
 

@@ -60,7 +60,7 @@ def gemm(op: Op) -> list[Tensor]:
     a, b = op.tensor(0), op.tensor(1)
     dtype = op.value(0).dtype
     a = transpose(a, (1, 0)) if op.attr("transA", 0) else a
-    b = transpose(b, (1, 0)) if op.attr("transB", 0) else b
+    b = transposed_copy(b, (1, 0)) if op.attr("transB", 0) else b
     product = matmul(a, b, wide(dtype))
     alpha, beta = op.attr("alpha", 1.0), op.attr("beta", 1.0)
 
@@ -74,6 +74,12 @@ def gemm(op: Op) -> list[Tensor]:
             lambda p, c: cast(scaled(p, alpha) + scaled(cast(c, wide(dtype)), beta), dtype), product, op.tensor(2)
         )
     ]
+
+
+def transposed_copy(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """A transposed tensor that is stored, so that sums over it run along memory."""
+    moved = transpose(tensor, order)
+    return compute(shape_of(moved), lambda *i: element(moved, i), "keep_transposed")
 
 
 def centered(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
@@ -131,6 +137,7 @@ def einsum(op: Op) -> list[Tensor]:
                 raise Refused(f"extents of {label!r} differ")
             extents[label] = max(extents.get(label, 1), d)
     inner = {label: te.reduce_axis((0, extents[label]), name="k") for label in extents if label not in result}
+    tensors, terms = _last_label_last(tensors, terms, result, bool(inner))
     dtype = wide(op.value(0).dtype)
 
     def formula(*i: Expr) -> Expr:
@@ -142,8 +149,25 @@ def einsum(op: Op) -> list[Tensor]:
             product = factor if product is None else product * factor
         return te.sum(product, axis=list(inner.values())) if inner else product
 
-    made = compute([extents[label] for label in result], formula, op.kind)
+    made = compute([extents[label] for label in result], formula, "spread_einsum" if inner else op.kind)
     return [elementwise(lambda v: cast(v, op.value(0).dtype), made)]
+
+
+def _last_label_last(
+    tensors: list[Tensor], terms: list[list[str]], result: list[str], sums: bool
+) -> tuple[list[Tensor], list[list[str]]]:
+    """Operands that have the result's last label elsewhere than last are stored with it last."""
+    if not result or not sums:
+        return tensors, terms
+    label = result[-1]
+    moved, named = [], []
+    for tensor, term in zip(tensors, terms, strict=True):
+        if term.count(label) == 1 and term[-1] != label and len(set(term)) == len(term):
+            order = [*(i for i, n in enumerate(term) if n != label), term.index(label)]
+            tensor, term = transposed_copy(tensor, order), [term[i] for i in order]
+        moved.append(tensor)
+        named.append(term)
+    return moved, named
 
 
 def parse_equation(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
@@ -193,12 +217,11 @@ def determinant(op: Op) -> list[Tensor]:
                     m[k * n + c] = m[best[0] * n + c]
                     m[best[0] * n + c] = m[n * n]
                 result[b] = result[b] * m[k * n + k]
-                with T.serial(0, n) as r:
-                    with T.If(tirx.all(r > k, m[k * n + k] != const(0, dtype))):
-                        with T.Then():
-                            m[n * n] = m[r * n + k] / m[k * n + k]
-                            with T.serial(0, n) as c:
-                                m[r * n + c] = m[r * n + c] - m[n * n] * m[k * n + c]
+                with T.serial(0, n) as r, T.If(tirx.all(r > k, m[k * n + k] != const(0, dtype))):
+                    with T.Then():
+                        m[n * n] = m[r * n + k] / m[k * n + k]
+                        with T.serial(0, n) as c:
+                            m[r * n + c] = m[r * n + c] - m[n * n] * m[k * n + c]
 
         loops([many], one)
 

@@ -11,18 +11,15 @@ from typing import Any
 
 from tvm import tirx
 
-from irc.backends.tvm.library.elementwise import Definition, like, sigmoid, softplus
+from irc.backends.tvm.library.elementwise import Definition, exp, like, sigmoid, softplus, tanh
 from irc.backends.tvm.library.op import (
     Expr,
     Op,
     Refused,
     Tensor,
     const,
-    dtype_of,
     index32,
     sequential,
-    shape_of,
-    type_of,
 )
 
 LANES = 8
@@ -45,15 +42,15 @@ def activation(name: str, alpha: float | None, beta: float | None) -> Activation
 
     known: dict[str, Activation] = {
         "affine": lambda x: like(a(1.0), x) * x + like(b(0.0), x),
-        "elu": lambda x: tirx.Select(x < like(0, x), like(a(1.0), x) * (tirx.exp(x) - like(1, x)), x),
+        "elu": lambda x: tirx.Select(x < like(0, x), like(a(1.0), x) * (exp(x) - like(1, x)), x),
         "hardsigmoid": hard,
         "leakyrelu": lambda x: tirx.Select(x < like(0, x), like(a(0.01), x) * x, x),
         "relu": lambda x: tirx.max(x, like(0, x)),
-        "scaledtanh": lambda x: like(a(1.0), x) * tirx.tanh(like(b(1.0), x) * x),
+        "scaledtanh": lambda x: like(a(1.0), x) * tanh(like(b(1.0), x) * x),
         "sigmoid": sigmoid,
         "softplus": softplus,
         "softsign": lambda x: x / (like(1, x) + tirx.abs(x)),
-        "tanh": tirx.tanh,
+        "tanh": tanh,
         "thresholdedrelu": lambda x: tirx.Select(x > like(a(1.0), x), x, like(0, x)),
     }
     if name.lower() not in known:
@@ -168,6 +165,9 @@ class Layer:
                 state = (lambda j, s=s: (n, direction, j)) if c.batch_first else (lambda j, s=s: (direction, n, j))
                 with T.serial(0, c.hidden) as j:
                     given = ins[self.where[name]][state(j)] if name in self.where else const(0, self.dtype)
+                    if "lens" in self.where:  # as onnxruntime does: an empty sequence ends in zero
+                        empty = ins[self.where["lens"]][n] == 0
+                        given = tirx.Select(empty, const(0, self.dtype), given)
                     outs[1 + s][state(j)] = given
             with T.serial(0, c.steps) as k:
                 if "lens" in self.where:
@@ -176,9 +176,8 @@ class Layer:
                     with T.If(k < length):
                         with T.Then():
                             self._one(ins, outs, direction, n, time, step)
-                        with T.Else():
-                            with T.serial(0, c.hidden) as j:
-                                outs[0][self._y(direction, n, time, j)] = const(0, self.dtype)
+                        with T.Else(), T.serial(0, c.hidden) as j:
+                            outs[0][self._y(direction, n, time, j)] = const(0, self.dtype)
                 else:
                     self._one(ins, outs, direction, n, c.steps - 1 - k if reverse else k, step)
 
@@ -284,7 +283,8 @@ def lstm(op: Op) -> list[Tensor]:
         with T.serial(0, cell.hidden) as j:
             gate = [now.work[n * cell.hidden + j] for n in range(4)]
             old = now.state(1, j)
-            entry = f(now.clipped(gate[0] + now.peephole(0, j, old)))
+            now.work[j] = f(now.clipped(gate[0] + now.peephole(0, j, old)))
+            entry = now.work[j]
             # P holds the peepholes of i, o, f
             forget = like(1, entry) - entry if coupled else f(now.clipped(gate[2] + now.peephole(2, j, old)))
             now.work[4 * cell.hidden + j] = forget * old + entry * g(now.clipped(gate[3]))
@@ -325,12 +325,14 @@ def gru(op: Op) -> list[Tensor]:
                 )
                 now.work[3 * size + j] = total[0]
         with T.serial(0, size) as j:
-            update = f(now.clipped(now.work[j]))
+            # each gate is stored before it is used: an expression must not appear twice
+            now.work[j] = f(now.clipped(now.work[j]))
             if before:
-                reset = f(now.clipped(now.work[size + j]))
-                new = g(now.clipped(now.work[2 * size + j] + reset * now.work[3 * size + j]))
-            else:
-                new = g(now.clipped(now.work[3 * size + j]))
+                now.work[size + j] = f(now.clipped(now.work[size + j]))
+                now.work[3 * size + j] = now.work[2 * size + j] + now.work[size + j] * now.work[3 * size + j]
+            now.work[3 * size + j] = g(now.clipped(now.work[3 * size + j]))
+        with T.serial(0, size) as j:
+            update, new = now.work[j], now.work[3 * size + j]
             now.set_state(0, j, (like(1, new) - update) * new + update * now.state(0, j))
 
     return layer.build(step)
@@ -352,5 +354,4 @@ def rnn(op: Op) -> list[Tensor]:
     return layer.build(step)
 
 
-_ = (dtype_of, shape_of, type_of)
 OPERATORS: dict[str, Definition] = {"GRU": gru, "LSTM": lstm, "RNN": rnn}

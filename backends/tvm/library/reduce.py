@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from irc.backends.tvm.library.elementwise import Definition, in_float, is_float, like
+from irc.backends.tvm.library.elementwise import Definition, exp, in_float, is_float, like
 from irc.backends.tvm.library.op import (
     Expr,
     Op,
@@ -56,7 +56,10 @@ def fold(
         return compute(result, lambda *_: const(identity(dtype), dtype), "empty")
     if not axes:
         return compute(result, lambda *i: each(cast(element(tensor, i), dtype)), "reduce")
-    reducer = te.comm_reducer(combine, lambda t: const(identity(dtype), dtype), name="fold")
+    last = len(shape) - 1
+    if last in axes and shape[last] >= 2 * LANES and is_float(dtype):
+        return _fold_lanes(tensor, axes, combine, identity, each, result, keep, dtype)
+    reducer = _reducer(combine, identity, dtype)
     inner = {a: te.reduce_axis((0, shape[a]), name=f"r{a}") for a in axes}
 
     def formula(*index: Expr) -> Expr:
@@ -64,7 +67,59 @@ def fold(
         full = [inner[a].var if a in inner else next(outer) for a in range(len(shape))]
         return reducer(each(cast(element(tensor, full), dtype)), axis=list(inner.values()))
 
-    return compute(result, formula, "reduce")
+    return compute(result, formula, "spread_reduce" if last not in axes else "reduce")
+
+
+LANES = 16
+"""Partial results along a contiguous axis: LLVM may not reorder float sums by itself."""
+
+
+def _reducer(combine: Callable[[Expr, Expr], Expr], identity: Callable[[str], Any], dtype: str) -> Any:
+    return te.comm_reducer(combine, lambda t: const(identity(dtype), dtype), name="fold")
+
+
+def _fold_lanes(
+    tensor: Tensor,
+    axes: Sequence[int],
+    combine: Callable[[Expr, Expr], Expr],
+    identity: Callable[[str], Any],
+    each: Callable[[Expr], Expr],
+    result: Sequence[int],
+    keep: bool,
+    dtype: str,
+) -> Tensor:
+    """`fold` over axes that include the last one: element t goes to lane t mod LANES, then the lanes are folded."""
+    shape = shape_of(tensor)
+    outer = [d for a, d in enumerate(shape) if a not in axes]
+    steps, rest = divmod(shape[-1], LANES)
+    inner = {a: te.reduce_axis((0, shape[a]), name=f"r{a}") for a in axes[:-1]}
+    step = te.reduce_axis((0, steps), name="step")
+
+    def place(index: Sequence[Expr], tail: Expr, others: dict[int, Any]) -> list[Expr]:
+        left = iter(index)
+        return [*(others[a].var if a in others else next(left) for a in range(len(shape) - 1)), tail]
+
+    def lane_of(*index: Expr) -> Expr:
+        value = element(tensor, place(index[:-1], step.var * LANES + index[-1], inner))
+        return _reducer(combine, identity, dtype)(each(cast(value, dtype)), axis=[*inner.values(), step])
+
+    partial = compute((*outer, LANES), lane_of, "spread_lanes")
+    lane = te.reduce_axis((0, LANES), name="lane")
+    total = compute(
+        outer, lambda *i: _reducer(combine, identity, dtype)(element(partial, [*i, lane.var]), axis=lane), "lanes"
+    )
+    if rest:
+        others = {a: te.reduce_axis((0, shape[a]), name=f"r{a}") for a in axes[:-1]}
+        tail = te.reduce_axis((0, rest), name="tail")
+
+        def tail_of(*index: Expr) -> Expr:
+            value = element(tensor, place(index, tail.var + steps * LANES, others))
+            return _reducer(combine, identity, dtype)(each(cast(value, dtype)), axis=[*others.values(), tail])
+
+        remainder = compute(outer, tail_of, "tail")
+        total = elementwise(combine, total, remainder, name="keep_total")
+    kept = [a for a in range(len(shape)) if a not in axes]
+    return compute(result, lambda *i: element(total, [i[a] for a in kept] if keep else i), "fold")
 
 
 def reduced_axes(op: Op, rank: int) -> list[int] | None:
@@ -121,7 +176,7 @@ def log_sum_exp(op: Op) -> list[Tensor]:
         raise Refused(f"element type {dtype}")
     peak = fold(x, axes, *_MAX, keep=True, dtype=dtype)
     peak = elementwise(lambda m: tirx.Select(tirx.isinf(m), like(0, m), m), peak)
-    shifted = elementwise(lambda v, m: tirx.exp(cast(v, dtype) - m), x, peak)
+    shifted = elementwise(lambda v, m: exp(cast(v, dtype) - m), x, peak)
     total = fold(shifted, axes, *_SUM, keep=True)
     result = elementwise(lambda s, m: cast(tirx.log(s) + m, op.value(0).dtype), total, peak)
     return [result if keep else drop(result, axes)]
@@ -203,7 +258,7 @@ def softmax(op: Op) -> list[Tensor]:
     axes = softmax_axes(op, len(shape_of(x)))
     dtype = wide(op.value(0).dtype)
     peak = fold(x, axes, *_MAX, dtype=dtype)
-    powers = elementwise(lambda v, m: tirx.exp(cast(v, dtype) - m), x, peak, name="exp")
+    powers = elementwise(lambda v, m: exp(cast(v, dtype) - m), x, peak, name="exp")
     total = fold(powers, axes, *_SUM)
     result = op.value(0).dtype
     if op.kind == "Softmax":

@@ -1,6 +1,6 @@
 """An ONNX region with static shapes -> `LibraryKernel`: every node through the first of three roads that takes it.
 
-1. constants and shapes are computed now (ONNX's own reference evaluator),
+1. constants and shapes are computed now (ONNX's own reference evaluator), If, Loop and Scan are written out,
 2. a definition of ours (`table.py`),
 3. the operator's function body in the standard, node by node.
 
@@ -31,6 +31,8 @@ DTYPES = frozenset(
 """Element types that the generated code handles."""
 FOLD_LIMIT = 1 << 22
 """Constants with more elements than this are computed at run time instead."""
+UNROLL_LIMIT = 64
+"""Turns of a Loop or Scan that are written out; more would make the code long."""
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
@@ -76,7 +78,7 @@ class _Region:
         """Compute the outputs of `node`, which follows the standard of `opset`, into the environment."""
         values = [self.env[n] if n else None for n in node.input]
         reasons = []
-        for road in (self.fold, self.own, self.branch, self.function):
+        for road in (self.fold, self.own, self.branch, self.loop, self.scan, self.function):
             try:
                 made = road(node, values, opset)
             except Refused as refused:
@@ -124,12 +126,113 @@ class _Region:
             return False
         wanted = "then_branch" if bool(values[0].array.reshape(-1)[0]) else "else_branch"
         (graph,) = (a.g for a in node.attribute if a.name == wanted)
-        for tensor in graph.initializer:
-            self.env[tensor.name] = Value(array=numpy_helper.to_array(tensor))
+        self.bind(node, list(self.inside(graph, [], opset)))
+        return True
+
+    def loop(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
+        """`Loop` whose number of turns is known now, turn after turn."""
+        if node.op_type != "Loop":
+            return False
+        (body,) = (a.g for a in node.attribute if a.name == "body")
+        count, go_on = values[0], values[1]
+        if count is None or count.array is None:
+            raise Refused("the number of turns is not a constant")
+        turns = int(count.array.reshape(-1)[0])
+        if turns > UNROLL_LIMIT:
+            raise Refused(f"{turns} turns are more than {UNROLL_LIMIT}")
+        condition = go_on if go_on is not None else Value(array=np.asarray(True))
+        carried = list(values[2:])
+        rows: list[list[Value]] = [[] for _ in range(len(body.output) - 1 - len(carried))]
+        for i in range(turns):
+            if condition.array is None:
+                raise Refused("its condition is not known when compiling")
+            if not condition.array.reshape(-1)[0]:
+                break
+            results = self.inside(body, [Value(array=np.asarray(i, np.int64)), condition, *carried], opset)
+            condition, carried = results[0], list(results[1 : 1 + len(carried)])
+            for row, value in zip(rows, results[1 + len(carried) :], strict=True):
+                row.append(value)
+        self.bind(node, [*carried, *(self.stacked(row, 0) if self.used(n) else None
+                                     for n, row in zip(node.output[len(carried) :], rows, strict=False))])  # fmt: skip
+        return True
+
+    def scan(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
+        """`Scan` (opset 9 and later), turn after turn."""
+        if node.op_type != "Scan":
+            return False
+        attributes = attributes_of(node, opset)
+        if since(node, opset) < 9:
+            raise Refused("Scan before opset 9")
+        body, count = attributes["body"], attributes["num_scan_inputs"]
+        carried, scanned = list(values[: len(values) - count]), values[len(values) - count :]
+        outputs = len(node.output) - len(carried)
+        axes = attributes.get("scan_input_axes") or [0] * count
+        backwards = attributes.get("scan_input_directions") or [0] * count
+        out_axes = attributes.get("scan_output_axes") or [0] * outputs
+        out_backwards = attributes.get("scan_output_directions") or [0] * outputs
+        turns = scanned[0].shape[axes[0]] if scanned[0] is not None else 0
+        if turns > UNROLL_LIMIT:
+            raise Refused(f"{turns} turns are more than {UNROLL_LIMIT}")
+        rows: list[list[Value]] = [[] for _ in range(outputs)]
+        for i in range(turns):
+            slices = [
+                self.picked(v, axis, turns - 1 - i if back else i)
+                for v, axis, back in zip(scanned, axes, backwards, strict=True)
+            ]
+            results = self.inside(body, [*carried, *slices], opset)
+            carried = list(results[: len(carried)])
+            for row, value, back in zip(rows, results[len(carried) :], out_backwards, strict=True):
+                row.insert(0 if back else len(row), value)
+        made = [
+            self.stacked(row, axis) if self.used(n) else None
+            for n, row, axis in zip(node.output[len(carried) :], rows, out_axes, strict=True)
+        ]
+        self.bind(node, [*carried, *made])
+        return True
+
+    def inside(self, graph: onnx.GraphProto, values: list[Value | None], opset: int) -> list[Value]:
+        """The outputs of a subgraph on `values`."""
+        self.env.update(zip((v.name for v in graph.input), values, strict=True))
+        self.env.update({t.name: Value(array=numpy_helper.to_array(t)) for t in graph.initializer})
         for inner in graph.node:
             self.node(inner, opset)
-        self.bind(node, [self.env[o.name] for o in graph.output])
-        return True
+        results = [self.env[o.name] for o in graph.output]
+        if any(r is None for r in results):
+            raise Refused("an output of its body is not computed")
+        return [r for r in results if r is not None]
+
+    @staticmethod
+    def used(name: str) -> bool:
+        return bool(name)
+
+    def tensor(self, value: Value) -> Any:
+        return value.tensor if value.array is None else self.materialize(value.array)
+
+    def picked(self, value: Value | None, axis: int, position: int) -> Value:
+        """One slice along an axis, without that axis."""
+        if value is None:
+            raise Refused("a scan input is missing")
+        if value.array is not None:
+            return Value(array=np.take(value.array, position, axis))
+        axis %= len(value.shape)
+        shape = [d for a, d in enumerate(value.shape) if a != axis]
+        return Value(compute(shape, lambda *i: element(value.tensor, [*i[:axis], position, *i[axis:]]), "pick"))
+
+    def stacked(self, row: list[Value], axis: int) -> Value:
+        """Values of equal shape along a new axis."""
+        if not row:
+            raise Refused("no turn, so the shape of its result is not known")
+        if all(v.array is not None for v in row):
+            return Value(array=np.stack([v.array for v in row if v.array is not None], axis))
+        from irc.backends.tvm.library.move import concatenate
+
+        axis %= len(row[0].shape) + 1
+        parts = []
+        for value in row:
+            tensor, shape = self.tensor(value), value.shape
+            new = (*shape[:axis], 1, *shape[axis:])
+            parts.append(compute(new, lambda *i, t=tensor: element(t, [*i[:axis], *i[axis + 1 :]]), "keep_row"))
+        return Value(concatenate(parts, axis))
 
     def function(self, node: onnx.NodeProto, values: list[Value | None], opset: int) -> bool:
         function = function_of(node, [type_proto(v) for v in values], opset)
@@ -169,7 +272,7 @@ class _Region:
         needed = placeholders(tensors)
         used = [p.output(0) for p in self.place if p in needed]
         lowered = lower_tensors(f"stage{len(self.calls)}", used, tensors)
-        self.calls.append(Call(lowered, tuple([*(self.place[p.op] for p in used), *refs])))
+        self.calls.append(Call(lowered, (*(self.place[p.op] for p in used), *refs)))
 
     def results(self, names: list[str]) -> list[tuple[str, tuple[int, ...]]]:
         """Compute the region's outputs; their types."""

@@ -121,7 +121,7 @@ def max_roi_pool(op: Op) -> list[Tensor]:
             size = cast(tirx.max(high - low + 1, 1), dtype) / number(parts)
             start = cast(tirx.floor(cast(part, dtype) * size), "int32") + low
             end = cast(tirx.ceil(cast(part + 1, dtype) * size), "int32") + low
-            return tuple(tirx.max(tirx.min(v, extent), 0) for v in (start, end))  # type: ignore[return-value]  # two
+            return tuple(tirx.max(tirx.min(v, extent), 0) for v in (start, end))
 
         def one(i: list[Expr]) -> None:
             n, c, ph, pw = i

@@ -88,7 +88,7 @@ def taps(a: Axis, op: Op) -> tuple[Array, Array]:
     reach = 1 if linear else 2
     scale = min(a.scale, 1.0) if op.attr("antialias", 0) else 1.0
     down = np.floor(positions)
-    first = int(math.floor(-reach / scale)) + 1
+    first = math.floor(-reach / scale) + 1
     offsets = np.arange(first, 2 - first if reach == 2 or scale < 1 else 2)
     if linear and scale == 1.0:
         offsets = np.array([0, 1])
@@ -117,14 +117,14 @@ def resized_axes(op: Op) -> list[Axis]:
         if policy != "stretch":
             ratio = min(ratios) if policy == "not_larger" else max(ratios)
             ratios = [ratio] * len(axes)
-            sizes = [int(math.floor(ratio * shape[a] + 0.5)) for a in axes]
+            sizes = [math.floor(ratio * shape[a] + 0.5) for a in axes]
         made = [
             Axis(a, shape[a], s, r, regions.get(a, (0.0, 1.0))) for a, s, r in zip(axes, sizes, ratios, strict=True)
         ]
     else:
         scales = [float(s) for s in op.array(2, "scales").reshape(-1)]
         made = [
-            Axis(a, shape[a], int(math.floor(shape[a] * s)), s, regions.get(a, (0.0, 1.0)))
+            Axis(a, shape[a], math.floor(shape[a] * s), s, regions.get(a, (0.0, 1.0)))
             for a, s in zip(axes, scales, strict=True)
         ]
     return made
@@ -143,12 +143,13 @@ def resize(op: Op) -> list[Tensor]:
             where = nearest(source_positions(a, coordinates), op.attr("nearest_mode", "round_prefer_floor"))
             result = _pick(op, result, a, np.clip(where, 0, a.extent - 1))
     else:
-        result = elementwise(lambda v: cast(v, wide(dtype) if is_float(dtype) else "float32"), x)
+        exact = wide(dtype) if is_float(dtype) else "float32"
+        result = x if dtype == exact else elementwise(lambda v: cast(v, exact), x)
         for a in sorted(moving, key=lambda m: m.output / m.extent):  # shrinking first costs least
             result = _weigh(op, result, a, *taps(a, op))
         if not is_float(dtype):
             result = elementwise(lambda v: _to_integer(v, dtype), result)
-        else:
+        elif dtype != exact:
             result = elementwise(lambda v: cast(v, dtype), result)
     if coordinates == "tf_crop_and_resize":
         result = _extrapolate(op, result, moving)
@@ -236,7 +237,7 @@ def upsample(op: Op) -> list[Tensor]:
     x = op.tensor(0)
     as_resize = Op(op.node, given, op.values, op.materialize, 11)
     for i, s in enumerate(scales):
-        a = Axis(i, shape[i], int(math.floor(shape[i] * s)), s)
+        a = Axis(i, shape[i], math.floor(shape[i] * s), s)
         if a.output == a.extent:
             continue
         if mode == "nearest":

@@ -40,15 +40,13 @@ def top_k(op: Op) -> list[Tensor]:
                     better = new > old if largest else new < old
                     with T.If(tirx.all(k - 1 - j < filled, tirx.if_then_else(k - 1 - j < filled, better, False))):
                         with T.Then():
-                            with T.If(k - j < k):
-                                with T.Then():
-                                    values[at(k - j)] = values[at(k - 1 - j)]
-                                    indices[at(k - j)] = indices[at(k - 1 - j)]
+                            with T.If(k - j < k), T.Then():
+                                values[at(k - j)] = values[at(k - 1 - j)]
+                                indices[at(k - j)] = indices[at(k - 1 - j)]
                             place[0] = k - 1 - j
-                with T.If(place[0] < k):
-                    with T.Then():
-                        values[at(place[0])] = data[at(n)]
-                        indices[at(place[0])] = cast(n, "int64")
+                with T.If(place[0] < k), T.Then():
+                    values[at(place[0])] = data[at(n)]
+                    indices[at(place[0])] = cast(n, "int64")
 
         loops([d for a, d in enumerate(shape) if a != axis], row)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from irc.backends.tvm.library import (
     conv,
     elementwise,
+    fourier,
     gather,
     linear,
     move,
@@ -14,12 +15,11 @@ from irc.backends.tvm.library import (
     reduce,
     regions,
     resize,
-    signal,
     sort,
 )
 from irc.backends.tvm.library.elementwise import Definition
 
-FAMILIES = (conv, elementwise, gather, linear, move, pool, quantize, recurrent, reduce, regions, resize, signal, sort)
+FAMILIES = (conv, elementwise, fourier, gather, linear, move, pool, quantize, recurrent, reduce, regions, resize, sort)
 
 OPERATORS: dict[tuple[str, str], Definition] = {
     ("", name): definition for family in FAMILIES for name, definition in family.OPERATORS.items()

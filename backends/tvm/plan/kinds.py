@@ -20,9 +20,11 @@ _REDUCTIONS = {
 
 
 def kind_of(node: Node) -> str:
-    """One of view, concat, dequantize, linear, depthwise, pool, rows, reduce, elementwise, library."""
+    """One of view, weights, concat, dequantize, linear, depthwise, pool, rows, reduce, elementwise, library."""
     if is_view(node):
         return "view"
+    if node.is_op("DequantizeLinear") and is_weight(node.output):
+        return "weights"
     if node.is_op("DequantizeLinear") and builder_of(node) is not None:
         return "dequantize"
     if node.is_op("Concat") and node.output.dtype is not DType.STRING:

@@ -89,14 +89,14 @@ def _pool_start(
     _, scale, zero = found
     acc = b.add("cast", "float32", b.add("accumulator", "int32"))
     if padded and zero == 0:
-        return b.add("scale", "float32", acc, b.constant(float(np.float32(scale / full)), "float32"))
+        return b.add("scale", "float32", acc, b.constant(scale / full, "float32"))
     # sum(q - z) * scale / n, where q outside the image counts as z
     if padded:
         shifted = b.add("sub", "float32", acc, b.constant(float(full * zero), "float32"))
-        return b.add("scale", "float32", shifted, b.constant(float(np.float32(scale / full)), "float32"))
+        return b.add("scale", "float32", shifted, b.constant(scale / full, "float32"))
     less = b.add("scale", "float32", count, b.constant(float(zero), "float32"))
     mean = b.add("div", "float32", b.add("sub", "float32", acc, less), count)
-    return b.add("scale", "float32", mean, b.constant(float(np.float32(scale)), "float32"))
+    return b.add("scale", "float32", mean, b.constant(scale, "float32"))
 
 
 def lower_rows(p: Planner, region: Region) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.plan.kinds import dequantized
+from irc.backends.tvm.plan.integer import float_weights
+from irc.backends.tvm.plan.kinds import dequantized, is_weight
 from irc.backends.tvm.plan.memory import align
 from irc.backends.tvm.plan.moves import view_output
 from irc.backends.tvm.plan.regions import Region
@@ -121,6 +122,8 @@ class Planner:
         node = value.producer
         if node is None:
             raise ValueError(f"value '{value.name}' has no producer")
+        if is_weight(value):
+            return self.constant(float_weights(value), value.name)
         if node.is_op("DequantizeLinear"):
             return self._dequantize(node)
         return view_output(self, node, value)

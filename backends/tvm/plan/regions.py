@@ -50,7 +50,7 @@ def find_regions(graph: Graph) -> list[Region]:
         if id(node) in taken:
             continue
         kind = kind_of(node)
-        if kind in ("view", "dequantize"):
+        if kind in ("view", "weights", "dequantize"):
             continue
         region = _grow(graph, node, kind, position, taken) if kind not in ("library", "concat") else None
         region = region or Region(kind, (node,), node.output)

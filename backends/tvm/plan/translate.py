@@ -165,7 +165,11 @@ def _quantize(b: ExpressionBuilder, node: Node, args: Sequence[int], dtype: str)
     source = b.instrs[args[0]]
     if source.op == "dequantize" and source.params == parameters and b.dtype(source.args[0]) == dtype:
         return source.args[0]  # the same integers again
-    return b.requantize(args[0], dtype, int(info.min), int(info.max), zero, float(np.float32(1.0 / scale)))
+    x, factor = args[0], 1.0 / scale
+    if source.op == "scale" and b.instrs[source.args[1]].op == "constant":
+        # one product instead of two: the factors are multiplied now, in double precision
+        x, factor = source.args[0], float(b.instrs[source.args[1]].params[0]) / scale
+    return b.requantize(x, dtype, int(info.min), int(info.max), zero, float(np.float32(factor)))
 
 
 def _dequantize(b: ExpressionBuilder, node: Node, args: Sequence[int], dtype: str) -> int:

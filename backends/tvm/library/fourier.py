@@ -42,10 +42,7 @@ def transform(op: Op, x: Tensor, axis: int, length: int, outputs: int, inverse: 
 def dft(op: Op) -> list[Tensor]:
     x = op.tensor(0)
     shape = shape_of(x)
-    if op.since >= 20:
-        axis = int(op.array(2, "axis").reshape(-1)[0]) if op.has(2) else -2
-    else:
-        axis = op.attr("axis", 1)
+    axis = (int(op.array(2, "axis").reshape(-1)[0]) if op.has(2) else -2) if op.since >= 20 else op.attr("axis", 1)
     axis = axis_of(axis, len(shape))
     inverse, onesided = bool(op.attr("inverse", 0)), bool(op.attr("onesided", 0))
     given = int(op.array(1, "dft_length").reshape(-1)[0]) if op.has(1) else 0
