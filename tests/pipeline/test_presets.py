@@ -1,0 +1,38 @@
+"""Presets: those that quantize say what they miss, and the lossless one needs nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from irc.errors import DataError
+from irc.ir.builder import GraphBuilder, weights
+from irc.ir.graph import Model
+from irc.pipeline import PRESETS, Pipeline
+from irc.pipeline.presets import SUMMARIES
+
+
+def _model() -> Model:
+    b = GraphBuilder()
+    b.output(b.op("Relu", b.gemm(b.input("x", "float32", [1, 16]), weights(16, 16))), name="y")
+    return b.build()
+
+
+def test_every_preset_is_described() -> None:
+    assert PRESETS.keys() == SUMMARIES.keys()
+
+
+@pytest.mark.parametrize("preset", ["fast", "small"])
+def test_quantizing_presets_ask_for_calibration_data(preset: str) -> None:
+    with pytest.raises(DataError, match=r"calibration data.*--calibration"):
+        Pipeline.parse(preset).run(_model())
+
+
+def test_the_lossless_preset_needs_nothing() -> None:
+    model = _model()
+    Pipeline.parse("none").run(model)
+    assert [n.op_type for n in model.graph.nodes] == ["Gemm", "Relu"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_round_trip(preset: str) -> None:
+    assert str(Pipeline.parse(preset)) == PRESETS[preset]
