@@ -114,11 +114,13 @@ def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> N
     """Links `program` in memory and opens it: for checking results before anything is written.
 
     Raises OptionError when the program is for another kind of machine, and InternalError when its code crashes: it
-    runs once on zeros in a child process first, as a crash in this one would end the compiler.
+    runs once on zeros in a child process first, as a crash in this one would end the compiler. Workspace and outputs
+    are filled with ones (float NaNs) before each call: what reads or leaves them as they were is found.
     """
     check_host(target_facts(program.target), where=program.name)
     chunks = shared_chunks(link(program, glue_object), program.target, f"lib{program.name}.so")
     network = _open_chunks(chunks, program.name)
+    network.poison = True
     try:
         network.trial()
         network.use_threads(threads)
@@ -166,6 +168,7 @@ class Network:
         self.inputs: tuple[Port, ...] = ()
         self.outputs: tuple[Port, ...] = ()
         self.workspace_bytes = 0
+        self.poison = False
         self._fd = fd
         self._library: ctypes.CDLL | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -299,6 +302,10 @@ class Network:
         if place is None:
             self._local.workspace = aligned_empty(self.workspace_bytes, self._align)
             place = self._local.place = _address(self._local.workspace)
+        if self.poison:
+            self._local.workspace.fill(0xFF)
+            for out in outputs:
+                out.reshape(-1).view(np.uint8).fill(0xFF)
         sources = self._input_table(*map(_address, inputs))
         results = self._output_table(*map(_address, outputs))
         _check(self._run(self._ctx, sources, results, place), "run")

@@ -63,6 +63,9 @@ int main(void)
             size_t n = @NAME@_inputs[i].bytes;
             if (fread((void *)inputs[i], 1, n, stdin) != n) return 92;
         }
+        /* Float NaNs: what reads the workspace before writing it, or leaves outputs out, is found. */
+        memset(workspace, 0xFF, @NAME@_info.workspace_bytes);
+        for (i = 0; i < @UPPER@_OUTPUTS; i++) memset(outputs[i], 0xFF, @NAME@_outputs[i].bytes);
         if ((code = @NAME@_run(&ctx, inputs, outputs, workspace)) != IRC_OK) return @RUN_ERROR@ + code;
         for (i = 0; i < @UPPER@_OUTPUTS; i++) {
             size_t n = @NAME@_outputs[i].bytes;

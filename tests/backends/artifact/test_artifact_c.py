@@ -204,6 +204,14 @@ def test_a_crash_under_emulation_is_an_error():
                 network.run({"x": x})
 
 
+def test_reading_the_workspace_too_early_shows_under_emulation():
+    _skip_without_emulator()
+    program = toy.chain("copy", "copy", arch="aarch64")
+    program.steps = program.steps[1:]
+    out = run_under_qemu(program, toy.assembled(program), {"x": np.zeros(toy.N, np.float32)})
+    assert np.isnan(out["y"]).all()
+
+
 def test_an_endless_network_is_stopped():
     _skip_without_emulator()
     program = toy.chain("copy", arch="aarch64")

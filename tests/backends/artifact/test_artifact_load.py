@@ -138,6 +138,16 @@ def test_a_crash_does_not_end_this_process(body, message):
         load_program(program, toy.assembled(program))
 
 
+def test_reading_the_workspace_too_early_and_unwritten_outputs_show():
+    program = toy.chain("copy", "copy")
+    lazy = dataclasses.replace(program, steps=program.steps[1:])  # nobody writes what it reads
+    with load_program(lazy, toy.assembled(lazy)) as net:
+        assert np.isnan(net(np.zeros(toy.N, np.float32))).all()
+    lazy = dataclasses.replace(program, steps=program.steps[:1])  # nobody writes the output
+    with load_program(lazy, toy.assembled(lazy)) as net:
+        assert np.isnan(net(np.zeros(toy.N, np.float32))).all()
+
+
 def test_threads_can_be_changed(net):
     inputs = toy.toy_inputs()
     for threads in (3, 1, 2, 1):
