@@ -212,11 +212,7 @@ class _Runner:
         """
         if self.session is None:
             return True
-        proto = type(self.proto)()
-        proto.CopyFrom(self.proto)
-        del proto.graph.value_info[:]
-        for value in proto.graph.input:
-            value.type.tensor_type.shape.dim[0].dim_param = "irc_batch"
+        proto = symbolic_batch(self.proto)
         single = [self._call(self.session, feed) for feed in feeds]
         try:
             session = self._session(proto)
@@ -249,6 +245,28 @@ class _Runner:
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
             raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}", where=self.where) from error
+
+
+def symbolic_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that may run with any first dimension: that of the inputs is a symbol, and a Reshape to [1, ...] keeps the
+    first dimension instead. Whether the copy means the same for every batch has to be tried."""
+    import onnx
+    from onnx import numpy_helper
+
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    del made.graph.value_info[:]
+    for value in (*made.graph.input, *made.graph.output):
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = "irc_batch"
+    targets = {n.input[1] for n in made.graph.node if n.op_type == "Reshape" and n.domain == ""}
+    for initializer in made.graph.initializer:
+        if initializer.name not in targets or initializer.data_location == onnx.TensorProto.EXTERNAL:
+            continue
+        shape = numpy_helper.to_array(initializer)
+        if shape.size > 1 and shape[0] == 1:
+            initializer.CopyFrom(numpy_helper.from_array(np.concatenate([[0], shape[1:]]), initializer.name))
+    return made
 
 
 def _same(a: Array, b: Array) -> bool:
