@@ -22,6 +22,7 @@ class RealModel:
     bounds: tuple[float, float] = (-1.0, 1.0)
     numbers: Mapping[str, int] = field(default_factory=dict)  # inputs that are settings
     magnitude: float = 0.0  # outputs count as this large at least
+    share: float = 0.99  # of integer outputs within one step of onnxruntime's
 
     @property
     def name(self) -> str:
@@ -45,7 +46,10 @@ FLOAT = (
     ),
 )
 QDQ = (
-    RealModel("pretrainedResnet_quant_qdq.onnx"),
+    # Its average pool meets exact halves in 1.5 % of channels. onnxruntime's float sum falls to either side of them
+    # (and to another side with graph optimizations than without: it then differs from itself on 3 % of outputs, by up
+    # to 21 steps), irc goes to the even one; ten logits and a Softmax make the difference larger.
+    RealModel("pretrainedResnet_quant_qdq.onnx", share=0.95),
     RealModel("kws_ref_model_qdq.onnx"),
     RealModel("vww_96_int8_qdq.onnx"),
     RealModel("ad01_int8_qdq.onnx"),

@@ -36,11 +36,11 @@ def test_quantized_model_native(model: RealModel, data_dir: Path, tmp_path: Path
     irc.compile(path, output=tmp_path / "out", cache_dir=kernel_cache)
     net, ort = irc.load(tmp_path / "out"), session(path)
     got, wanted = [], []
-    for feed in feeds(model, ort, 16):
+    for feed in feeds(model, ort, 64 if path.stat().st_size < 1e6 else 4):
         wanted.append(ort.run(None, feed)[0])
         got.append(net.run(feed)[ort.get_outputs()[0].name])
     assert got[0].dtype == wanted[0].dtype
-    assert within_one_step(np.stack(got), np.stack(wanted)) >= 0.99
+    assert within_one_step(np.stack(got), np.stack(wanted)) >= model.share
 
 
 @pytest.mark.parametrize("model", FLOAT + QDQ, ids=lambda m: m.name)
