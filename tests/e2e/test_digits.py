@@ -17,7 +17,7 @@ from irc.errors import BudgetError
 PIPELINES = {
     "float": ("none", 1e-4),  # sums in another order
     "factorized": ("none,factorize{energy=0.999}", None),
-    "pruned": ("none,prune{sparsity=0.3}", None),
+    "pruned": ("none,prune{sparsity=0.1}", None),
     "int8": ("fast", None),
     "int8 weights": ("none,quantize{activations=none}", None),
 }
