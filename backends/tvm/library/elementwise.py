@@ -228,7 +228,8 @@ def to_type(value: Expr, dtype: str) -> Expr:
     if type_of(value) == dtype:
         return value
     if dtype == "bool":
-        return value != like(0, value)
+        differs = value != like(0, value)  # an ordered comparison: False for NaN
+        return tirx.any(differs, tirx.isnan(value)) if is_float(type_of(value)) else differs
     if is_float(type_of(value)) and not is_float(dtype) and dtype not in ("int64", "uint64"):
         return cast(cast(value, "int64"), dtype)
     return cast(value, dtype)

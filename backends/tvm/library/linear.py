@@ -217,11 +217,12 @@ def determinant(op: Op) -> list[Tensor]:
                     m[k * n + c] = m[best[0] * n + c]
                     m[best[0] * n + c] = m[n * n]
                 result[b] = result[b] * m[k * n + k]
-                with T.serial(0, n) as r, T.If(tirx.all(r > k, m[k * n + k] != const(0, dtype))):
-                    with T.Then():
-                        m[n * n] = m[r * n + k] / m[k * n + k]
-                        with T.serial(0, n) as c:
-                            m[r * n + c] = m[r * n + c] - m[n * n] * m[k * n + c]
+                below = n - 1 - k
+                with T.serial(0, below) as s, T.If(m[k * n + k] != const(0, dtype)), T.Then():
+                    r = k + 1 + s
+                    m[n * n] = m[r * n + k] / m[k * n + k]
+                    with T.serial(0, n) as c:
+                        m[r * n + c] = m[r * n + c] - m[n * n] * m[k * n + c]
 
         loops([many], one)
 

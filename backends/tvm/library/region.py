@@ -287,7 +287,7 @@ class _Region:
                 raise UnsupportedError(f"element type {value.dtype} of {name!r} is not compiled")
             if 0 in value.shape:
                 continue
-            tensor = value.tensor if value.array is None else self.materialize(value.array)
+            tensor = self.tensor(value)
             if tensor.op in self.place or any(tensor is t for t in tensors):
                 tensor = compute(value.shape, lambda *i, t=tensor: element(t, i), "copy")
             tensors.append(tensor)

@@ -35,15 +35,14 @@ def top_k(op: Op) -> list[Tensor]:
                 new = data[at(n)]
                 filled = tirx.min(n, k)
                 place[0] = filled
-                with T.serial(0, k) as j:
-                    old = values[at(k - 1 - j)]
-                    better = new > old if largest else new < old
-                    with T.If(tirx.all(k - 1 - j < filled, tirx.if_then_else(k - 1 - j < filled, better, False))):
-                        with T.Then():
-                            with T.If(k - j < k), T.Then():
-                                values[at(k - j)] = values[at(k - 1 - j)]
-                                indices[at(k - j)] = indices[at(k - 1 - j)]
-                            place[0] = k - 1 - j
+                with T.serial(0, filled) as j:  # from the last of the list to the first
+                    p = filled - 1 - j
+                    old = values[at(p)]
+                    with T.If(new > old if largest else new < old), T.Then():
+                        with T.If(p + 1 < k), T.Then():
+                            values[at(p + 1)] = values[at(p)]
+                            indices[at(p + 1)] = indices[at(p)]
+                        place[0] = p
                 with T.If(place[0] < k), T.Then():
                     values[at(place[0])] = data[at(n)]
                     indices[at(place[0])] = cast(n, "int64")
