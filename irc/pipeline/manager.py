@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from irc.errors import InternalError, IrcError
+from irc.errors import InternalError, IrcError, ModelError
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Node
 from irc.ir.infer import infer
@@ -54,8 +54,8 @@ class Pipeline:
     ) -> PipelineReport:
         """Run all passes on `model`, in place.
 
-        Raises the IrcError of a pass, with the passes before it added to its text; any other exception of a pass
-        becomes an InternalError that names a folder with everything needed to see it again.
+        Raises the IrcError of a pass, with the passes before it added to its text; any other exception of a pass, and
+        an invalid model after it, becomes an InternalError that names a folder with everything to see it again.
         """
         verify(model)
         run = _Run(model, ctx or PassContext(), tuple(instruments), PipelineReport(str(self)))
@@ -123,21 +123,25 @@ class _Run:
         start = time.perf_counter()
         try:
             result = p.run(self.model, self.ctx)
+        except IrcError as error:
+            raise error.at(self.model.name).following(", ".join(self.done)) from None
+        except Exception as error:
+            raise self._crash(p, rest, backup, error) from error
+        try:
             if result.changed:
                 infer(self.model)
                 mark(self.model, before, p.name)
             verify(self.model)
-        except IrcError as error:
-            raise error.at(self.model.name).following(", ".join(self.done)) from None
-        except Exception as error:
+        except Exception as error:  # the model was valid before the pass: what is wrong now is the pass's doing
             raise self._crash(p, rest, backup, error) from error
         seconds = time.perf_counter() - start
         return PassRecord(p.name, pass_text(p), result.changed, result.statistics, result.refusals, seconds, round)
 
     def _crash(self, p: Pass, rest: tuple[Element, ...], backup: Model, error: Exception) -> InternalError:
         folder = reproducer(backup, Pipeline((p, *rest)), error, self.ctx.crash_dir)
+        kind = "left an invalid model" if isinstance(error, ModelError) else f"failed: {type(error).__name__}"
         return InternalError(
-            f"pass '{p.name}' failed: {type(error).__name__}: {error}",
+            f"pass '{p.name}' {kind}: {error}",
             where=self.model.name,
             after=", ".join(self.done),
             hint=f"a report of this defect with the folder {folder}",

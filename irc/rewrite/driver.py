@@ -1,4 +1,4 @@
-"""Applies rules until none fires, in sweeps over the graph and its subgraphs."""
+"""Applies rules until none fires: sweeps over the graph and its subgraphs that follow up each rewrite at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from irc.rewrite.matcher import Match, match
 from irc.rewrite.rule import NOT_A_CANDIDATE, Editor, Rule
 from irc.rewrite.tracer import Tracer
 
-MAX_SWEEPS = 100
-"""A sweep visits every node once. A graph that still changes after so many has rules that undo each other."""
+REWRITES_PER_NODE = 50
+"""Bound on the rewrites of one run, times its nodes. A graph that takes more has rules that undo each other."""
 
 
 def apply_rules(model: Model, rules: Sequence[Rule], ctx: PassContext, *, pass_name: str = "") -> PassResult:
@@ -25,15 +25,17 @@ def apply_rules(model: Model, rules: Sequence[Rule], ctx: PassContext, *, pass_n
     """
     by_op = _by_root(rules)
     fired: Counter[str] = Counter()
-    for _ in range(MAX_SWEEPS):
+    limit = REWRITES_PER_NODE * (len(tuple(model.graph.walk())) + 10)
+    while True:
         tracer = Tracer(pass_name)
-        count = sum(fired.values())
+        count = fired.total()
         for graph in _graphs(model.graph):
-            _sweep(graph, by_op, fired, tracer)
-        if sum(fired.values()) == count:
+            _sweep(graph, by_op, fired, tracer, limit)
+        if fired.total() >= limit:
+            often = ", ".join(name for name, _ in fired.most_common(3))
+            raise InternalError(f"rewrite rules do not come to an end; the most active are {often}", where=model.name)
+        if fired.total() == count:
             return PassResult(bool(fired), dict(sorted(fired.items())), tracer.refusals)
-    often = ", ".join(name for name, _ in fired.most_common(3))
-    raise InternalError(f"rewrite rules do not come to an end; the most active are {often}", where=model.name)
 
 
 def _by_root(rules: Sequence[Rule]) -> dict[str, list[Rule]]:
@@ -51,40 +53,48 @@ def _graphs(graph: Graph) -> Iterator[Graph]:
             yield from _graphs(sub)
 
 
-def _sweep(graph: Graph, by_op: dict[str, list[Rule]], fired: Counter[str], tracer: Tracer) -> None:
-    for node in graph.nodes:
+def _sweep(graph: Graph, by_op: dict[str, list[Rule]], fired: Counter[str], tracer: Tracer, limit: int) -> None:
+    """Visit every node in order. New nodes and the readers of a new result are visited at once, before the others."""
+    stack = list(reversed(graph.nodes))
+    while stack and fired.total() < limit:
+        node = stack.pop()
         if node.graph is not graph or node.domain:  # taken out by an earlier rewrite, or not a standard operator
             continue
         for rule in by_op.get(node.op_type, ()):
-            if _try(rule, node, tracer):
+            again = _try(rule, node, tracer)
+            if again is not None:
                 fired[rule.name] += 1
+                stack.extend(reversed(again))
                 break
 
 
-def _try(rule: Rule, node: Node, tracer: Tracer) -> bool:
+def _try(rule: Rule, node: Node, tracer: Tracer) -> list[Node] | None:
+    """The nodes to visit again when the rule fired, else None."""
     found = match(rule.pattern, node)
     if found is None:
-        return False
+        return None
     reason = rule.check(found)
     if reason is not None:
         if reason != NOT_A_CANDIDATE:
             tracer.refuse(node, rule.name, reason)
-        return False
-    _replace(found, rule)
-    return True
+        return None
+    return _replace(found, rule)
 
 
-def _replace(m: Match, rule: Rule) -> None:
+def _replace(m: Match, rule: Rule) -> list[Node]:
     edit = Editor(m, rule.name)
     result = rule.rewrite(m, edit)
     new = [result] if isinstance(result, Value) else list(result)
     new += [None] * (len(m.root.outputs) - len(new))
+    again = list(edit.added)
     for old, value in zip(m.root.outputs, new, strict=True):
         if value is not None and value is not old:
             if value.producer is not None and old.type is not None and not is_static(value):
                 value.type = old.type  # a rule keeps types, and inference of one node alone may know less
+            again.extend(old.users)
             edit.graph.replace_uses(old, value)
     remove_dead(m.root)
+    return again
 
 
 def remove_dead(node: Node) -> int:

@@ -33,6 +33,12 @@ def same_type(a: Value, b: Value) -> bool:
     return a.dtype is not None and a.dtype is b.dtype and same_shape(a.shape, b.shape)
 
 
+def cannot_widen(constant: Value, x: Value) -> bool:
+    """Whether broadcasting x against this constant surely leaves the shape of x: it is one number of no higher rank."""
+    data, n = constant.constant, rank(x)
+    return data is not None and n is not None and data.size == 1 and len(data.shape) <= n
+
+
 def ints(value: Value | None) -> tuple[int, ...] | None:
     """The elements of an integer constant, or None for anything else."""
     if value is None or value.constant is None or not value.constant.dtype.is_integer:

@@ -9,7 +9,7 @@ import numpy as np
 from irc.ir.graph import Node, Value
 from irc.ir.types import DType
 from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, const, is_uniform, op, uniform, var
-from irc.rewrite.facts import is_float, rank, same_type
+from irc.rewrite.facts import cannot_widen, is_float, same_type
 
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1}
 
@@ -26,9 +26,7 @@ class NeutralOperand(Rule):
         x, c = m.root.need(0), m.root.need(1)
         if same_type(x, m.root.output):
             return None
-        n = rank(x)
-        fits = n is not None and c.constant is not None and c.constant.size == 1 and len(c.constant.shape) <= n
-        return None if fits else "its constant may widen the shape of the other operand"
+        return None if cannot_widen(c, x) else "its constant may widen the shape of the other operand"
 
     def rewrite(self, m: Match, edit: Editor) -> Value:
         return m.root.need(0)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from irc.ir.graph import AttributeValue, Value
 from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, op, scalar, var
-from irc.rewrite.facts import is_float, same_type
+from irc.rewrite.facts import cannot_widen, is_float, same_type
 from irc.rewrite.pattern import Op, Pattern
 
 _CLOSE = 1e-3  # exporters write 1.4142, 0.7979, 0.16667
@@ -23,7 +23,8 @@ class _Activation(Rule):
     def check(self, m: Match) -> str | None:
         if not is_float(m["x"]) or m["x"].is_constant:
             return NOT_A_CANDIDATE
-        if not same_type(m["x"], m.root.output):
+        constants = [v for node in m.nodes for v in node.inputs if v is not None and v.is_constant]
+        if not same_type(m["x"], m.root.output) and not all(cannot_widen(c, m["x"]) for c in constants):
             return "a constant in it may widen the shape"
         return m.shared()
 

@@ -18,7 +18,7 @@ from irc.ir.types import Array
 from irc.passes.fuse.linear import Linear, check_rescaled, linear_before, per_channel, rescaled
 from irc.pipeline.contract import Pass, PassContext, PassResult
 from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, apply_rules, const, op, var
-from irc.rewrite.facts import is_float, rank, same_type
+from irc.rewrite.facts import cannot_widen, is_float, rank
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,6 @@ class AffineIntoLinear(Rule):
             return linear or NOT_A_CANDIDATE
         if linear.node.op_type == "MatMul" and linear.add is None and m.root.op_type == "Add":
             return NOT_A_CANDIDATE
-        if not same_type(m["x"], m.root.output):
-            return "its constant may widen the shape"
         affine = _affine(m.root, linear)
         if affine is None:
             return "its constant is not one number per channel"
@@ -67,7 +65,7 @@ class AffineIntoLinear(Rule):
 
 def _affine(node: Node, linear: Linear) -> tuple[Array | None, Array | None] | None:
     """(a, c) of a * x + c; None where the constant does not fit."""
-    c = per_channel(node.need(1), linear.channels, linear.channel_axis, rank(node.output))
+    c = per_channel(node.need(1), linear.channels, linear.channel_axis, rank(node.need(0)))
     if c is None:
         return None
     if node.op_type in ("Add", "Sub"):
@@ -86,7 +84,7 @@ class ScalePastMove(Rule):
         c = m["c"].constant
         if c is None or c.size != 1 or m.root.need(1) is not m["c"] or not _leads_to_linear(m.root.need(0)):
             return NOT_A_CANDIDATE
-        return None if same_type(m.root.need(0), m.root.output) else "its constant may widen the shape"
+        return None if cannot_widen(m["c"], m.root.need(0)) else "its constant may widen the shape"
 
     def rewrite(self, m: Match, edit: Editor) -> Value:
         move = m.node("move")

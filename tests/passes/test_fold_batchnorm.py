@@ -142,7 +142,7 @@ def test_channels_that_are_not_the_matmuls() -> None:
     [
         (np.ones((5, 1), np.float32), "is not one number per channel"),
         (np.full((6, 1, 1), 1e38, np.float32), "are not finite"),
-        (np.full((1, 1, 1, 1, 1), 2.0, np.float32), "may widen the shape"),
+        (np.full((1, 1, 1, 1, 1), 2.0, np.float32), "is not one number per channel"),
     ],
 )
 def test_constants_that_do_not_fit(scale: Any, reason: str) -> None:

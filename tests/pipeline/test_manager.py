@@ -122,10 +122,18 @@ def test_a_users_error_names_the_passes_before_it() -> None:
     assert str(caught.value) == "graph: no calibration data; after passes [add-node]; try --calibration FILE"
 
 
-def test_an_invalid_graph_is_noticed_at_once() -> None:
-    with pytest.raises(ModelError) as caught:
-        Pipeline.parse("faulty{how=invalid},add-node").run(_model())
-    assert "nonsense" in str(caught.value)
+def test_an_invalid_graph_is_noticed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InternalError, match=r"pass 'faulty' left an invalid model: .*nonsense") as caught:
+        Pipeline.parse("add-node,faulty{how=invalid},add-node").run(_model(), PassContext(crash_dir=tmp_path))
+    assert "after passes [add-node]" in str(caught.value)
+    assert (tmp_path / "pipeline.txt").read_text() == "faulty{how=invalid},add-node\n"
+
+
+def test_a_model_that_is_invalid_from_the_start_is_the_users() -> None:
+    model = _model()
+    model.graph.nodes[0].attributes["nonsense"] = 1
+    with pytest.raises(ModelError, match="nonsense"):
+        Pipeline([]).run(model)
 
 
 def test_a_crash_leaves_a_reproducer(tmp_path: Path) -> None:
