@@ -42,5 +42,6 @@ def run(args: argparse.Namespace) -> int:
 
     console = output.console()
     console.print(text.passes_table(done.report))
-    console.print(text.refusals_table(done.pipeline_report.refusals))
+    refusals = done.pipeline_report.refusals
+    console.print(text.refusals_table(refusals) if refusals else "nothing was left alone")
     return 0

@@ -36,6 +36,9 @@ from irc.targets.target import Target
 if TYPE_CHECKING:
     from irc.calibrate.dataset import Dataset
 
+PROTO_LIMIT = 2_000_000_000
+"""Bytes of weights that still fit into one protobuf message (2 GiB with everything else)."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -331,6 +334,11 @@ def _write(done: Compilation) -> None:
     if done.program is None:
         raise ValueError("nothing is compiled yet")
     emit = done.options.emit
+    if "onnx" in emit and done.report.after is not None and done.report.after.bytes > PROTO_LIMIT:
+        emit -= {"onnx"}
+        done.report.notes.append(
+            "the compressed model is too large for one ONNX file and was left out (irc opt writes it)"
+        )
     done.manifest = write_artifact(
         done.program,
         done.options.directory,

@@ -140,7 +140,7 @@ def costs_tables(costs: Costs, *, layers: bool = True) -> Iterator[RenderableTyp
 
 def refusals_table(refusals: Sequence[Refusal]) -> Table:
     """What was left alone, and why."""
-    table = Table(title="left alone" if refusals else "nothing was refused", title_justify="left", box=None)
+    table = Table(title="left alone", title_justify="left", box=None, header_style="bold")
     for name in ("node", "rule", "reason"):
         table.add_column(name, overflow="fold")
     for refusal in refusals:

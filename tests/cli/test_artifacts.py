@@ -116,6 +116,16 @@ def test_an_artifact_is_replaced(call: Call, artifact: Path, work: Path, kernel_
     assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["manifest.json", "second.h", "second.o"]
 
 
+@pytest.mark.parametrize("phase", ["plan", "kernels"])
+def test_stopping_early_shows_the_kernels(
+    call: Call, work: Path, kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, _ = call("compile", work / "tiny.onnx", "--stop-after", phase, "--cache-dir", kernel_cache)
+    assert "conv, relu" in out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_run(call: Call, artifact: Path, work: Path, tmp_path: Path) -> None:
     call("run", artifact, "--inputs", _inputs(work, tmp_path), "--outputs", tmp_path / "out.npz")
     with np.load(work / "data.npz") as data, np.load(tmp_path / "out.npz") as got:
