@@ -84,7 +84,7 @@ def one(task: Task, preset: str, original: Array, folder: Path) -> dict[str, Any
 
 def irc_weights(manifest: dict[str, Any]) -> int:
     """Bytes of constant data in the library."""
-    return int(manifest["sizes"]["weights"])
+    return int(manifest["interface"]["weights_bytes"])
 
 
 def measure_latency(task: Task, rows: list[dict[str, Any]], seconds: float) -> None:
