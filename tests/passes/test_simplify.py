@@ -156,6 +156,13 @@ def test_transpose_of_a_quantized_weight() -> None:
     assert after.graph.nodes[0].get_int("axis") == 1
 
 
+def test_a_long_chain_comes_to_an_end() -> None:
+    """Hundreds of rewrites that each enable the next must not be taken for rules that undo each other."""
+    steps: list[tuple[Any, ...]] = [("Transpose", {"perm": [1, 0]}), ("Relu",), ("Tanh",)] * 150
+    after = run(_chain([3, 4], *steps), "simplify", EXACT)
+    assert "Transpose" not in ops(after)
+
+
 def test_keys_that_attention_transposes_twice() -> None:
     model = _chain(
         [1, 5, 2, 3],
