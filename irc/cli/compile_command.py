@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from irc.cli import arguments, output
 
 if TYPE_CHECKING:
-    from irc.driver.compile import Compilation
+    from irc.driver.compilation import Compilation
     from irc.driver.options import CompileOptions
 
 

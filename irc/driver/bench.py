@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from irc.driver import runners
-from irc.driver.compile import Progress, build_program, cache_folder, load_data, load_static
+from irc.driver.load import load_data, load_static
+from irc.driver.lower import Progress, build_program, cache_folder
 from irc.driver.options import CompileOptions, check_file
 from irc.driver.samples import verification_feeds
 from irc.errors import IrcError, OptionError, suggest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from irc.driver.options import CompileOptions
@@ -29,7 +29,6 @@ class Accuracy:
     score: Score
     where: str
     max_drop: float | None
-    damage: list[LayerDamage] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         data = self.score.to_json() | {"evaluated": self.where, "shown": self.score.shown}
@@ -57,14 +56,14 @@ def measure_accuracy(
     drop = score.drop if score.drop is not None else 0.0
     if options.max_drop is None or drop <= options.max_drop + RELATIVE_FLOOR:
         return found
-    found.damage = damage(original, compressed, itertools.islice(data.feeds(), DAMAGE_FEEDS))
+    rows = damage(original, compressed, itertools.islice(data.feeds(), DAMAGE_FEEDS))
     error = BudgetError(
         f"{options.metric} drops by {drop:.2f}, from {score.shown_original} to {score.shown}",
         where=original.name,
         expected=f"at most {options.max_drop:g}",
-        hint=_hint(found.damage, Pipeline.parse(options.passes)),
+        hint=_hint(rows, Pipeline.parse(options.passes)),
     )
-    error.table = [row.to_json() for row in found.damage]
+    error.table = [row.to_json() for row in rows]
     raise error
 
 

@@ -14,7 +14,7 @@ import irc
 from irc.driver.options import Data, json_safe
 
 if TYPE_CHECKING:
-    from irc.driver.compile import Compilation
+    from irc.driver.compilation import Compilation
 
 FORMAT = 1
 

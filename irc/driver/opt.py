@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from irc.driver.compile import Progress, load_data, new_report, size_of, summaries
+from irc.driver.compilation import new_report, size_of, summaries
+from irc.driver.load import load_data
+from irc.driver.lower import Progress
 from irc.driver.options import CompileOptions, Data, check_file
-from irc.evaluation.cost import costs
 from irc.frontend import load_model
 from irc.ir.clone import clone
 from irc.ir.graph import Model
@@ -50,5 +51,5 @@ def optimize(
     found = pipeline.run(model, context, instruments)
     report = new_report(options, original, pipeline)
     report.passes = summaries(found)
-    report.after = size_of(costs(model), model)
+    report.after = size_of(model)
     return Optimized(original, model, report, found)

@@ -14,7 +14,7 @@ import pytest
 
 from irc.backends.program import Port, Program, Step
 from irc.driver import compile as driver
-from irc.driver import runners
+from irc.driver import lower, runners
 from irc.evaluation.oracle import Oracle
 from irc.export import save
 from irc.ir.builder import GraphBuilder, weights
@@ -31,7 +31,7 @@ class FakeBackend:
         self.built: list[Model] = []
         self._models: dict[int, tuple[Program, Model]] = {}
 
-    def build(self, model: Model, target: Target, options: Any, progress: Any) -> Program:
+    def build(self, model: Model, target: Target, options: Any, progress: Any = None) -> Program:
         self.built.append(model)
         copy = clone(model)
         for node in copy.graph.nodes:
@@ -57,7 +57,7 @@ def _port(value: Value) -> Port:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     fake = FakeBackend()
-    monkeypatch.setattr(driver, "build_program", fake.build)
+    monkeypatch.setattr(lower, "build_program", fake.build)
     monkeypatch.setattr(runners, "in_process", fake.in_process)
     monkeypatch.setattr(driver, "_write", _write_manifest_only)
     return fake

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irc.driver.compile import Compilation, compile_model, is_lossless
+from irc.driver.checks import is_lossless
+from irc.driver.compilation import Compilation
+from irc.driver.compile import compile_model
 from irc.driver.options import CompileOptions, default_name
 from irc.errors import BudgetError, OptionError, VerificationError
 from irc.ir.graph import Model
@@ -123,11 +125,20 @@ def test_accuracy_goes_to_the_manifest(backend: Any, model_file: Path, labelled:
     assert accuracy["data"]["file"] == "data.npz"
 
 
+def test_lossy_pipelines_report_the_damage_by_layer(
+    backend: Any, model_file: Path, labelled: Callable[[int], Path]
+) -> None:
+    assert compiled(model_file, evaluation=labelled(8), output=model_file.parent / "a").report.damage == []
+    done = compiled(model_file, passes="none,quantize", calibration=labelled(8))
+    assert {row["name"] for row in done.report.damage} >= {"conv1", "conv2", "fc"}
+    assert all(row["snr_db"] > 15 for row in done.report.damage)  # 8 bits on a few layers
+
+
 def test_over_budget_writes_nothing_and_shows_the_damage(
     backend: Any, model_file: Path, labelled: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass that ruins the last layer, compiled faithfully: verified against the IR, and far from the original."""
-    monkeypatch.setattr("irc.driver.compile.is_lossless", lambda pipeline: False)
+    monkeypatch.setattr("irc.driver.checks.is_lossless", lambda pipeline: False)
     from irc.passes.clean.simplify import Simplify
 
     def ruin(self: Simplify, model: Model, ctx: PassContext) -> PassResult:
