@@ -185,14 +185,21 @@ class ChannelMean(Observer):
         return made
 
 
-class ChannelRange(Observer):
-    """max |x| of each channel (axis `axis`), float64 [channels]; NaN and infinity are left out."""
+class ChannelOctaves(Observer):
+    """Count, sum and sum of squares of |x| / unit of each channel, apart for each octave [2^k, 2^(k+1)).
 
-    kind: ClassVar[str] = "largest"
+    Enough to know exactly what clipping a channel at any power of two times `unit` would cost. Octaves from -16 to 15;
+    what lies beyond counts for the first or last. Of large batches an even stride of the positions is used.
+    """
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.largest: Array | None = None
+    kind: ClassVar[str] = "octaves"
+    first: ClassVar[int] = -16
+    octaves: ClassVar[int] = 32
+
+    def __init__(self, axis: int, unit: float = 1.0, most: int = 1 << 19) -> None:
+        self.axis, self.unit, self.most = axis, unit, most
+        self.count = 0  # elements of a channel, zeros too
+        self.sums: Array | None = None  # [3, channels, octaves]: counts, sums, squares
 
     @property
     def key(self) -> str:
@@ -200,23 +207,41 @@ class ChannelRange(Observer):
 
     @property
     def nbytes(self) -> int:
-        return 1 << 16
+        return 1 << 20
 
     def update(self, batch: Array) -> None:
-        axes = tuple(i for i in range(batch.ndim) if i != self.axis % batch.ndim)
-        size = np.maximum(batch.max(axis=axes, initial=0), -batch.min(axis=axes, initial=0)).astype(np.float64)
-        if not np.isfinite(size).all():
-            size = np.where(np.isfinite(batch), np.abs(batch), 0).max(axis=axes, initial=0).astype(np.float64)
-        self.largest = size if self.largest is None else np.maximum(self.largest, size)
+        rows = np.moveaxis(batch, self.axis, 0).reshape(batch.shape[self.axis], -1)
+        step = -(-batch.size // self.most)
+        rows = np.abs(rows[:, :: step | (step > 1)]).astype(np.float64) / self.unit
+        rows = np.where(np.isfinite(rows), rows, 0)
+        channels, count = rows.shape
+        octave = np.clip(np.frexp(rows)[1] - 1 - self.first, 0, self.octaves - 1)
+        index = (octave + np.arange(channels)[:, None] * self.octaves).reshape(-1)
+        flat, size = rows.reshape(-1), channels * self.octaves
+        found = [np.bincount(index, weights=w, minlength=size) for w in (flat > 0, flat, flat * flat)]
+        sums = np.stack(found).reshape(3, channels, self.octaves)
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.count += count
+
+    def clipped(self) -> tuple[Array, Array]:
+        """(squared error of clipping at 2^k, share of non-zero elements): [channels, octaves] over k, [channels]."""
+        if self.sums is None:
+            raise ValueError("nothing was observed")
+        above = np.flip(np.cumsum(np.flip(self.sums, axis=2), axis=2), axis=2) / max(self.count, 1)
+        limit = np.exp2(np.arange(self.octaves) + self.first)
+        number, total, squares = above
+        return np.maximum(squares - 2 * limit * total + limit**2 * number, 0), number[:, 0]
 
     def state(self) -> State:
-        numbers = np.array([self.axis], np.int64)
-        return {"numbers": numbers} if self.largest is None else {"numbers": numbers, "largest": self.largest}
+        numbers = np.array([self.axis, self.count, self.most], np.int64)
+        state = {"numbers": numbers, "unit": np.array([self.unit])}
+        return state if self.sums is None else {**state, "sums": self.sums}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Array]) -> ChannelRange:
-        made = cls(int(state["numbers"][0]))
-        made.largest = state.get("largest")
+    def from_state(cls, state: Mapping[str, Array]) -> ChannelOctaves:
+        axis, count, most = (int(n) for n in state["numbers"])
+        made = cls(axis, float(state["unit"][0]), most)
+        made.count, made.sums = count, state.get("sums")
         return made
 
 
@@ -313,4 +338,4 @@ class SecondMoment(Observer):
         return made
 
 
-KINDS: dict[str, type[Observer]] = {c.kind: c for c in (Histogram, ChannelMean, ChannelRange, SecondMoment)}
+KINDS: dict[str, type[Observer]] = {c.kind: c for c in (Histogram, ChannelMean, ChannelOctaves, SecondMoment)}

@@ -5,6 +5,10 @@ multiplying the matching input channel of the second by the same number changes 
 s > 0. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019), section 4.1; here
 with measured ranges of the activations. The first layer has a scale per output channel, so its weights lose nothing;
 those of the second lose nothing when it is depthwise, and otherwise only half of the disparity is moved.
+
+The range of a channel is the power of two of least squared error in 8 bits, so rare outliers do not count. Behind
+Clip(0, m), as in MobileNets, a channel that mostly stays below m is scaled up, and what then exceeds m is clipped: the
+same that choosing a range for 8 bits does, but for each channel.
 """
 
 from __future__ import annotations
@@ -14,22 +18,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from irc.calibrate.observers import ChannelOctaves
 from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import Array
 from irc.passes.quantize.regions import Kernel, Linear
 
 _HOMOGENEOUS = ("Relu", "LeakyRelu")  # f(x / s) = f(x) / s for s > 0
 _DENSE_POWER = 0.5
-_MOST = 2.0**10  # between the widest channel and any other
+_MOST = 10  # octaves between the widest channel and any other
 
 
 @dataclass(frozen=True)
 class Link:
-    """A layer, and the layers that alone read its (rectified) output `value`."""
+    """A layer, and the layers that alone read its (rectified) output `value`. `bound`: m where a Clip(0, m) ends."""
 
     first: Linear
     value: Value
     readers: tuple[Linear, ...]
+    bound: float | None = None
 
     @property
     def axis(self) -> int:
@@ -52,21 +58,39 @@ def find_links(kernels: list[Kernel]) -> list[Link]:
         tail = [n for n in kernel.nodes if n is not linear.core and n is not linear.bias_add]
         uses = kernel.output.uses
         readers = tuple(by_core[id(u.node)] for u in uses if u.index == 0 and id(u.node) in by_core)
-        if not readers or len(readers) != len(uses) or not all(n.is_op(*_HOMOGENEOUS) for n in tail):
+        bounds = [_clip_bound(n) for n in tail if n.is_op("Clip")]
+        if not readers or len(readers) != len(uses) or not all(n.is_op(*_HOMOGENEOUS, "Clip") for n in tail):
+            continue
+        if None in bounds or len(bounds) > 1:
             continue
         shape = kernel.output.shape
         axes = {r.channel_axis % shape.rank for r in readers} if shape is not None else set()
         if shape is not None and axes == {linear.channel_axis % shape.rank}:
-            links.append(Link(linear, kernel.output, readers))
+            links.append(Link(linear, kernel.output, readers, bounds[0] if bounds else None))
     return links
 
 
-def equalize(graph: Graph, links: list[Link], largest: Mapping[str, Array]) -> int:
-    """Apply it; `largest`: max |x| of each channel of each link's value. Returns how many links were changed."""
+def _clip_bound(node: Node) -> float | None:
+    """m of Clip(0, m), None for other clips."""
+    low, high = node.input(1), node.input(2)
+    if low is None or high is None or not (low.is_constant and high.is_constant):
+        return None
+    bound = float(high.numpy().reshape(()))
+    return bound if float(low.numpy().reshape(())) == 0 and bound > 0 else None
+
+
+def observer(link: Link) -> ChannelOctaves:
+    """What `equalize` has to know of the link's value."""
+    return ChannelOctaves(link.axis, link.bound or 1.0)
+
+
+def equalize(graph: Graph, links: list[Link], observed: Mapping[str, ChannelOctaves]) -> int:
+    """Apply it, with the observers of each link's value. Returns how many links were changed."""
     changed = 0
     for link in links:
         power = 1.0 if link.depthwise else _DENSE_POWER
-        factors = channel_factors(largest[link.value.name], power)
+        power = 1.0 if link.depthwise else _DENSE_POWER
+        factors = channel_factors(*observed[link.value.name].clipped(), power, bounded=link.bound is not None)
         if factors is None:
             continue
         _scale_outputs(graph, link.first, 1.0 / factors)
@@ -76,16 +100,21 @@ def equalize(graph: Graph, links: list[Link], largest: Mapping[str, Array]) -> i
     return changed
 
 
-def channel_factors(largest: Array, power: float) -> Array | None:
-    """s of each channel, 1 for the widest; None where all are alike. Channels that are always 0 keep 1.
+def channel_factors(clipped: Array, used: Array, power: float, *, bounded: bool) -> Array | None:
+    """s of each channel, a power of two (so that scaling weights is exact) of at most 1; None where all are 1.
 
-    Powers of two are taken, so that scaling weights is exact.
+    `clipped`: squared error of clipping at 2^k, [channels, octaves]; `used`: share of non-zero elements, [channels].
+    The widest channel has 1, and with `bounded` a range of 2^0. Channels that are always 0 keep 1.
     """
-    top = float(largest.max(initial=0.0))
-    if not np.isfinite(top) or top <= 0:
+    exponents = np.arange(clipped.shape[1]) + ChannelOctaves.first
+    error = clipped + used[:, None] * np.exp2(2.0 * exponents) / (12 * 255**2)
+    best = exponents[np.argmin(error, axis=1)]
+    live = used > 0
+    if not live.any():
         return None
-    relative = np.where(largest > 0, np.maximum(largest / top, 1 / _MOST), 1.0)
-    factors: Array = np.exp2(np.ceil(np.log2(relative) * power))
+    top = 0 if bounded else best[live].max()
+    relative = np.clip(np.where(live, best - top, 0), -_MOST, 0)
+    factors: Array = np.exp2(np.ceil(relative * power))
     return factors if (factors != 1.0).any() else None
 
 

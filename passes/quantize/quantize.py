@@ -15,7 +15,7 @@ import numpy as np
 
 from irc.calibrate.collect import Statistics, collect
 from irc.calibrate.layers import from_rows, moment_observer, spread_outputs, sum_outputs, to_rows
-from irc.calibrate.observers import ChannelMean, ChannelRange, Histogram, Observer, SecondMoment
+from irc.calibrate.observers import ChannelMean, Histogram, Observer, SecondMoment
 from irc.errors import DataError, OptionError, suggest
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Array, DType
@@ -31,7 +31,7 @@ from irc.passes.quantize.affine import (
     weight_scales,
 )
 from irc.passes.quantize.correction import conv_correction, matrix_correction
-from irc.passes.quantize.equalize import equalize, find_links
+from irc.passes.quantize.equalize import equalize, find_links, observer
 from irc.passes.quantize.ranges import Calibrator, Range, choose, decibel, saturation, signal_to_noise
 from irc.passes.quantize.regions import Kernel, Linear, find_regions
 from irc.passes.quantize.rewrite import NAME, Inserter
@@ -123,10 +123,9 @@ def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext) -> int:
     links = find_links(kernels)
     if not links or ctx.calibration is None:
         return 0
-    observers = {link.value.name: ChannelRange(link.axis) for link in links}
+    observers = {link.value.name: observer(link) for link in links}
     collect(model, ctx.calibration, {name: [o] for name, o in observers.items()}, progress=ctx.progress)
-    largest = {name: o.largest for name, o in observers.items() if o.largest is not None}
-    return equalize(model.graph, links, largest)
+    return equalize(model.graph, links, observers)
 
 
 def _check_skip(graph: Graph, skip: Collection[str]) -> None:

@@ -44,14 +44,22 @@ def round_least_squares(rows: Array, scales: Array, moment: Array, damping: floa
 
 
 def _inverse_factor(metric: Array, damping: float) -> Array:
-    """Upper U with inverse(damped metric) = UT U, [groups, k, k]."""
+    """Upper U with inverse(damped metric) = UT U up to a factor per group (which rounding does not see), [groups, k, k].
+
+    A covariance of features that hardly vary may come out slightly indefinite; the damping then grows until it is not.
+    """
     k = metric.shape[1]
     mean = np.trace(metric, axis1=1, axis2=2) / k
-    ridge = np.where(mean > 0, mean * damping, 1.0)
-    damped = metric + ridge[:, None, None] * np.eye(k)
-    inverse = np.linalg.inv(damped)
-    lower: Array = np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2)
-    return np.swapaxes(lower, 1, 2)
+    known = mean > np.finfo(np.float64).tiny / np.finfo(np.float64).eps
+    scaled = np.where(known[:, None, None], metric / np.where(known, mean, 1.0)[:, None, None], np.eye(k))
+    while True:
+        inverse = np.linalg.inv(scaled + damping * np.eye(k))
+        try:
+            lower: Array = np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2)
+        except np.linalg.LinAlgError:
+            damping *= 10
+            continue
+        return np.swapaxes(lower, 1, 2)
 
 
 def covariance(moment: Array, mean: Array) -> Array:

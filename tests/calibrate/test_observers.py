@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from irc.calibrate.observers import KINDS, ChannelMean, ChannelRange, Histogram, Observer, SecondMoment, Window
+from irc.calibrate.observers import KINDS, ChannelMean, ChannelOctaves, Histogram, Observer, SecondMoment, Window
 
 RNG = np.random.default_rng(0)
 
@@ -85,15 +85,17 @@ def test_second_moment_keeps_blocks_on_the_diagonal() -> None:
     np.testing.assert_allclose(blocks.moment[1], whole.moment[0, 3:, 3:], atol=1e-6)
 
 
-def test_channel_range() -> None:
-    batch = RNG.normal(size=(4, 3, 5)).astype(np.float32)
-    largest = ChannelRange(1)
-    largest.update(batch)
-    batch[0, 0, 0] = np.nan
-    largest.update(batch)
-    assert largest.largest is not None
-    np.testing.assert_allclose(largest.largest[1:], np.abs(batch).max(axis=(0, 2))[1:])
-    assert np.isfinite(largest.largest).all()
+def test_octaves_know_the_cost_of_clipping() -> None:
+    batch = (RNG.normal(size=(4, 3, 500)) * np.array([1, 10, 0])[:, None]).astype(np.float32)
+    octaves = ChannelOctaves(1, unit=3.0)
+    octaves.update(batch[:1])
+    octaves.update(batch[1:])
+    clipped, used = octaves.clipped()
+    np.testing.assert_array_equal(used, [1, 1, 0])
+    for k in (-2, 0, 1):
+        over = np.maximum(np.abs(batch.astype(np.float64)) / 3 - 2.0**k, 0)
+        expected = np.square(over).mean(axis=(0, 2))
+        np.testing.assert_allclose(clipped[:, k - octaves.first], expected, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,13 @@ def test_convolution_rows_are_capped() -> None:
 
 @pytest.mark.parametrize(
     "observer",
-    [Histogram(bins=64), ChannelMean(1), ChannelRange(1), SecondMoment(4), SecondMoment(4, Window((1, 1), (2, 2)), 2)],
+    [
+        Histogram(bins=64),
+        ChannelMean(1),
+        ChannelOctaves(1),
+        SecondMoment(4),
+        SecondMoment(4, Window((1, 1), (2, 2)), 2),
+    ],
 )
 @pytest.mark.parametrize("seen", [True, False])
 def test_state_round_trip(observer: Observer, seen: bool) -> None:
