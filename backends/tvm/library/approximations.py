@@ -36,6 +36,14 @@ def f32(value: float) -> Expr:
     return tirx.const(value, "float32")
 
 
+def rounded(x: Expr) -> Expr:
+    """Half to even as int32, for |x| < 2**22: adding 1.5 * 2**23 leaves the integer in the low bits.
+
+    `nearbyint` is a call on baseline x86, and TVM would simplify adding and subtracting to nothing.
+    """
+    return tirx.reinterpret("int32", x + f32(12582912.0)) - tirx.const(0x4B400000, "int32")
+
+
 def bound(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """`body` of a variable that holds `value`: it is computed once however often it is used."""
     variable = tirx.Var(fresh("v"), str(value.ty.dtype))
@@ -59,14 +67,13 @@ def exp(x: Expr) -> Expr:
         return bound(half, lambda h: value * power_of_two(h) * power_of_two(n - h))
 
     def reduced(v: Expr) -> Expr:
-        whole = tirx.nearbyint(v * f32(math.log2(math.e)))
-        return bound(
-            whole,
-            lambda w: bound(
-                v - w * f32(0.693359375) - w * f32(-2.12194440e-4),
-                lambda r: bound(tirx.Cast("int32", w), lambda n: scaled(r, n)),
-            ),
-        )
+        def rest(n: Expr) -> Expr:
+            return bound(
+                tirx.Cast("float32", n),
+                lambda w: bound(v - w * f32(0.693359375) - w * f32(-2.12194440e-4), lambda r: scaled(r, n)),
+            )
+
+        return bound(rounded(v * f32(math.log2(math.e))), rest)
 
     def guarded(v: Expr) -> Expr:
         inside = tirx.max(tirx.min(v, f32(89.0)), f32(-104.0))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import tirx
 
+from irc.backends.tvm.library import approximations
 from irc.backends.tvm.library.elementwise import Definition
 from irc.backends.tvm.library.op import Expr, Op, Refused, Tensor, axis_of, cast, compute, const, element, shape_of
 
@@ -20,9 +21,9 @@ def saturate(value: Expr, dtype: str) -> Expr:
 
 
 def rounded(value: Expr) -> Expr:
-    """Half to even, as int32; clamped first so that the conversion is defined."""
-    inside = tirx.max(tirx.min(value, const(1 << 30, "float32")), const(-(1 << 30), "float32"))
-    return cast(tirx.nearbyint(inside), "int32")
+    """Half to even, as int32; clamped first, far beyond 16 bits, so that the rounding and conversion are defined."""
+    inside = tirx.max(tirx.min(value, const(1 << 20, "float32")), const(-(1 << 20), "float32"))
+    return approximations.rounded(inside)
 
 
 def requantize(accumulator: Expr, scale: Expr, zero: Expr, dtype: str) -> Expr:

@@ -22,6 +22,7 @@ from irc.backends.tvm.library.emit import Call, LibraryKernel, Ref
 from irc.backends.tvm.library.functions import function_of, instantiate, opset_of
 from irc.backends.tvm.library.lower import lower_tensors
 from irc.backends.tvm.library.op import Op, Refused, Value, compute, const, element, restart_names
+from irc.backends.tvm.library.supported import reason
 from irc.errors import UnsupportedError
 from irc.ir.types import Array
 
@@ -87,8 +88,8 @@ class _Region:
             if made:
                 self.roads.setdefault(f"{node.domain}:{node.op_type}", road.__name__)
                 return
-        reason = "; ".join(dict.fromkeys(reasons)) or "no definition"
-        raise UnsupportedError(f"operator {node.op_type} cannot be lowered: {reason}", where=_where(node))
+        why = reason(node.op_type, node.domain) or "; ".join(dict.fromkeys(reasons)) or "no definition"
+        raise UnsupportedError(f"operator {node.op_type} cannot be lowered: {why}", where=_where(node))
 
     def bind(self, node: onnx.NodeProto, values: list[Value | None]) -> None:
         for name, value in zip(node.output, values, strict=False):

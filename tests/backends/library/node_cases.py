@@ -85,3 +85,33 @@ def check(case: object) -> None:
         # the expected transforms were made in float32 and are off by as much where they should be zero
         atol = 1e-6 if case.name.startswith("test_dft") else case.atol
         np.testing.assert_allclose(g, e, rtol=rtol, atol=atol)
+
+
+def operator(name: str) -> str:
+    """The operator that a case is about: that of its only node, else the first of several."""
+    return str(cases()[name].model.graph.node[0].op_type)
+
+
+KNOWN_TYPES = {1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13}
+"""TensorProto types that are compiled."""
+
+LEFT_OUT = ("test_scan_sum", "test_training_dropout", "test_batchnorm_example_training", "test_batchnorm_epsilon_training")
+
+
+def lowered() -> list[str]:
+    """The cases that have to compile: known element types, operators with a road, and nothing that is known to be
+    refused (shapes that a case computes at run time, random masks, sums of batch statistics, Scan before opset 9)."""
+    from irc.backends.tvm.library.supported import road
+
+    return [
+        name
+        for name, case in cases().items()
+        if not name.startswith(LEFT_OUT)
+        and "expanded" not in name
+        and all(road(node.op_type, node.domain) != "none" for node in case.model.graph.node)
+        and all(_is_known(value) for value in (*case.model.graph.input, *case.model.graph.output))
+    ]
+
+
+def _is_known(value: onnx.ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in KNOWN_TYPES
