@@ -45,7 +45,14 @@ def _artifact(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(manifest)
         return 0
-    from irc.report.text import manifest_table
+    from irc.evaluation.cost import costs
+    from irc.frontend import load_model
+    from irc.report.text import costs_tables, manifest_table
 
-    output.console().print(manifest_table(manifest))
+    console = output.console()
+    console.print(manifest_table(manifest))
+    model = args.subject / f"{manifest['name']}.onnx"
+    if model.is_file() and not args.no_layers:
+        for part in costs_tables(costs(load_model(model))):
+            console.print(part)
     return 0

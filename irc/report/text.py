@@ -162,28 +162,32 @@ def latency_table(rows: Sequence[Latency]) -> Table:
 
 
 def manifest_table(manifest: Mapping[str, Any]) -> Table:
-    """An artifact as its manifest describes it."""
+    """An artifact in short; its manifest.json has the rest."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in manifest.items():
-        for i, line in enumerate(_lines(value)):
-            table.add_row(key if i == 0 else "", line)
+    for name, lines in _manifest_lines(manifest):
+        for i, line in enumerate(lines):
+            table.add_row(name if i == 0 else "", line)
     return table
 
 
-def _lines(value: Any) -> list[str]:
-    """A JSON value as lines: tables of tables one line per entry."""
-    if isinstance(value, Mapping):
-        return [f"{k}: {_inline(v)}" for k, v in value.items()] or ["none"]
-    if isinstance(value, list):
-        return [_inline(v) for v in value] or ["none"]
-    return [_inline(value)]
+def _manifest_lines(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    interface, target = manifest["interface"], manifest["target"]
+    yield "name", [manifest["name"]]
+    yield "model", [str(manifest.get("model", {}).get("file", "?"))]
+    yield "target", [", ".join([target["name"], target["triple"], target["cpu"], *target["features"]])]
+    yield "inputs", [_port(p) for p in interface["inputs"]]
+    yield "outputs", [_port(p) for p in interface["outputs"]]
+    weights, workspace = (bytes_text(interface[k]) for k in ("weights_bytes", "workspace_bytes"))
+    yield "memory", [f"weights {weights}, workspace {workspace}"]
+    yield "pipeline", [manifest.get("pipeline") or "none"]
+    yield "verified", verification_lines(manifest.get("verification") or {})
+    yield "accuracy", [accuracy_text(manifest["accuracy"])] if manifest.get("accuracy") else []
+    yield "notes", list(manifest.get("notes", []))
+    yield "files", [f"{name}, {bytes_text(facts['bytes'])}" for name, facts in manifest["files"].items()]
 
 
-def _inline(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_inline(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return "[" + ", ".join(_inline(v) for v in value) + "]"
-    return "-" if value is None else str(value)
+def _port(port: Mapping[str, Any]) -> str:
+    text = f"{port['name']}: {port['dtype']}{port['shape']}"
+    return text + (f", scale {port['scale']:.6g}, zero point {port['zero_point']}" if "scale" in port else "")
