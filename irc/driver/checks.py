@@ -88,7 +88,8 @@ def verify(done: Compilation, twin: Twin, data: Dataset | None) -> Verification:
     pipeline = Pipeline.parse(options.passes)
 
     def wrong_node() -> str:
-        return first_divergence(model, feeds[0], twin.run_cut, quantized=quantized, steps=steps)
+        bad = (f for f in feeds if any(failure(d, exported) for d in measure(execution.run, exported, [f])))
+        return first_divergence(model, next(bad, feeds[0]), twin.run_cut, quantized=quantized, steps=steps)
 
     def wrong_pass() -> str:
         context = PassContext(options.target, data, options.seed)

@@ -48,6 +48,8 @@ def first_divergence(
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (good, middle) if wrong(nodes[middle]) else (middle, bad)
+    if bad == len(nodes) - 1 and not wrong(nodes[bad]):
+        return "no part of the model that was compiled alone is wrong: it is how the whole is fused or placed in memory"
     return f"first node that diverges: {describe(nodes[bad])}"
 
 

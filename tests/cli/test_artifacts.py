@@ -258,7 +258,11 @@ def test_python_interface(work: Path, kernel_cache: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(net.run({"x": x[:1]})["y"], net(x[:1]))
     score = irc.evaluate(made, {"x": x, "labels": labels}, original=work / "tiny.onnx")
     assert (score.score, score.drop) == (1.0, 0.0)
-    assert irc.load_model(work / "tiny.onnx").graph.inputs[0].name == "x"
+    model = irc.load_model(work / "tiny.onnx")
+    again = irc.compile(model, output=tmp_path / "again", cache_dir=kernel_cache, workers=1)
+    np.testing.assert_array_equal(again.load()(x[:1]), net(x[:1]))
+    assert model.graph.inputs[0].shape is not None
+    assert not model.graph.inputs[0].shape.is_static, "the caller's model must stay as it was"
 
 
 def test_names_of_the_package() -> None:

@@ -78,6 +78,21 @@ def test_wrong_result_names_the_node_and_writes_nothing(backend: Any, model_file
     assert not (model_file.parent / "out").exists()
 
 
+def test_wrong_only_as_a_whole(backend: Any, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled second, for the search, is right: no node can be blamed."""
+    backend.spoil = "conv1"
+    build = backend.build
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        program = build(*args, **kwargs)
+        backend.spoil = ""
+        return program
+
+    monkeypatch.setattr("irc.driver.lower.build_program", once)
+    with pytest.raises(VerificationError, match="how the whole is fused or placed in memory"):
+        compiled(model_file)
+
+
 def test_wrong_pass_is_named(backend: Any, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from irc.passes.clean.simplify import Simplify
 
