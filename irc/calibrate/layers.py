@@ -15,7 +15,7 @@ from irc.ir.graph import Node
 from irc.ir.types import Array
 
 _WIDEST = 1152  # columns of one block of H; wider layers keep blocks on the diagonal only
-_ROWS = 32768  # rows of one layer over all samples that are enough for its moments
+_ROWS_PER_COLUMN = 16  # rows over all samples that are enough for the moments of one column
 
 
 def window(node: Node) -> Window | None:
@@ -35,16 +35,22 @@ def window(node: Node) -> Window | None:
 def moment_observer(node: Node, samples: int) -> SecondMoment | None:
     """An observer for the data input of `node`, None where its rows cannot be formed (1-D, 3-D convolutions)."""
     shape = node.need(1).static_shape()
-    most = int(np.clip(_ROWS // max(samples, 1), 32, 1024))
     if node.op_type != "Conv":
         size = shape[1] if node.get_int("transB") else shape[0]
-        return SecondMoment(size, None, _split(size, size), most)
+        groups = _split(size, size)
+        return SecondMoment(size, None, groups, _positions(size // groups, samples))
     geometry = window(node)
     if geometry is None:
         return None
-    groups = node.get_int("group", 1)
-    size = groups * math.prod(shape[1:])
-    return SecondMoment(size, geometry, groups * _split(shape[1], math.prod(shape[1:])), most)
+    columns = math.prod(shape[1:])
+    size = node.get_int("group", 1) * columns
+    groups = node.get_int("group", 1) * _split(shape[1], columns)
+    return SecondMoment(size, geometry, groups, _positions(size // groups, samples))
+
+
+def _positions(columns: int, samples: int) -> int:
+    """How many positions of each sample to take."""
+    return int(np.clip(max(_ROWS_PER_COLUMN * columns, 4096) // max(samples, 1), 32, 1024))
 
 
 def _split(channels: int, columns: int) -> int:

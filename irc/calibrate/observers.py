@@ -20,6 +20,19 @@ State = dict[str, Array]
 _NOTHING = -(1 << 30)  # the exponent of a histogram that saw nothing, in its saved form
 
 
+def chosen(size: int, most: int, seed: int) -> Array:
+    """Sorted indices of at most `most` of `size` elements, at random but always the same for one seed.
+
+    No stride is safe: tensors have periods, and one that divides it would see the left border only, say.
+    """
+    if size <= most:
+        return np.arange(size)
+    rng = np.random.default_rng(seed)
+    if size > 8 * most:  # few are drawn twice, and no list of all indices is needed
+        return np.sort(rng.integers(0, size, most))
+    return np.sort(rng.choice(size, most, replace=False, shuffle=False))
+
+
 class Observer(ABC):
     """Base of all observers. Batches are arrays as onnxruntime gives them, first axis samples."""
 
@@ -53,8 +66,8 @@ class Histogram(Observer):
     """Range, count of NaN and infinity, and a histogram of `bins` equal bins that grows with the range.
 
     Bin edges are multiples of a power of two, so a wider range merges bins in pairs exactly, and the result does not
-    depend on the order of the samples. Of large tensors at most `most` elements per batch are binned (an even stride);
-    `low` and `high` are exact.
+    depend on the order of the samples where all elements are binned. Of large batches only about `most` are, drawn at
+    random; `low` and `high` are exact.
     """
 
     kind: ClassVar[str] = "histogram"
@@ -97,7 +110,7 @@ class Histogram(Observer):
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(self.low, self.high)
         if flat.size > self.most:
-            flat = flat[:: -(-flat.size // self.most) | 1]  # odd: does not keep to one phase of an even layout
+            flat = flat[chosen(flat.size, self.most, self.seen)]
         self.zeros += int(flat.size - np.count_nonzero(flat))
         index = np.floor(flat * (1.0 / self.width)).astype(np.int64) - self.first
         self.counts += np.bincount(np.clip(index, 0, self.bins - 1), minlength=self.bins)
@@ -189,7 +202,7 @@ class ChannelOctaves(Observer):
     """Count, sum and sum of squares of |x| / unit of each channel, apart for each octave [2^k, 2^(k+1)).
 
     Enough to know exactly what clipping a channel at any power of two times `unit` would cost. Octaves from -16 to 15;
-    what lies beyond counts for the first or last. Of large batches an even stride of the positions is used.
+    what lies beyond counts for the first or last. Of large batches positions are drawn at random.
     """
 
     kind: ClassVar[str] = "octaves"
@@ -211,8 +224,9 @@ class ChannelOctaves(Observer):
 
     def update(self, batch: Array) -> None:
         rows = np.moveaxis(batch, self.axis, 0).reshape(batch.shape[self.axis], -1)
-        step = -(-batch.size // self.most)
-        rows = np.abs(rows[:, :: step | (step > 1)]).astype(np.float64) / self.unit
+        if batch.size > self.most:
+            rows = rows[:, chosen(rows.shape[1], max(1, self.most // len(rows)), self.count)]
+        rows = np.abs(rows).astype(np.float64) / self.unit
         rows = np.where(np.isfinite(rows), rows, 0)
         channels, count = rows.shape
         octave = np.clip(np.frexp(rows)[1] - 1 - self.first, 0, self.octaves - 1)
@@ -254,18 +268,17 @@ class Window:
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
     dilations: tuple[int, int] = (1, 1)
 
-    def rows(self, batch: Array, most: int) -> Array:
-        """[positions, c * kh * kw], at most about `most` positions per sample (an even stride over them)."""
+    def rows(self, batch: Array, most: int, seed: int = 0) -> Array:
+        """[positions, c * kh * kw], of at most `most` positions per sample, drawn at random."""
         top, left, bottom, right = self.pads
         padded = np.pad(batch, ((0, 0), (0, 0), (top, bottom), (left, right)))
         (kh, kw), (dh, dw), (sh, sw) = self.kernel, self.dilations, self.strides
         windows = sliding_window_view(padded, ((kh - 1) * dh + 1, (kw - 1) * dw + 1), axis=(2, 3))
         windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]
         height, width = windows.shape[2:4]
-        step = max(1, -(-height * width // most)) | (height * width > most)
-        chosen = np.arange(0, height * width, step)
-        picked = windows[:, :, chosen // width, chosen % width]  # [n, c, positions, kh, kw]
-        return np.ascontiguousarray(picked.transpose(0, 2, 1, 3, 4)).reshape(batch.shape[0] * len(chosen), -1)
+        places = chosen(height * width, most, seed)
+        picked = windows[:, :, places // width, places % width]  # [n, c, positions, kh, kw]
+        return np.ascontiguousarray(picked.transpose(0, 2, 1, 3, 4)).reshape(batch.shape[0] * len(places), -1)
 
 
 class SecondMoment(Observer):
@@ -300,12 +313,14 @@ class SecondMoment(Observer):
         if self.window is None:
             rows = batch.reshape(-1, batch.shape[-1])
             per_sample = max(1, len(rows) // max(batch.shape[0], 1))
-            rows = rows[:: -(-per_sample // self.most) | (per_sample > self.most)]
+            if per_sample > self.most:
+                rows = rows[chosen(len(rows), self.most * batch.shape[0], self.count)]
         else:
-            rows = self.window.rows(batch, self.most)
+            rows = self.window.rows(batch, self.most, self.count)
         grouped = rows.astype(np.float32, copy=False).reshape(len(rows), self.groups, -1).transpose(1, 0, 2)
         if not self.sum.size:
             self.sum = np.zeros((self.groups, self.size // self.groups, self.size // self.groups))
+        grouped = np.ascontiguousarray(grouped)
         self.sum += grouped.transpose(0, 2, 1) @ grouped
         self.row_sum += grouped.sum(axis=1, dtype=np.float64)
         self.count += len(rows)

@@ -52,10 +52,10 @@ def test_histogram_of_a_constant(value: float) -> None:
 
 
 def test_histogram_samples_large_tensors_evenly() -> None:
-    histogram = Histogram(most=1000)
+    histogram = Histogram(most=10_000)
     histogram.update(np.tile(np.array([0, 1, 2, 3], np.float32), 100_000))
     shares = histogram.counts[histogram.counts > 0] / histogram.counts.sum()
-    np.testing.assert_allclose(shares, 0.25, atol=0.01)  # an even stride would see two of the four values
+    np.testing.assert_allclose(shares, 0.25, atol=0.02)  # four standard deviations of 10,000 draws
 
 
 def test_channel_mean() -> None:
@@ -121,6 +121,15 @@ def test_convolution_rows_are_those_that_the_weights_meet(window: Window) -> Non
         for j in range(0, padded.shape[3] - (kw - 1) * dw, sw)
     ]
     np.testing.assert_allclose(got, np.array(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_convolution_rows_come_from_all_over_the_image() -> None:
+    """A stride over the positions could keep to one column of the image and call its mean that of all."""
+    x = np.broadcast_to(np.arange(5, dtype=np.float32), (1, 1, 25, 5))
+    moment = SecondMoment(1, Window((1, 1)), most=25)
+    for _ in range(40):
+        moment.update(x)
+    assert abs(moment.mean[0, 0] - 2) < 0.2  # 1000 draws of standard deviation 1.41: four of the mean's are 0.18
 
 
 def test_convolution_rows_are_capped() -> None:
