@@ -12,6 +12,15 @@ def step_channels(x_dtype: str, target: Target) -> int:
     return {"vpdpbusd": 4, "sdot": 4, "pmaddwd": 2, "widening": 1}[target.dot]
 
 
+def depthwise_rows(x_dtype: str, w_dtype: str, target: Target) -> int:
+    """Kernel rows that a depthwise kernel sums by one dot product; 1: it multiplies tap by tap."""
+    if x_dtype != "uint8":
+        return 1
+    if target.dot == "vpdpbusd" and w_dtype == "int8":
+        return 4
+    return 2 if target.dot in ("vpdpbusd", "pmaddwd") else 1
+
+
 def lanes_of(target: Target) -> int:
     """Sums (32 bits each) in a vector."""
     return target.vector_bytes // 4

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from irc.backends.tvm.kernels import channels, elementwise, linear, rows
+from irc.backends.tvm.geometry import depthwise_rows
+from irc.backends.tvm.kernels import channels, depthwise, elementwise, linear, rows
 from irc.backends.tvm.specs import (
     DepthwiseSpec,
     ElementwiseSpec,
@@ -18,9 +19,15 @@ from irc.backends.tvm.specs import (
 )
 from irc.targets.target import Target
 
+
+def _depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
+    by_rows = depthwise_rows(spec.x_dtype, spec.w_dtype, target) > 1
+    return (depthwise.build if by_rows else channels.build_depthwise)(symbol, spec, target)
+
+
 _BUILDERS: dict[type, Callable[..., Any]] = {
     LinearSpec: linear.build,
-    DepthwiseSpec: channels.build_depthwise,
+    DepthwiseSpec: _depthwise,
     PoolSpec: channels.build_pool,
     ElementwiseSpec: elementwise.build_elementwise,
     FillSpec: elementwise.build_fill,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
     IntegerWeights,
@@ -19,7 +19,7 @@ from irc.backends.tvm.plan.integer import (
     start_sum,
 )
 from irc.backends.tvm.plan.kinds import dequantized, is_weight, kind_of
-from irc.backends.tvm.plan.pack import pack_linear, pad_channels
+from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.tiles import choose_order, choose_tile
 from irc.backends.tvm.plan.views import View
@@ -60,7 +60,10 @@ def window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Win
     if rank == 1:
         return Window((1, kernel[0]), (1, strides[0]), (1, dilations[0]), (0, pads[0], 0, pads[1]))
     return Window(
-        (kernel[0], kernel[1]), (strides[0], strides[1]), (dilations[0], dilations[1]), (pads[0], pads[1], pads[2], pads[3])
+        (kernel[0], kernel[1]),
+        (strides[0], strides[1]),
+        (dilations[0], dilations[1]),
+        (pads[0], pads[1], pads[2], pads[3]),
     )
 
 
@@ -274,14 +277,14 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
         compensation = integer.full_compensation()
     else:
         w, compensation = float_weights(node.need(1)).astype(np.float32), None
-    taps = pad_channels(w.reshape(channels, *g.kernel).transpose(1, 2, 0), lanes, axis=2)
-    weights = p.constant(taps, node.need(1).name)
+    by_rows = depthwise_rows(x.dtype, w.dtype.name, p.target)
+    weights = p.constant(pack_depthwise(w.reshape(channels, *g.kernel), lanes, by_rows), node.need(1).name)
     b, operands, result = _expression(p, region, integer, _bias(node), compensation)
     views = [_channel_ready(p, p.operand_view(_broadcast(v, rank), out_shape)) for v in operands.values]  # type: ignore[arg-type]  # value or array
     out_hw = _out_size(out_shape)
     vectors = max(channels // lanes, 1)
-    per_tile = min(vectors, 4)
-    columns = max(1, min(out_hw[1], (p.target.vector_registers // 2) // per_tile))
+    per_tile = min(vectors, 4 if by_rows == 1 else p.target.vector_registers // 16)
+    columns = max(1, min(out_hw[1], (p.target.vector_registers // (2 if by_rows != 2 else 4)) // per_tile))
     spec = DepthwiseSpec(
         x.dtype,
         weights.dtype,

@@ -26,6 +26,19 @@ def pack_linear(w: Array, lanes: int, vectors: int, step: int) -> Array:
     return np.concatenate(parts)
 
 
+def pack_depthwise(w: Array, lanes: int, rows: int) -> Array:
+    """[channels, kh, kw] -> [kh, kw, channels], or for `rows` > 1 [ceil(kh / rows), kw, channels, rows]; channels padded
+    to whole vectors, missing rows zero."""
+    taps = pad_channels(w.transpose(1, 2, 0), lanes, axis=2)
+    if rows == 1:
+        return taps
+    height, width, channels = taps.shape
+    groups = -(-height // rows)
+    full = np.zeros((groups * rows, width, channels), w.dtype)
+    full[:height] = taps
+    return np.ascontiguousarray(full.reshape(groups, rows, width, channels).transpose(0, 2, 3, 1))
+
+
 def pad_channels(v: Array, lanes: int, axis: int = 0) -> Array:
     """Zeros up to whole vectors along `axis`."""
     size = v.shape[axis]
