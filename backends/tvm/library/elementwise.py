@@ -140,6 +140,11 @@ def differ(a: Expr, b: Expr) -> Expr:
     return tirx.any(tirx.all(a, tirx.Not(b)), tirx.all(tirx.Not(a), b))
 
 
+def negated(a: Expr) -> Expr:
+    """Through an integer: TVM would turn `not a < b` into `a >= b`, which is wrong for NaN."""
+    return cast(tirx.bitwise_xor(cast(a, "uint8"), const(1, "uint8")), "bool")
+
+
 def remainder(a: Expr, b: Expr) -> Expr:
     """C's fmod."""
     dtype = type_of(a)
@@ -249,6 +254,7 @@ def cast_like(op: Op) -> list[Tensor]:
 def _cast(op: Op, dtype: str) -> list[Tensor]:
     from irc.backends.tvm.library.region import DTYPES
 
+    dtype = "float32" if dtype == "bfloat16" else dtype  # rounded where the region ends
     if dtype not in DTYPES or op.value(0).dtype not in DTYPES:
         raise Refused(f"element types {op.value(0).dtype} to {dtype}")
     return unary(lambda x: to_type(x, dtype))(op)
@@ -369,7 +375,7 @@ OPERATORS: dict[str, Definition] = {
     "Mod": modulo,
     "Mul": binary(lambda a, b: a * b),
     "Neg": unary(lambda x: like(0, x) - x if not is_float(type_of(x)) else x * like(-1, x)),
-    "Not": unary(tirx.Not),
+    "Not": unary(negated),
     "Or": binary(tirx.any),
     "PRelu": binary(lambda x, s: tirx.Select(x < like(0, x), s * x, x)),
     "Pow": power,

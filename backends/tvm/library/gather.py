@@ -1,4 +1,4 @@
-"""Reading and writing at computed places. Indices may be negative; those out of range are the caller's error."""
+"""Reading and writing at computed places. Indices may be negative; those out of range are moved into it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from irc.backends.tvm.library.op import (
     compute,
     dtype_of,
     element,
+    index32,
     sequential,
     shape_of,
     wrap,
@@ -163,9 +164,9 @@ def tensor_scatter(op: Op) -> list[Tensor]:
             out[tuple(i)] = ins[0][tuple(i)]
 
         def write(i: list[Expr]) -> None:
-            start = wrap(ins[2][i[0]], 0) if starts is not None else 0
+            start = index32(ins[2][i[0]]) if starts is not None else 0
             place = start + i[axis]
-            place = tirx.floormod(place, shape[axis]) if circular else place
+            place = tirx.floormod(place, shape[axis]) if circular else wrap(place, shape[axis])
             out[(*i[:axis], place, *i[axis + 1 :])] = ins[1][tuple(i)]
 
         loops(shape, copy)

@@ -25,7 +25,6 @@ from irc.backends.tvm.library.op import (
     reshape,
     shape_of,
     transpose,
-    wrap,
 )
 from irc.backends.tvm.library.reduce import drop
 
@@ -237,7 +236,7 @@ def reverse_sequence(op: Op) -> list[Tensor]:
     time, batch = op.attr("time_axis", 0), op.attr("batch_axis", 1)
 
     def formula(*index: Expr) -> Expr:
-        length = index32(element(lens, [index[batch]]))
+        length = tirx.min(index32(element(lens, [index[batch]])), shape_of(x)[time])
         t = index[time]
         source = tirx.Select(t < length, length - 1 - t, t)
         return element(x, [source if a == time else i for a, i in enumerate(index)])
@@ -292,7 +291,8 @@ def one_hot(op: Op) -> list[Tensor]:
     new = [*shape[:axis], depth, *shape[axis:]]
 
     def formula(*index: Expr) -> Expr:
-        found = wrap(element(indices, [*index[:axis], *index[axis + 1 :]]), depth)
+        found = index32(element(indices, [*index[:axis], *index[axis + 1 :]]))
+        found = tirx.Select(found < 0, found + depth, found)
         return tirx.Select(found == index[axis], element(values, [1]), element(values, [0]))
 
     return [compute(new, formula, op.kind)]

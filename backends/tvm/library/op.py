@@ -178,9 +178,12 @@ def index32(value: Expr) -> Expr:
 
 
 def wrap(index: Expr, extent: int) -> Expr:
-    """A possibly negative index counted from the end, as the standard allows."""
+    """A possibly negative index counted from the end, as the standard allows.
+
+    One out of range is an error of the caller; it is moved into the range, so that no foreign memory is touched.
+    """
     index = index32(index)
-    return tirx.Select(index < 0, index + extent, index)
+    return limit(tirx.Select(index < 0, index + extent, index), 0, max(extent - 1, 0))
 
 
 def limit(value: Expr, low: Expr, high: Expr) -> Expr:

@@ -171,7 +171,7 @@ class Layer:
                     outs[1 + s][state(j)] = given
             with T.serial(0, c.steps) as k:
                 if "lens" in self.where:
-                    length = index32(ins[self.where["lens"]][n])
+                    length = tirx.min(index32(ins[self.where["lens"]][n]), c.steps)
                     time = tirx.Select(k < length, length - 1 - k, k) if reverse else k
                     with T.If(k < length):
                         with T.Then():

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from tvm import te
+from tvm import te, tirx
 
 from irc.backends.tvm.library.emit import Call, LibraryKernel, Ref
 from irc.backends.tvm.library.functions import function_of, instantiate, opset_of
 from irc.backends.tvm.library.lower import lower_tensors
-from irc.backends.tvm.library.op import Op, Refused, Value, compute, const, element, restart_names
+from irc.backends.tvm.library.op import Op, Refused, Value, compute, const, element, elementwise, restart_names
 from irc.backends.tvm.library.supported import reason
 from irc.errors import UnsupportedError
 from irc.ir.types import Array
@@ -29,7 +29,7 @@ from irc.ir.types import Array
 DTYPES = frozenset(
     "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()  # noqa: SIM905
 )
-"""Element types that the generated code handles."""
+"""Element types that the generated code handles; bfloat16 besides, at the region's border."""
 FOLD_LIMIT = 1 << 22
 """Constants with more elements than this are computed at run time instead."""
 UNROLL_LIMIT = 64
@@ -56,21 +56,21 @@ class _Region:
 
     def lower(self) -> LibraryKernel:
         graph = self.model.graph
-        known = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        known = {t.name: widened(numpy_helper.to_array(t)) for t in graph.initializer}
         self.env.update({name: Value(array=a) for name, a in known.items()})
         inputs = []
         for i, info in enumerate(v for v in graph.input if v.name not in known):
             dtype, shape = tensor_type(info)
-            if dtype not in DTYPES:
+            if dtype not in (*DTYPES, "bfloat16"):
                 raise UnsupportedError(f"element type {dtype} of {info.name!r} is not compiled")
-            tensor = te.placeholder(shape, dtype, name=f"input{i}")
+            tensor = te.placeholder(shape, "uint16" if dtype == "bfloat16" else dtype, name=f"input{i}")
             self.place[tensor.op] = Ref("input", i)
-            self.env[info.name] = Value(tensor)
+            self.env[info.name] = Value(from_bfloat16(tensor) if dtype == "bfloat16" else tensor)
             inputs.append((dtype, shape))
         opset = opset_of(self.model)
         for node in graph.node:
             self.node(node, opset)
-        outputs = self.results([o.name for o in graph.output])
+        outputs = self.results([(o.name, o.type.tensor_type.elem_type) for o in graph.output])
         return LibraryKernel(tuple(self.calls), tuple(inputs), tuple(outputs), tuple(self.constants))
 
     # -- nodes
@@ -275,20 +275,21 @@ class _Region:
         lowered = lower_tensors(f"stage{len(self.calls)}", used, tensors)
         self.calls.append(Call(lowered, (*(self.place[p.op] for p in used), *refs)))
 
-    def results(self, names: list[str]) -> list[tuple[str, tuple[int, ...]]]:
-        """Compute the region's outputs; their types."""
+    def results(self, wanted: list[tuple[str, int]]) -> list[tuple[str, tuple[int, ...]]]:
+        """Compute the region's outputs, given as name and declared element type; their types."""
         tensors: list[Any] = []
         refs, types = [], []
-        for i, name in enumerate(names):
+        for i, (name, declared) in enumerate(wanted):
             value = self.env[name]
             if value is None:
                 raise UnsupportedError(f"output {name!r} is not computed")
-            types.append((value.dtype, value.shape))
+            narrow = declared == onnx.TensorProto.BFLOAT16 and value.dtype == "float32"
+            types.append(("bfloat16" if narrow else value.dtype, value.shape))
             if value.dtype not in DTYPES:
                 raise UnsupportedError(f"element type {value.dtype} of {name!r} is not compiled")
             if 0 in value.shape:
                 continue
-            tensor = self.tensor(value)
+            tensor = to_bfloat16(self.tensor(value)) if narrow else self.tensor(value)
             if tensor.op in self.place or any(tensor is t for t in tensors):
                 tensor = compute(value.shape, lambda *i, t=tensor: element(t, i), "copy")
             tensors.append(tensor)
@@ -296,6 +297,30 @@ class _Region:
         if tensors:
             self.emit(tensors, refs)
         return types
+
+
+def from_bfloat16(bits: Any) -> Any:
+    """float32 values of bfloat16 given as their bits. Regions compute in float32 and round their results."""
+    return elementwise(
+        lambda v: tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("uint32", v), tirx.const(16, "uint32"))), bits
+    )
+
+
+def to_bfloat16(tensor: Any) -> Any:
+    """The bits of float32 values rounded to bfloat16, half to even; NaN stays NaN."""
+
+    def formula(v: Any) -> Any:
+        bits = tirx.reinterpret("uint32", v)
+        odd = tirx.bitwise_and(tirx.shift_right(bits, tirx.const(16, "uint32")), tirx.const(1, "uint32"))
+        top = tirx.shift_right(bits + tirx.const(0x7FFF, "uint32") + odd, tirx.const(16, "uint32"))
+        return tirx.Cast("uint16", tirx.Select(tirx.isnan(v), tirx.const(0x7FC0, "uint32"), top))
+
+    return elementwise(formula, compute(tensor.shape, lambda *i: element(tensor, i), "keep_wide"))
+
+
+def widened(array: Array) -> Array:
+    """bfloat16 constants as float32."""
+    return array.astype(np.float32) if str(array.dtype) == "bfloat16" else array
 
 
 def placeholders(tensors: list[Any]) -> set[Any]:

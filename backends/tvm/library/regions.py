@@ -16,10 +16,10 @@ from irc.backends.tvm.library.op import (
     cast,
     const,
     dtype_of,
-    index32,
     lowest,
     sequential,
     shape_of,
+    wrap,
 )
 
 
@@ -28,7 +28,7 @@ def roi_align(op: Op) -> list[Tensor]:
     from tvm.script.ir_builder import tirx as T
 
     x, rois, batches = op.tensor(0), op.tensor(1), op.tensor(2)
-    _, channels, height, width = shape_of(x)
+    planes, channels, height, width = shape_of(x)
     count = shape_of(rois)[0]
     rows, columns = op.attr("output_height", 1), op.attr("output_width", 1)
     dtype = dtype_of(x)
@@ -64,7 +64,7 @@ def roi_align(op: Op) -> list[Tensor]:
                 outside = tirx.any(y < number(-1), y > number(height), z < number(-1), z > number(width))
                 y0, y1, wy = split(y, height)
                 z0, z1, wz = split(z, width)
-                plane = index32(owner[n])
+                plane = wrap(owner[n], planes)
                 corners = [
                     (number(1) - wy) * (number(1) - wz) * image[plane, c, y0, z0],
                     (number(1) - wy) * wz * image[plane, c, y0, z1],
@@ -98,7 +98,7 @@ def max_roi_pool(op: Op) -> list[Tensor]:
     from tvm.script.ir_builder import tirx as T
 
     x, rois = op.tensor(0), op.tensor(1)
-    _, channels, height, width = shape_of(x)
+    planes, channels, height, width = shape_of(x)
     count = shape_of(rois)[0]
     rows, columns = op.attr("pooled_shape")
     dtype = dtype_of(x)
@@ -127,7 +127,7 @@ def max_roi_pool(op: Op) -> list[Tensor]:
             n, c, ph, pw = i
             h0, h1 = bounds(corner(n, 2), corner(n, 4), ph, rows, height)
             w0, w1 = bounds(corner(n, 1), corner(n, 3), pw, columns, width)
-            plane = cast(boxes[n, 0], "int32")
+            plane = wrap(cast(boxes[n, 0], "int32"), planes)
             empty = tirx.any(h1 <= h0, w1 <= w0)
             total[0] = tirx.Select(empty, number(0), number(lowest(dtype)))
             with T.serial(0, tirx.max(h1 - h0, 0)) as y, T.serial(0, tirx.max(w1 - w0, 0)) as z:

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  # makes numpy know bfloat16
 import numpy as np
 import onnx
 from onnx import helper
