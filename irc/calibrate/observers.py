@@ -337,6 +337,13 @@ class SecondMoment(Observer):
         """E[x], [groups, k]."""
         return self.row_sum / max(self.count, 1)
 
+    @property
+    def covariance(self) -> Array:
+        """H without the part that a bias can take back: E[x xT] - E[x] E[x]T, [groups, k, k]."""
+        mean = self.mean
+        centred: Array = self.moment - mean[:, :, None] * mean[:, None, :]
+        return centred
+
     def state(self) -> State:
         w = self.window
         geometry = [] if w is None else [*w.kernel, *w.strides, *w.pads, *w.dilations]

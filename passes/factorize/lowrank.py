@@ -61,6 +61,11 @@ def decompose(matrix: Array, moment: Array | None = None, damping: float = 1e-3)
 
 def _factor(moment: Array, damping: float) -> Array:
     mean = np.trace(moment, axis1=1, axis2=2) / moment.shape[1]
-    ridge = np.where(mean > 0, mean * damping, 1.0)
-    lower: Array = np.linalg.cholesky(moment + ridge[:, None, None] * np.eye(moment.shape[1]))
-    return lower
+    ridge: Array = np.where(mean > 0, mean * damping, 1.0)
+    while True:
+        try:
+            lower: Array = np.linalg.cholesky(moment + ridge[:, None, None] * np.eye(moment.shape[1]))
+        except np.linalg.LinAlgError:  # rounding made a covariance of constant features slightly indefinite
+            ridge = ridge * 10
+            continue
+        return lower

@@ -35,7 +35,7 @@ from irc.passes.quantize.equalize import equalize, find_links, observer
 from irc.passes.quantize.ranges import Calibrator, Range, choose, decibel, saturation, signal_to_noise
 from irc.passes.quantize.regions import Kernel, Linear, find_regions
 from irc.passes.quantize.rewrite import NAME, Inserter
-from irc.passes.quantize.rounding import covariance, mean_error, round_least_squares
+from irc.passes.quantize.rounding import mean_error, round_least_squares
 from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 
 
@@ -289,7 +289,7 @@ def _importance(node: Node, weight: Array, moment: SecondMoment | None) -> Array
 def _round(options: Quantize, linear: Linear, weight: Array, scales: Array, moment: SecondMoment) -> Array:
     node = linear.core
     every = np.broadcast_to(scales, weight.shape[linear.axis])
-    metric = covariance(moment.moment, moment.mean) if options.correct_bias and _has_bias(linear) else moment.moment
+    metric = moment.covariance if options.correct_bias and _has_bias(linear) else moment.moment
     rows = to_rows(node, weight, moment.groups)
     q = round_least_squares(rows, spread_outputs(node, every, moment.groups), metric)
     return from_rows(node, q, weight.shape)
@@ -304,7 +304,7 @@ def _output_snr(node: Node, weight: Array, rounded: Array, moment: SecondMoment)
     """Power of the layer's output over that of the error that rounded weights make, dB (bias correction included)."""
     exact, error = (to_rows(node, w, moment.groups) for w in (weight, weight - rounded))
     signal = np.einsum("goi,gij,goj->", exact, moment.moment, exact, optimize=True)
-    noise = np.einsum("goi,gij,goj->", error, covariance(moment.moment, moment.mean), error, optimize=True)
+    noise = np.einsum("goi,gij,goj->", error, moment.covariance, error, optimize=True)
     return decibel(float(signal), float(noise))
 
 

@@ -44,7 +44,7 @@ def round_least_squares(rows: Array, scales: Array, moment: Array, damping: floa
 
 
 def _inverse_factor(metric: Array, damping: float) -> Array:
-    """Upper U with inverse(damped metric) = UT U up to a factor per group (which rounding does not see), [groups, k, k].
+    """Upper U with inverse(damped metric) = UT U up to a factor per group, which rounding does not see: [groups, k, k].
 
     A covariance of features that hardly vary may come out slightly indefinite; the damping then grows until it is not.
     """
@@ -60,12 +60,6 @@ def _inverse_factor(metric: Array, damping: float) -> Array:
             damping *= 10
             continue
         return np.swapaxes(lower, 1, 2)
-
-
-def covariance(moment: Array, mean: Array) -> Array:
-    """H without the part that a bias can take back: E[x xT] - E[x] E[x]T, [groups, k, k]."""
-    centred: Array = moment - mean[:, :, None] * mean[:, None, :]
-    return centred
 
 
 def mean_error(rows: Array, rounded: Array, mean: Array) -> Array:

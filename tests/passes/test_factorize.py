@@ -112,6 +112,21 @@ def test_calibration_makes_the_output_error_smaller() -> None:
     assert errors[1] < 0.1 * errors[0]
 
 
+def test_calibration_lets_the_bias_take_back_the_mean() -> None:
+    rng = np.random.default_rng(2)
+    samples = (rng.normal(size=(400, 8, 3, 3)) + 2).astype(np.float32)
+    b = GraphBuilder()
+    x = b.input("x", "float32", ["n", 8, 3, 3])
+    b.output(b.conv(x, weights(32, 8, 3, 3)))
+    before = b.build()
+    after = clone(before)
+    Factorize(rank=4).run(after, PassContext(calibration=Dataset.of({"x": samples}, before)))
+    exact, got = outputs(before, {"x": samples})[0], outputs(after, {"x": samples})[0]
+    # Seen samples: the mean is taken back up to float32 sums; without the bias it would be of the order of the output.
+    np.testing.assert_allclose(got.mean(axis=0), exact.mean(axis=0), atol=1e-4)
+    assert np.square(got - exact).mean() > 1e-3
+
+
 def refused_models() -> dict[str, Model]:
     models = {}
     b = GraphBuilder()

@@ -26,7 +26,7 @@ from irc.passes.quantize.correction import conv_correction
 from irc.passes.quantize.equalize import channel_factors, equalize, find_links, observer
 from irc.passes.quantize.ranges import choose, saturation, signal_to_noise
 from irc.passes.quantize.regions import find_regions
-from irc.passes.quantize.rounding import covariance, mean_error, round_least_squares
+from irc.passes.quantize.rounding import mean_error, round_least_squares
 
 RNG = np.random.default_rng(4)
 
@@ -112,7 +112,7 @@ def test_least_squares_rounding_beats_nearest(groups: int, outputs: int, k: int)
     mix = RNG.normal(size=(groups, k, k)) / np.sqrt(k) + np.eye(k)
     x = RNG.normal(size=(groups, 2000, k)) @ mix + 1.0
     moment, mean = x.transpose(0, 2, 1) @ x / 2000, x.mean(axis=1)
-    metric = covariance(moment, mean)
+    metric = moment - mean[:, :, None] * mean[:, None, :]
     w = RNG.normal(size=(groups, outputs, k)) * 0.1
     scales = np.abs(w).max(axis=2) / 15  # coarse steps, so that the difference is plain
     near = np.rint(w / scales[:, :, None])
