@@ -112,7 +112,10 @@ class PoolSpec:
 
 @dataclass(frozen=True)
 class ElementwiseSpec:
-    """y = expression(operands) over `shape`; operand strides and `y_strides` over the same dimensions."""
+    """y = expression(operands) over `shape`; operand strides and `y_strides` over the same dimensions.
+
+    `gap`: elements after each run of the innermost dimension that hold `fill` already and may be written with it again.
+    """
 
     y_dtype: str
     shape: tuple[int, ...]
@@ -120,6 +123,8 @@ class ElementwiseSpec:
     expression: Expression
     operands: tuple[Operand, ...]
     y_size: int = 0
+    gap: int = 0
+    fill: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from irc.backends.tvm.geometry import depthwise_rows
-from irc.backends.tvm.kernels import channels, depthwise, elementwise, linear, rows
+from irc.backends.tvm.kernels import channels, depthwise, elementwise, interleave, linear, rows
 from irc.backends.tvm.specs import (
     DepthwiseSpec,
     ElementwiseSpec,
@@ -25,11 +25,16 @@ def _depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
     return (depthwise.build if by_rows else channels.build_depthwise)(symbol, spec, target)
 
 
+def _elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
+    planes = interleave.fits(spec, target)
+    return (interleave.build if planes else elementwise.build_elementwise)(symbol, spec, target)
+
+
 _BUILDERS: dict[type, Callable[..., Any]] = {
     LinearSpec: linear.build,
     DepthwiseSpec: _depthwise,
     PoolSpec: channels.build_pool,
-    ElementwiseSpec: elementwise.build_elementwise,
+    ElementwiseSpec: _elementwise,
     FillSpec: elementwise.build_fill,
     RowsSpec: rows.build_rows,
     ReduceSpec: rows.build_reduce,

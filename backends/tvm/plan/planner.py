@@ -1,4 +1,5 @@
-"""The plan under construction: storages, views of values, constants, kernel calls. Lowerings (one file per family) use it."""
+"""The plan under construction: storages, views of values, constants, kernel calls. Lowerings, one file per family, use
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import numpy as np
 from irc.backends.tvm.expression import ExpressionBuilder
 from irc.backends.tvm.plan.integer import float_weights
 from irc.backends.tvm.plan.kinds import dequantized, is_weight
-from irc.backends.tvm.plan.memory import align
 from irc.backends.tvm.plan.moves import view_output
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import builder_of, data_inputs, storage_dtype
@@ -95,7 +95,7 @@ class Planner:
 
     def constant(self, data: Array, name: str = "") -> View:
         """A view of `data` among the weights; equal data are stored once."""
-        data = np.ascontiguousarray(data)
+        data = np.asarray(data, order="C")  # not ascontiguousarray, which gives scalars a dimension
         if data.dtype == np.bool_:
             data = data.view(np.int8)
         digest = hashlib.sha256(f"{data.dtype.str}{data.shape}".encode() + data.tobytes()).hexdigest()
@@ -122,6 +122,9 @@ class Planner:
         node = value.producer
         if node is None:
             raise ValueError(f"value '{value.name}' has no producer")
+        if 0 in value.static_shape():  # no element: nobody computes it, nobody reads it
+            dtype, shape = storage_dtype(value.dtype), value.static_shape()
+            return View(self.new_storage(dtype, 0), dtype, shape, row_major(shape))
         if is_weight(value):
             return self.constant(float_weights(value), value.name)
         if node.is_op("DequantizeLinear"):
@@ -270,10 +273,10 @@ class Planner:
         ordered = out.transposed(order)
         strides = [(0,) * len(out.shape) if i in tables else r.strides for i, r in enumerate(read)]
         shape, merged = collapse(ordered.shape, [*strides, ordered.strides])
-        specs = tuple(
-            Operand(v.dtype, tuple(m), v.extent) for v, m in zip(read, merged[:-1], strict=True)
-        )
-        spec = ElementwiseSpec(out.dtype, shape, tuple(merged[-1]), expression, specs, out.extent)
+        specs = tuple(Operand(v.dtype, tuple(m), v.extent) for v, m in zip(read, merged[:-1], strict=True))
+        gap = ordered.halo[-1][1] if ordered.halo is not None and shape and shape[-1] == ordered.shape[-1] else 0
+        fill = out.fill if gap else 0.0
+        spec = ElementwiseSpec(out.dtype, shape, tuple(merged[-1]), expression, specs, out.extent, gap, fill)
         args = [self.pointer(v) for v in read] + [self.pointer(out)]
         self.call(spec, args, (out.storage,), label, nodes)
 
@@ -323,6 +326,3 @@ def _satisfies(view: View, demand: Demand) -> bool:
     if view.halo is None or view.fill != demand.fill:
         return False
     return all(h[0] >= b and h[1] >= a for h, (b, a) in zip(view.halo, demand.halo, strict=True))
-
-
-__all__ = ["Call", "Demand", "Planner", "Pointer", "RegionOperands", "align"]
