@@ -1,13 +1,17 @@
 """Expression -> TIR values. Polynomials instead of libm, so that vectors stay vectors.
 
-exp: Cody-Waite reduction by ln 2 and a degree-6 polynomial (as in Cephes expf), below 2 ulp.
-tanh: rational 13/6 polynomial on a clamped argument; erf: Abramowitz-Stegun-like minimax by exp; errors are in tests.
+exp: Cody-Waite reduction by ln 2 and a degree-6 polynomial (as in Cephes expf). tanh, erf: odd rational polynomials on
+a clamped argument. Largest errors stand in tests/backends/kernels/test_functions.py.
+
+Integer semantics: an expression that converts between integers and reals is computed with every float operation rounded
+on its own, polynomials too, so that its result has the same bits on machines with and without fused multiply-adds.
+NaN passes through every float function; only a requantization makes a number of it (the lowest).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
@@ -50,6 +54,7 @@ def emit_expression(
     """
     if not expression:
         return accumulator
+    exact = any(i.op in _INTEGER_SEMANTICS for i in expression)
     values: list[Expr] = []
     for instr in expression:
         if instr.op == "accumulator":
@@ -59,12 +64,18 @@ def emit_expression(
         elif instr.op == "table":
             value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]
         else:
-            value = k.let(_emit(k, instr, [values[a] for a in instr.args], [expression[a] for a in instr.args], lanes))
+            args, sources = [values[a] for a in instr.args], [expression[a] for a in instr.args]
+            value = k.let(_emit(k, instr, args, sources, lanes, exact))
         values.append(value)
     return values[-1]
 
 
-def _emit(k: KernelBuilder, instr: Instr, args: list[Expr], sources: list[Instr], lanes: int) -> Expr:
+_INTEGER_SEMANTICS = frozenset({"requantize", "dequantize", "scale"})
+
+
+def _emit(
+    k: KernelBuilder, instr: Instr, args: list[Expr], sources: list[Instr], lanes: int, exact: bool = False
+) -> Expr:
     op, dtype = instr.op, instr.dtype
     if op == "constant":
         return const(instr.params[0], dtype, lanes)
@@ -89,8 +100,9 @@ def _emit(k: KernelBuilder, instr: Instr, args: list[Expr], sources: list[Instr]
     if op == "clip":
         return _clip(args[0], instr.params[0], instr.params[1], dtype, lanes)
     if op in _BINARY:
-        return _BINARY[op](args[0], args[1], dtype, sources[0].dtype, lanes)
-    return _unary(k, op, args[0], dtype, lanes, instr.params)
+        value = _BINARY[op](args[0], args[1], dtype, sources[0].dtype, lanes)
+        return fence(value, lanes) if exact and op == "mul" and dtype == "float32" else value
+    return _unary(k, op, args[0], dtype, lanes, exact)
 
 
 def _cast(value: Expr, source: str, dtype: str, lanes: int) -> Expr:
@@ -114,17 +126,19 @@ def _requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int) -> Expr:
     zp = int(zero_point)
     if scale != 1.0:
         x = fence(x * const(scale, "float32", lanes), lanes)
-    clamped = _clip(x, low - zp, high - zp, "float32", lanes)
+    # NaN > low is false: it becomes the lowest value
+    clamped = tirx.Max(x, const(low - zp, "float32", lanes))
+    clamped = tirx.Min(clamped, const(high - zp, "float32", lanes))
     bits = reinterpret(clamped + const(_MAGIC, "float32", lanes), vector_type("int32", lanes))
     return cast(bits - const(_MAGIC_BITS - zp, "int32", lanes), instr.dtype, lanes)
 
 
 def _clip(x: Expr, low: float, high: float, dtype: str, lanes: int) -> Expr:
-    """min(max(x, low), high) as compare and select, which every vector unit has; NaN goes to low for integers only."""
+    """min(max(x, low), high). Max(a, b) is `a > b ? a : b`, so x stands second: NaN compares false and stays."""
     if low > -math.inf:
-        x = tirx.Max(x, const(low, dtype, lanes))
+        x = tirx.Max(const(low, dtype, lanes), x)
     if high < math.inf:
-        x = tirx.Min(x, const(high, dtype, lanes))
+        x = tirx.Min(const(high, dtype, lanes), x)
     return x
 
 
@@ -142,6 +156,23 @@ def _plain(make: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     return emit
 
 
+def _extreme(make: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    """Maximum or minimum of reals: NaN if either is."""
+
+    def emit(a: Expr, b: Expr, dtype: str, source: str, lanes: int) -> Expr:
+        if dtype != "float32" or _is_constant(a):
+            return make(a, b)
+        if _is_constant(b):
+            return make(b, a)
+        return tirx.Select(_is_nan(a, lanes), a, make(a, b))
+
+    return emit
+
+
+def _is_constant(x: Expr) -> bool:
+    return isinstance(x.value if isinstance(x, tirx.Broadcast) else x, tirx.FloatImm)
+
+
 def _div(a: Expr, b: Expr, dtype: str, source: str, lanes: int) -> Expr:
     return tirx.Div(a, b)
 
@@ -155,8 +186,8 @@ _BINARY: dict[str, Callable[..., Expr]] = {
     "sub": _plain(lambda a, b: a - b),
     "mul": _plain(lambda a, b: a * b),
     "div": _div,
-    "min": _plain(tirx.Min),
-    "max": _plain(tirx.Max),
+    "min": _extreme(tirx.Min),
+    "max": _extreme(tirx.Max),
     "pow": _pow,
     "equal": _compare(lambda a, b: tirx.EQ(a, b)),
     "less": _compare(lambda a, b: tirx.LT(a, b)),
@@ -169,7 +200,7 @@ _BINARY: dict[str, Callable[..., Expr]] = {
 }
 
 
-def _unary(k: KernelBuilder, op: str, x: Expr, dtype: str, lanes: int, params: tuple[float, ...]) -> Expr:
+def _unary(k: KernelBuilder, op: str, x: Expr, dtype: str, lanes: int, exact: bool) -> Expr:
     def c(value: float) -> Expr:
         return const(value, dtype, lanes)
 
@@ -178,14 +209,14 @@ def _unary(k: KernelBuilder, op: str, x: Expr, dtype: str, lanes: int, params: t
     if op == "abs":
         return tirx.Max(x, c(0) - x) if "int" in dtype else _bits_and(x, 0x7FFFFFFF, lanes)
     if op == "relu":
-        return tirx.Max(x, c(0))
+        return tirx.Max(c(0), x)
     if op == "not":
         return x ^ c(1)
     if op == "sign":
-        one = tirx.Select(tirx.GT(x, c(0)), c(1), c(0))
-        return tirx.Select(tirx.LT(x, c(0)), c(-1), one)
+        positive = tirx.Select(tirx.GT(x, c(0)), c(1), x)  # 0 and NaN stay
+        return tirx.Select(tirx.LT(x, c(0)), c(-1), positive)
     if op == "isnan":
-        return _truth(tirx.NE(x, x), lanes)
+        return _truth(_is_nan(x, lanes), lanes)
     if op == "reciprocal":
         return c(1.0) / x
     if op == "sqrt":
@@ -193,19 +224,8 @@ def _unary(k: KernelBuilder, op: str, x: Expr, dtype: str, lanes: int, params: t
     if op in ("floor", "ceil", "round"):
         name = "llvm.roundeven" if op == "round" else f"llvm.{op}"
         return intrinsic(name, vector_type(dtype, lanes), x)
-    if op == "exp":
-        return exp(k, x, lanes)
-    if op == "sigmoid":
-        return sigmoid(k, x, lanes)
-    if op == "tanh":
-        return tanh(k, x, lanes)
-    if op == "erf":
-        return erf(k, x, lanes)
-    if op == "gelu":
-        return k.let(x * c(0.5)) * (c(1.0) + erf(k, x * c(math.sqrt(0.5)), lanes))
-    if op == "gelu_tanh":
-        inner = k.let((x + x * x * x * c(0.044715)) * c(math.sqrt(2 / math.pi)))
-        return k.let(x * c(0.5)) * (c(1.0) + tanh(k, inner, lanes))
+    if op in _POLYNOMIALS:
+        return _POLYNOMIALS[op](k, x, lanes, exact)
     return _library(op, x, dtype, lanes)
 
 
@@ -247,83 +267,146 @@ def needs_scalar(expression: Expression) -> bool:
     return any(i.op in SCALAR_ONLY for i in expression)
 
 
+def _is_nan(x: Expr, lanes: int) -> Expr:
+    """Of float32, by its bits: TVM's simplifier takes `x != x` for false."""
+    bits = reinterpret(x, vector_type("int32", lanes)) & const(0x7FFFFFFF, "int32", lanes)
+    return tirx.GT(bits, const(0x7F800000, "int32", lanes))
+
+
 def _bits_and(x: Expr, mask: int, lanes: int) -> Expr:
     bits = reinterpret(x, vector_type("int32", lanes)) & const(mask, "int32", lanes)
     return reinterpret(bits, vector_type("float32", lanes))
 
 
-def exp(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
-    """e**x, float32. Below -87.3 it gives 0 or the smallest normal's neighbourhood; above 88.7 infinity is 2**128-ish."""
+class _Real:
+    """float32 arithmetic of `lanes` elements. `exact`: products are rounded before they are added to something."""
 
-    def c(value: float) -> Expr:
-        return const(value, "float32", lanes)
+    def __init__(self, k: KernelBuilder, lanes: int, exact: bool) -> None:
+        self.k, self.lanes, self.exact = k, lanes, exact
 
-    x = k.let(_clip(x, -87.33654, 88.72283, "float32", lanes))
-    scaled = k.let(x * c(1.44269504088896341) + c(_MAGIC))  # round(x / ln 2) in the low bits
+    def c(self, value: float) -> Expr:
+        return const(value, "float32", self.lanes)
+
+    def mul(self, a: Expr, b: Expr) -> Expr:
+        product = a * b
+        return self.k.let(fence(product, self.lanes) if self.exact else product)
+
+    def horner(self, s: Expr, coefficients: Sequence[float]) -> Expr:
+        """The polynomial in `s`, highest coefficient first."""
+        p = self.c(coefficients[0])
+        for coefficient in coefficients[1:]:
+            p = self.k.let(self.mul(p, s) + self.c(coefficient))
+        return p
+
+
+_EXP_LOW, _EXP_HIGH = -87.33654, 89.0
+"""exp: below, the result is less than the smallest normal float32 and given as 0; above, it is infinite."""
+
+
+def exp(k: KernelBuilder, x: Expr, lanes: int, exact: bool = False) -> Expr:
+    """e**x, float32, rounding errors included below 2 ulp; no denormal results (they are 0), exp(-inf) = 0."""
+    return tirx.Select(x < const(_EXP_LOW, "float32", lanes), const(0.0, "float32", lanes), _exp(k, x, lanes, exact))
+
+
+def _exp(k: KernelBuilder, x: Expr, lanes: int, exact: bool) -> Expr:
+    """e**x for x >= -87.3; not less than the smallest normal number for any x."""
+    f = _Real(k, lanes, exact)
+    x = k.let(_clip(x, _EXP_LOW, _EXP_HIGH, "float32", lanes))
+    scaled = k.let(f.mul(x, f.c(1.44269504088896341)) + f.c(_MAGIC))  # round(x / ln 2) in the low bits
     exponent = k.let(reinterpret(scaled, vector_type("int32", lanes)) - const(_MAGIC_BITS, "int32", lanes))
     n = k.let(cast(exponent, "float32", lanes))  # not scaled - magic, which a simplifier may fold to x / ln 2
-    r = k.let(x - n * c(0.693359375))
-    r = k.let(r - n * c(-2.12194440e-4))
-    p = c(1.9875691500e-4)
-    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = k.let(p * r + c(coefficient))
-    y = k.let(p * r * r + r + c(1.0))
+    r = k.let(x - f.mul(n, f.c(0.693359375)))
+    r = k.let(r - f.mul(n, f.c(-2.12194440e-4)))
+    p = f.horner(
+        r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    )
+    y = k.let(f.mul(f.mul(p, r), r) + r + f.c(1.0))
     # 2**n in two halves: n may be 128, which has no exponent of its own
     half = k.let(exponent >> const(1, "int32", lanes))
     rest = k.let(exponent - half)
-    return y * _power_of_two(half, lanes) * _power_of_two(rest, lanes)
+    return f.mul(y * _power_of_two(half, lanes), _power_of_two(rest, lanes))
 
 
 def _power_of_two(n: Expr, lanes: int) -> Expr:
     return reinterpret((n + const(127, "int32", lanes)) << const(23, "int32", lanes), vector_type("float32", lanes))
 
 
-def sigmoid(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+def sigmoid(k: KernelBuilder, x: Expr, lanes: int, exact: bool = False) -> Expr:
     one = const(1.0, "float32", lanes)
-    return one / (one + exp(k, const(0.0, "float32", lanes) - x, lanes))
+    return one / (one + _exp(k, const(0.0, "float32", lanes) - x, lanes, exact))
 
 
-def tanh(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+def tanh(k: KernelBuilder, x: Expr, lanes: int, exact: bool = False) -> Expr:
     """Odd rational approximation (the coefficients used by Eigen), clamped where float32 tanh is 1 to the last bit."""
-
-    def c(value: float) -> Expr:
-        return const(value, "float32", lanes)
-
+    f = _Real(k, lanes, exact)
     x = k.let(_clip(x, -7.90531110763549805, 7.90531110763549805, "float32", lanes))
-    s = k.let(x * x)
-    p = c(-2.76076847742355e-16)
-    for coefficient in (2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05):
-        p = k.let(p * s + c(coefficient))
-    for coefficient in (6.37261928875436e-04, 4.89352455891786e-03):
-        p = k.let(p * s + c(coefficient))
-    q = c(1.19825839466702e-06)
-    for coefficient in (1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03):
-        q = k.let(q * s + c(coefficient))
-    return k.let(x * p) / q
+    s = f.mul(x, x)
+    p = f.horner(
+        s,
+        (
+            -2.76076847742355e-16,
+            2.00018790482477e-13,
+            -8.60467152213735e-11,
+            5.12229709037114e-08,
+            1.48572235717979e-05,
+            6.37261928875436e-04,
+            4.89352455891786e-03,
+        ),
+    )
+    q = f.horner(s, (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03))
+    return f.mul(x, p) / q
 
 
-def erf(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+def erf(k: KernelBuilder, x: Expr, lanes: int, exact: bool = False) -> Expr:
     """Odd rational approximation on [-4, 4] (the coefficients used by Eigen); beyond, erf is +-1 in float32."""
-
-    def c(value: float) -> Expr:
-        return const(value, "float32", lanes)
-
+    f = _Real(k, lanes, exact)
     x = k.let(_clip(x, -4.0, 4.0, "float32", lanes))
-    s = k.let(x * x)
-    p = c(-2.72614225801306e-10)
-    for coefficient in (
-        2.77068142495902e-08,
-        -2.10102402082508e-06,
-        -5.69250639462346e-05,
-        -7.34990630326855e-04,
-        -2.95459980854025e-03,
-        -1.60960333262415e-02,
-    ):
-        p = k.let(p * s + c(coefficient))
-    q = c(-1.45660718464996e-05)
-    for coefficient in (-2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02):
-        q = k.let(q * s + c(coefficient))
-    return k.let(x * p) / q
+    s = f.mul(x, x)
+    p = f.horner(
+        s,
+        (
+            -2.72614225801306e-10,
+            2.77068142495902e-08,
+            -2.10102402082508e-06,
+            -5.69250639462346e-05,
+            -7.34990630326855e-04,
+            -2.95459980854025e-03,
+            -1.60960333262415e-02,
+        ),
+    )
+    q = f.horner(
+        s,
+        (
+            -1.45660718464996e-05,
+            -2.13374055278905e-04,
+            -1.68282697438203e-03,
+            -7.37332916720468e-03,
+            -1.42647390514189e-02,
+        ),
+    )
+    return f.mul(x, p) / q
+
+
+def gelu(k: KernelBuilder, x: Expr, lanes: int, exact: bool = False) -> Expr:
+    f = _Real(k, lanes, exact)
+    return f.mul(x, f.c(0.5)) * (f.c(1.0) + erf(k, f.mul(x, f.c(math.sqrt(0.5))), lanes, exact))
+
+
+def gelu_tanh(k: KernelBuilder, x: Expr, lanes: int, exact: bool = False) -> Expr:
+    f = _Real(k, lanes, exact)
+    cube = f.mul(f.mul(f.mul(x, x), x), f.c(0.044715))
+    inner = f.mul(k.let(x + cube), f.c(math.sqrt(2 / math.pi)))
+    return f.mul(x, f.c(0.5)) * (f.c(1.0) + tanh(k, inner, lanes, exact))
+
+
+_POLYNOMIALS: dict[str, Callable[[KernelBuilder, Expr, int, bool], Expr]] = {
+    "exp": exp,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "erf": erf,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+}
 
 
 __all__ = ["broadcast", "emit_expression", "erf", "exp", "fence", "needs_scalar", "sigmoid", "tanh"]

@@ -176,7 +176,7 @@ class _Linear:
     def _tile(
         self, a: Expr, b: Expr, h: Expr, w: Expr, vector: Expr, rows: int, columns: int, vectors: int, start: int
     ) -> None:
-        spec, k, lanes = self.spec, self.k, self.lanes
+        k, lanes = self.k, self.lanes
         places = [(r, c) for r in range(rows) for c in range(columns)]
         for i in range(len(places) * vectors):
             k.store(self.acc, i * lanes, const(0, self.step.acc_dtype, lanes), lanes)
