@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from irc.targets.target import Target
+from irc.targets.target import DotProduct, Target
 
 
-def step_channels(x_dtype: str, target: Target) -> int:
-    """Input channels summed by one step of a linear kernel; x must have a multiple of it (the plan pads)."""
+_DOTS: tuple[tuple[DotProduct, str, int], ...] = (("vpdpbusd", "uint8", 4), ("sdot", "int8", 4), ("pmaddwd", "", 2))
+
+
+def dot_of(x_dtype: str, target: Target, channels: int = 0) -> DotProduct:
+    """How 8-bit products of `x_dtype` data are summed: the widest way that is right for the type.
+
+    `channels` > 0: there are so many, and no more can be added (groups lie side by side); the way divides them.
+    """
+    for way, wanted, step in _DOTS:
+        known = way == target.dot or (way == "pmaddwd" and target.dot == "vpdpbusd")
+        if known and wanted in ("", x_dtype) and channels % step == 0:
+            return way
+    return "widening"
+
+
+def step_channels(x_dtype: str, target: Target, channels: int = 0) -> int:
+    """Input channels summed by one step of a linear kernel. With `channels` 0, x must have a multiple of it (the plan
+    pads); otherwise it divides them."""
     if x_dtype == "float32":
         return 1
-    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd": 2, "widening": 1}[target.dot]
+    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd": 2, "widening": 1}[dot_of(x_dtype, target, channels)]
 
 
 def depthwise_rows(x_dtype: str, w_dtype: str, target: Target) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
+from irc.backends.tvm.geometry import channel_tiles, chunks, dot_of, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.specs import LinearSpec
@@ -96,15 +96,17 @@ def _widening_step(lanes: int) -> Step:
     )
 
 
-def choose_step(x_dtype: str, target: Target) -> Step:
+def choose_step(x_dtype: str, target: Target, channels: int) -> Step:
+    """The step for x with `channels` input channels."""
     lanes = lanes_of(target)
     if x_dtype == "float32":
         return _float_step(lanes)
-    if target.dot == "vpdpbusd":
+    dot = dot_of(x_dtype, target, channels)
+    if dot == "vpdpbusd":
         return _dot4_step(lanes, _VPDPBUSD[lanes], const(1, "int8", 4 * lanes))
-    if target.dot == "sdot":
+    if dot == "sdot":
         return _dot4_step(lanes, "llvm.aarch64.neon.sdot.v4i32.v16i8", const(1, "int8", 4 * lanes))
-    if target.dot == "pmaddwd":
+    if dot == "pmaddwd":
         return _pmaddwd_step(lanes)
     return _widening_step(lanes)
 
@@ -113,7 +115,7 @@ class _Linear:
     def __init__(self, symbol: str, spec: LinearSpec, target: Target) -> None:
         self.spec = spec
         self.lanes = lanes_of(target)
-        self.step = choose_step(spec.x_dtype, target)
+        self.step = choose_step(spec.x_dtype, target, spec.ic)
         k = self.k = KernelBuilder(symbol)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
         self.w = k.pointer("w", "float32" if spec.x_dtype == "float32" else "int8", spec.w_size)

@@ -22,6 +22,7 @@ from irc.backends.tvm.plan.kinds import dequantized, is_weight, kind_of
 from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.tiles import choose_order, choose_tile
+from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View
 from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Operand
 from irc.ir.graph import Node
@@ -82,7 +83,7 @@ def conv_demand(p: Planner, node: Node, index: int) -> Demand | None:
     g = _geometry(node)
     top, left, bottom, right = g.pads
     found = dequantized(node.need(0)) if integer_weights(node) is not None else None
-    dtype = "float32" if found is None else "uint8"
+    dtype = "float32" if found is None else storage_dtype(found[0].dtype)
     channels = shape[1] // node.get_int("group", 1)
     extra = 0
     if kind_of(node) == "linear" and node.get_int("group", 1) == 1:
@@ -114,10 +115,6 @@ def lower_conv(p: Planner, region: Region) -> None:
     node = region.root
     integer = integer_weights(node)
     groups = node.get_int("group", 1)
-    if integer is not None and kind_of(node) == "linear" and groups > 1:
-        channels = node.need(0).static_shape()[1] // groups
-        if channels % step_channels("uint8", p.target):
-            integer = None  # a group's channels do not fill a dot product: computed in float32
     if kind_of(node) == "depthwise":
         _lower_depthwise(p, region, integer)
     else:
@@ -173,7 +170,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     out = p.output_view(region.output, (0, 2, 1) if rank == 3 else (0, 2, 3, 1), innermost=1)
     w = integer.w if integer is not None else float_weights(node.need(1)).astype(np.float32)
     w = w.reshape(w.shape[0], w.shape[1], *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
-    step = step_channels(x.dtype, p.target)
+    step = step_channels(x.dtype, p.target, w.shape[3] if groups > 1 else 0)  # groups lie side by side: no padding
     ic = -(-w.shape[3] // step) * step
     w = np.pad(w, ((0, 0), (0, 0), (0, 0), (0, ic - w.shape[3])))
     per_group = w.shape[0] // groups
