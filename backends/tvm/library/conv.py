@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import te, tirx
@@ -78,7 +78,7 @@ def padded(x: Tensor, w: Window, value: Expr) -> Tensor:
         inside = [tirx.all(s >= 0, s < d) for s, d in zip(source, shape[2:], strict=True)]
         return tirx.if_then_else(tirx.all(*inside), element(x, [*i[:2], *source]), value)
 
-    return compute(new, formula, "pad")
+    return compute(new, formula, "keep_pad")
 
 
 def convolve(x: Tensor, weight: Tensor, w: Window, group: int, dtype: str) -> Tensor:
@@ -87,6 +87,7 @@ def convolve(x: Tensor, weight: Tensor, w: Window, group: int, dtype: str) -> Te
     outputs, depth, *kernel = shape_of(weight)
     if channels != depth * group:
         raise Refused(f"{channels} channels in {group} groups do not fit a weight of depth {depth}")
+    exact, w = w, _in_whole_vectors(w)
     source = padded(x, w, const(0, dtype_of(x)))
     inner = [te.reduce_axis((0, d), name="k") for d in (depth, *kernel)]
 
@@ -97,7 +98,19 @@ def convolve(x: Tensor, weight: Tensor, w: Window, group: int, dtype: str) -> Te
         b = element(weight, [i[1], *(k.var for k in inner)])
         return te.sum(cast(a, dtype) * cast(b, dtype), axis=inner)
 
-    return compute((n, outputs, *w.output), formula, "spread_conv")
+    total = compute((n, outputs, *w.output), formula, "spread_conv")
+    if w is exact:
+        return total
+    return compute((n, outputs, *exact.output), lambda *i: element(total, i), "crop")
+
+
+def _in_whole_vectors(w: Window) -> Window:
+    """The window with some more columns of output, and the padding that they read, up to a multiple of 8."""
+    extra = -w.output[-1] % 8
+    if not extra or w.output[-1] < 6:
+        return w
+    after = (*w.after[:-1], w.after[-1] + extra * w.strides[-1])
+    return replace(w, after=after, output=(*w.output[:-1], w.output[-1] + extra))
 
 
 def conv(op: Op) -> list[Tensor]:
@@ -191,6 +204,7 @@ def transposed_convolution(
     steps = [r // s + 1 for r, s in zip(reach, strides, strict=True)]  # taps of a phase along each axis
     low = [b // s for b, s in zip(before, strides, strict=True)]  # the first q of any output
     rows = [(o - 1 + b) // s - lo + 1 for o, b, s, lo in zip(output, before, strides, low, strict=True)]
+    rows[-1] += -rows[-1] % 8 if rows[-1] >= 6 else 0  # whole vectors
     source = _surrounded(x, [t - 1 - lo for t, lo in zip(steps, low, strict=True)], rows, low)
     taps = _spread_kernel(weight, [t * s for t, s in zip(steps, strides, strict=True)], dilations)
     inner = [te.reduce_axis((0, d), name="k") for d in (depth, *steps)]

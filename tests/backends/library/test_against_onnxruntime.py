@@ -24,6 +24,10 @@ def floats(*values: float) -> Const:
 CASES = {
     "conv_groups": ("Conv", [f(1, 6, 9, 8), f(4, 3, 3, 2), f(4)], {"group": 2, "strides": [2, 1], "dilations": [1, 2]}),
     "conv_same_lower": ("Conv", [f(1, 2, 7, 7), f(3, 2, 4, 4)], {"auto_pad": "SAME_LOWER", "strides": [2, 3]}),
+    "conv_tiled": ("Conv", [f(1, 5, 7, 30), f(12, 5, 3, 3), f(12)], {"pads": [1, 1, 1, 1]}),
+    "conv_tiled_groups": ("Conv", [f(2, 8, 4, 33), f(20, 2, 1, 4)], {"group": 4, "strides": [1, 2]}),
+    "conv_transpose_tiled": ("ConvTranspose", [f(1, 6, 5, 11), f(6, 4, 4, 4)], {"strides": [2, 2], "pads": [1] * 4}),
+    "matmul_tiled": ("MatMul", [f(3, 10, 24), f(24, 48)], {}),
     "conv_1d": ("Conv", [f(2, 3, 17), f(4, 3, 5), f(4)], {"pads": [3, 1]}),
     "conv_3d": ("Conv", [f(1, 2, 5, 6, 4), f(3, 2, 2, 3, 2)], {"pads": [1, 0, 1, 0, 1, 0]}),
     "conv_depthwise": ("Conv", [f(1, 8, 9, 9), f(8, 1, 3, 3), f(8)], {"group": 8, "pads": [1, 1, 1, 1]}),
