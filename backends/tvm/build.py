@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from irc.backends.tvm.workers import Compiler, kernel_error
 from irc.errors import ShapeError, UnsupportedError
 from irc.ir.clone import clone
 from irc.ir.graph import Graph, Model, Value
+from irc.ir.types import TensorType
 from irc.targets.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -40,11 +42,13 @@ def build_program(
     cache_dir: Path | None = None,
     workers: int | None = None,
     progress: Progress = _quiet,
+    compiler: Compiler | None = None,
 ) -> Program:
     """Compile `model` (static shapes, cleaned) for `target`.
 
-    `cache_dir` None compiles everything anew. Raises ShapeError for unknown shapes, UnsupportedError with every node
-    that has no kernel, InternalError with a reproducer where a kernel cannot be compiled.
+    `cache_dir` None compiles everything anew. `compiler`: running workers for the same target, to be used (with
+    their cache) instead of new ones; they go on running. Raises ShapeError for unknown shapes, UnsupportedError with
+    every node that has no kernel, InternalError with a reproducer where a kernel cannot be compiled.
     """
     _require_shapes(model)
     _refuse_unsupported(model.graph)
@@ -53,34 +57,47 @@ def build_program(
     plan = make_plan(clone(model).graph, target)
     progress("plan", 1, 1)
     keys = _keys(plan, target)
-    with Compiler(target, Cache(cache_dir), workers or default_workers()) as compiler:
-        kernels = _compile(plan, keys, compiler, progress)
+    with _running(compiler, target, cache_dir, workers or default_workers()) as running:
+        kernels = _compile(plan, keys, running, progress)
     return _assemble(name, target, ports, plan, keys, kernels)
 
 
-def assemble_glue(text: str, target: Target, *, cache_dir: Path | None = None) -> bytes:
-    """LLVM IR text -> object, in a worker, cached."""
+@contextmanager
+def _running(compiler: Compiler | None, target: Target, cache_dir: Path | None, workers: int) -> Iterator[Compiler]:
+    if compiler is not None:
+        yield compiler
+        return
+    with Compiler(target, Cache(cache_dir), workers) as made:
+        yield made
+
+
+def assemble_glue(
+    text: str, target: Target, *, cache_dir: Path | None = None, compiler: Compiler | None = None
+) -> bytes:
+    """LLVM IR text -> object, in a worker, cached. `compiler` as for `build_program`."""
     digest = hashlib.sha256("\n".join(("glue", target.key, code_digest(), text)).encode()).hexdigest()
-    with Compiler(target, Cache(cache_dir), 1) as compiler:
+    with _running(compiler, target, cache_dir, 1) as running:
         request = {"kind": "assemble", "text": text}
-        done, failed = compiler.compile({digest: request}, _quiet, lambda k: "glue")
+        done, failed = running.compile({digest: request}, _quiet, lambda k: "glue")
         if failed:
-            raise kernel_error("entry points", request, compiler.target_text, failed[digest])
+            raise kernel_error("entry points", request, running.target_text, failed[digest])
         return done[digest].data
 
 
 def _require_shapes(model: Model) -> None:
-    for node in model.graph.nodes:
-        for value in node.outputs:
-            if value.shape is None or not value.shape.is_static:
-                if value.uses or value.is_output:
-                    raise ShapeError(
-                        f"the shape of '{value.name}' is not known",
-                        where=f"{model.name}: {node.label}",
-                        expected="static shapes",
-                        got=str(value.type),
-                        hint="--shape INPUT=1x3x224x224 or --dim NAME=VALUE",
-                    )
+    values = [(f"input '{v.name}'", v) for v in model.graph.inputs]
+    values += [(n.label, v) for n in model.graph.nodes for v in n.outputs if v.uses or v.is_output]
+    for where, value in values:
+        known = isinstance(value.type, TensorType) and value.shape is not None and value.shape.is_static
+        if known or (value.type is not None and not isinstance(value.type, TensorType)):
+            continue  # what is no tensor is refused as such
+        raise ShapeError(
+            f"the shape of '{value.name}' is not known",
+            where=f"{model.name}: {where}",
+            expected="static shapes",
+            got=str(value.type),
+            hint="--shape INPUT=1x3x224x224 or --dim NAME=VALUE",
+        )
 
 
 def _refuse_unsupported(graph: Graph) -> None:

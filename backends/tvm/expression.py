@@ -126,3 +126,18 @@ class ExpressionBuilder:
         return tuple(
             Instr(n.op, n.dtype, tuple(place[a] for a in n.args), n.params) for n in (self.instrs[i] for i in order)
         )
+
+
+SCALAR_ONLY = frozenset(
+    [
+        *("table", "log", "softplus", "pow", "mod"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    ]
+)
+"""Operations that exist for single elements only (lookups, libm). Elementwise kernels and reductions can be scalar;
+others never hold them."""
+
+
+def needs_scalar(expression: Expression) -> bool:
+    """Whether some instruction exists for single elements only."""
+    return any(i.op in SCALAR_ONLY for i in expression)

@@ -16,6 +16,9 @@ from irc.backends.tvm.expression import Expression, Instr
 from irc.targets.target import Target
 
 Strides = tuple[int, ...]
+Order = Literal["rows", "channels"]
+RowKind = Literal["softmax", "log_softmax", "layer_norm", "rms_norm"]
+ReduceKind = Literal["sum", "max", "min", "prod"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class LinearSpec:
     w_rows: int = 0
     sum_x: bool = False
     tile: tuple[int, int, int] = (1, 4, 2)  # rows, columns, vectors of channels
-    order: Literal["rows", "channels"] = "rows"
+    order: Order = "rows"
     x_size: int = 0
     y_size: int = 0
     w_size: int = 0
@@ -134,7 +137,7 @@ class RowsSpec:
     `shape` are the row dimensions; strides over them. `expression` is applied to the normalized value.
     """
 
-    kind: Literal["softmax", "log_softmax", "layer_norm", "rms_norm"]
+    kind: RowKind
     x_dtype: str
     y_dtype: str
     shape: tuple[int, ...]
@@ -154,7 +157,7 @@ class ReduceSpec:
     """Reduction of `reduced` dimensions of x, for every element of `shape`. The innermost kept or reduced dimension is
     vectorized when contiguous. `prologue` maps each element first (its operand 0), `expression` the result."""
 
-    kind: Literal["sum", "max", "min", "prod"]
+    kind: ReduceKind
     x_dtype: str
     y_dtype: str
     shape: tuple[int, ...]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
-from irc.backends.tvm.expression import Expression, Instr
+from irc.backends.tvm.expression import Expression, Instr, needs_scalar
 from irc.backends.tvm.kernels.builder import (
     Expr,
     KernelBuilder,
@@ -238,33 +238,6 @@ def _library(op: str, x: Expr, dtype: str, lanes: int) -> Expr:
         decay = tirx.call_pure_extern(dtype, "exp" + suffix, tirx.Min(x, -x))
         return tirx.Max(x, tirx.const(0.0, dtype)) + tirx.call_pure_extern(dtype, "log1p" + suffix, decay)
     return tirx.call_pure_extern(dtype, op + suffix, x)
-
-
-SCALAR_ONLY = frozenset(
-    [
-        "table",
-        "log",
-        "softplus",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "pow",
-        "mod",
-    ]
-)
-
-
-def needs_scalar(expression: Expression) -> bool:
-    """Whether some instruction exists for single elements only (libm)."""
-    return any(i.op in SCALAR_ONLY for i in expression)
 
 
 def _is_nan(x: Expr, lanes: int) -> Expr:

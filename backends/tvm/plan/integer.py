@@ -137,7 +137,7 @@ def fuse_quantize(region: Region, bias: Array | None) -> FusedQuantize:
     at, current = 1, region.root.output
     if at < len(nodes) and nodes[at].is_op("Add") and len(current.users) == 1:
         other = next((v for v in nodes[at].inputs if v is not None and v is not current), None)
-        channels = _channel_vector(other, nodes[at]) if other is not None else None
+        channels = _channel_vector(other, region.root) if other is not None else None
         if channels is not None:
             bias = channels if bias is None else bias + channels
             current, at = nodes[at].output, at + 1
@@ -169,26 +169,20 @@ def fuse_quantize(region: Region, bias: Array | None) -> FusedQuantize:
             return otherwise
         return int(np.clip(np.rint(np.float32(bound) / np.float32(scale)) + zero, info.min, info.max))
 
-    return FusedQuantize(
-        at + 1, bias, scale, zero, level(low, int(info.min)), level(high, int(info.max)), dtype
-    )
+    return FusedQuantize(at + 1, bias, scale, zero, level(low, int(info.min)), level(high, int(info.max)), dtype)
 
 
-def _channel_vector(value: Value, add: Node) -> Array | None:
-    """A constant that only varies along the channels of `add`'s output (dimension 1 of images, the last of others)."""
+def _channel_vector(value: Value, root: Node) -> Array | None:
+    """A constant that only varies along the channels of `root`'s output (dimension 1 of images, the last of others)."""
     if not is_weight(value):
         return None
     data = float_weights(value).astype(np.float32)
-    shape = add.output.static_shape()
-    axis = 1 if add.need(0).producer is not None and _is_image(add) else len(shape) - 1
+    shape = root.output.static_shape()
+    axis = 1 if root.is_op("Conv") else len(shape) - 1
     full = (1,) * (len(shape) - data.ndim) + data.shape
     if any(d != 1 for i, d in enumerate(full) if i != axis):
         return None
     return np.broadcast_to(data.reshape(-1), (shape[axis],)).copy()
-
-
-def _is_image(add: Node) -> bool:
-    return any(v is not None and v.producer is not None and v.producer.is_op("Conv") for v in add.inputs)
 
 
 _BIAS_LIMIT = 2.0**30

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from irc.backends.tvm.plan.translate import builder_of, quantization
+from irc.backends.tvm.plan.window import all_inside_padding, two, window
+from irc.backends.tvm.specs import ReduceKind
 from irc.ir.graph import Node, Value
 from irc.ir.types import DType
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-_REDUCTIONS = {
+REDUCTIONS: dict[str, ReduceKind] = {
     "ReduceSum": "sum",
     "ReduceMean": "sum",
     "ReduceMax": "max",
@@ -17,6 +19,7 @@ _REDUCTIONS = {
     "ReduceL1": "sum",
     "ReduceL2": "sum",
 }
+_WIDEST_ROW = 16384  # elements: row kernels keep one row on the stack
 
 
 def kind_of(node: Node) -> str:
@@ -37,7 +40,7 @@ def kind_of(node: Node) -> str:
         return "pool"
     if node.is_op("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization") and _is_rows(node):
         return "rows"
-    if node.op_type in _REDUCTIONS and node.domain == "" and _is_reduce(node):
+    if node.op_type in REDUCTIONS and node.domain == "" and _is_reduce(node):
         return "reduce"
     if builder_of(node) is not None:
         return "elementwise"
@@ -119,6 +122,11 @@ def _is_pool(node: Node) -> bool:
         return False
     if node.op_type == "MaxPool":
         return x.dtype in (DType.FLOAT, DType.UINT8, DType.INT8)
+    if node.op_type == "AveragePool" and node.get_int("count_include_pad", 0):
+        spatial, out = x.static_shape()[2:], node.output.static_shape()[2:]
+        g = window(node, spatial, node.get_ints("kernel_shape"))
+        if not all_inside_padding(g, two(spatial), two(out)):
+            return False  # the last window's divisor is a number of its own
     return x.dtype is DType.FLOAT
 
 
@@ -127,6 +135,8 @@ def _is_rows(node: Node) -> bool:
     if x.dtype is not DType.FLOAT or x.shape is None or x.shape.rank == 0 or len(node.outputs) > 1:
         return False
     axis = node.get_int("axis", -1) % x.shape.rank
+    if x.static_shape()[axis] > _WIDEST_ROW:
+        return False
     return axis == x.shape.rank - 1 or node.op_type in ("Softmax", "LogSoftmax")
 
 
@@ -137,6 +147,3 @@ def _is_reduce(node: Node) -> bool:
     if node.op_type in ("ReduceMean", "ReduceL2", "ReduceL1", "ReduceSumSquare"):
         return x.dtype is DType.FLOAT
     return x.dtype in (DType.FLOAT, DType.INT32)
-
-
-REDUCTIONS = _REDUCTIONS

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,54 +17,17 @@ from irc.backends.tvm.plan.integer import (
     integer_weights,
     start_sum,
 )
-from irc.backends.tvm.plan.kinds import dequantized, is_weight, kind_of
+from irc.backends.tvm.plan.kinds import dequantized, kind_of
 from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear
+from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.tiles import choose_order, choose_tile
 from irc.backends.tvm.plan.translate import storage_dtype
-from irc.backends.tvm.plan.views import View
+from irc.backends.tvm.plan.views import View, strides_in_order
+from irc.backends.tvm.plan.window import Window, two, window
 from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Operand
-from irc.ir.graph import Node
+from irc.ir.graph import Node, Value
 from irc.ir.types import Array
-
-if TYPE_CHECKING:
-    from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
-
-
-@dataclass(frozen=True)
-class Window:
-    """Geometry of a convolution with two spatial dimensions (a 1-D one has height 1)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    pads: tuple[int, int, int, int]  # top, left, bottom, right
-
-
-def window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
-    rank = len(spatial)
-    strides = node.get_ints("strides", (1,) * rank)
-    dilations = node.get_ints("dilations", (1,) * rank)
-    pads = node.get_ints("pads", (0,) * (2 * rank))
-    auto = node.get_str("auto_pad", "NOTSET")
-    if auto.startswith("SAME"):
-        before, after = [], []
-        for size, k, s, d in zip(spatial, kernel, strides, dilations, strict=True):
-            total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-            small = total // 2
-            before.append(small if auto == "SAME_UPPER" else total - small)
-            after.append(total - before[-1])
-        pads = (*before, *after)
-    elif auto == "VALID":
-        pads = (0,) * (2 * rank)
-    if rank == 1:
-        return Window((1, kernel[0]), (1, strides[0]), (1, dilations[0]), (0, pads[0], 0, pads[1]))
-    return Window(
-        (kernel[0], kernel[1]),
-        (strides[0], strides[1]),
-        (dilations[0], dilations[1]),
-        (pads[0], pads[1], pads[2], pads[3]),
-    )
 
 
 def _geometry(node: Node) -> Window:
@@ -75,19 +37,17 @@ def _geometry(node: Node) -> Window:
 
 def conv_demand(p: Planner, node: Node, index: int) -> Demand | None:
     """What a Conv wants of its data input: None for other operators, other inputs, or when nothing is special."""
-    from irc.backends.tvm.plan.planner import Demand
-
     if index != 0 or not node.is_op("Conv") or kind_of(node) not in ("linear", "depthwise"):
         return None
     shape = node.need(0).static_shape()
     g = _geometry(node)
-    top, left, bottom, right = g.pads
     found = dequantized(node.need(0)) if integer_weights(node) is not None else None
     dtype = "float32" if found is None else storage_dtype(found[0].dtype)
     channels = shape[1] // node.get_int("group", 1)
     extra = 0
     if kind_of(node) == "linear" and node.get_int("group", 1) == 1:
         extra = -channels % step_channels(dtype, p.target)
+    top, left, bottom, right = (max(v, 0) for v in g.pads)  # negative pads crop
     spatial = ((left, right),) if len(shape) == 3 else ((top, bottom), (left, right))
     order = (0, 2, 1) if len(shape) == 3 else (0, 2, 3, 1)
     return Demand(order, ((0, 0), (0, extra), *spatial), float(found[2]) if found is not None else 0.0)
@@ -101,14 +61,8 @@ def _nhw(view: View) -> tuple[int, int, int]:
 
 def _first_tap(view: View, g: Window) -> View:
     """The view moved to the first element of the padded window."""
-    from dataclasses import replace
-
     _, sh, sw = _nhw(view)
     return replace(view, offset=view.offset - g.pads[0] * sh - g.pads[1] * sw)
-
-
-def _out_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    return (1, shape[2]) if len(shape) == 3 else (shape[2], shape[3])
 
 
 def lower_conv(p: Planner, region: Region) -> None:
@@ -122,8 +76,6 @@ def lower_conv(p: Planner, region: Region) -> None:
 
 
 def _source(p: Planner, node: Node, integer: IntegerWeights | None) -> View:
-    from irc.backends.tvm.plan.planner import Demand
-
     demand = conv_demand(p, node, 0)
     assert demand is not None
     value = node.need(0)
@@ -142,8 +94,6 @@ def _expression(
     compensation: Array | None,
     summed: bool = False,
 ) -> tuple[ExpressionBuilder, RegionOperands, int]:
-    from irc.backends.tvm.plan.planner import RegionOperands
-
     b, operands = ExpressionBuilder(), RegionOperands()
     fused = fuse_quantize(region, bias) if integer is not None else FusedQuantize(1, bias)
     start = start_sum(b, operands, integer, fused, compensation, summed=summed)
@@ -175,7 +125,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     w = np.pad(w, ((0, 0), (0, 0), (0, 0), (0, ic - w.shape[3])))
     per_group = w.shape[0] // groups
     lanes = lanes_of(p.target)
-    out_hw = _out_size(out_shape)
+    out_hw = two(out_shape[2:])
     x_strides, y_strides = _nhw(x), _nhw(out)
     compensation = None if integer is None else integer.compensation(g.kernel[0] * g.kernel[1] * ic)
     sums = integer is not None and integer.weight_zero is not None
@@ -210,7 +160,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         0,
         sums,
         (tile.rows, tile.columns, tile.vectors),
-        order,  # type: ignore[arg-type]  # one of two words
+        order,
         x.extent,
         out.extent,
         weights.extent,
@@ -218,10 +168,10 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     macs = math.prod(out_shape) * g.kernel[0] * g.kernel[1] * (node.need(1).static_shape()[1])
     args = [p.pointer(v) for v in (x, weights, *views, out)]
     p.call(spec, args, (out.storage,), region.label, macs=macs)
-    finish_output(p, region, out)
+    p.views[id(region.output)] = out
 
 
-def _broadcast(value: object, rank: int) -> object:
+def _broadcast(value: Value | Array, rank: int) -> Value | Array:
     """Per-channel arrays made by the plan get the rank of the image."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return _channel_array(value, rank)
@@ -233,8 +183,6 @@ def _channel_ready(p: Planner, view: View) -> View:
     if view.strides[1] in (0, 1) or view.shape[1] == 1:
         return view
     order = (0, 2, 1) if len(view.shape) == 3 else (0, 2, 3, 1)
-    from irc.backends.tvm.plan.views import strides_in_order
-
     made = View(
         p.new_storage(view.dtype, math.prod(view.shape)), view.dtype, view.shape, strides_in_order(view.shape, order)
     )
@@ -277,8 +225,8 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
     by_rows = depthwise_rows(x.dtype, w.dtype.name, p.target)
     weights = p.constant(pack_depthwise(w.reshape(channels, *g.kernel), lanes, by_rows), node.need(1).name)
     b, operands, result = _expression(p, region, integer, _bias(node), compensation)
-    views = [_channel_ready(p, p.operand_view(_broadcast(v, rank), out_shape)) for v in operands.values]  # type: ignore[arg-type]  # value or array
-    out_hw = _out_size(out_shape)
+    views = [_channel_ready(p, p.operand_view(_broadcast(v, rank), out_shape)) for v in operands.values]
+    out_hw = two(out_shape[2:])
     vectors = max(channels // lanes, 1)
     per_tile = min(vectors, 4 if by_rows == 1 else p.target.vector_registers // 16)
     columns = max(1, min(out_hw[1], (p.target.vector_registers // (2 if by_rows != 2 else 4)) // per_tile))
@@ -303,12 +251,4 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
     args = [p.pointer(v) for v in (x, weights, *views, out)]
     macs = math.prod(out_shape) * g.kernel[0] * g.kernel[1]
     p.call(spec, args, (out.storage,), region.label, macs=macs)
-    finish_output(p, region, out)
-
-
-def finish_output(p: Planner, region: Region, out: View) -> None:
-    """Record where the region's output lies."""
     p.views[id(region.output)] = out
-
-
-__all__ = ["Window", "conv_demand", "finish_output", "is_weight", "lower_conv", "window"]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.plan.kinds import REDUCTIONS, dequantized
-from irc.backends.tvm.plan.lower_conv import _channel_ready, _nhw, _out_size, window
+from irc.backends.tvm.plan.lower_conv import _channel_ready, _nhw
 from irc.backends.tvm.plan.planner import Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, row_major
+from irc.backends.tvm.plan.window import all_inside, two, window
 from irc.backends.tvm.reference import evaluate
-from irc.backends.tvm.specs import Operand, PoolSpec, ReduceSpec, RowsSpec
+from irc.backends.tvm.specs import Operand, PoolSpec, ReduceSpec, RowKind, RowsSpec
 from irc.ir.graph import Node, Value
 from irc.ir.types import Array
 
@@ -31,12 +31,15 @@ def lower_pool(p: Planner, region: Region) -> None:
     x = p.view(x_value)
     if x.strides[1] != 1 and x.shape[1] != 1:
         x = p.ordered(x_value, order)
-    image = _out_size(shape)
+    image = two(shape[2:])
     is_global = node.op_type.startswith("Global")
     g = window(node, shape[2:], shape[2:] if is_global else node.get_ints("kernel_shape"))
     maximum = node.op_type in ("MaxPool", "GlobalMaxPool")
     b, operands = ExpressionBuilder(), RegionOperands()
-    start = _pool_start(b, node, found, x.dtype, maximum, g.kernel, is_global)
+    if maximum:
+        start = _maximum(b, found, x.dtype)
+    else:
+        start = _average(b, node, found, math.prod(g.kernel), all_inside(g, image, two(node.output.static_shape()[2:])))
     result = p.translate(region, b, operands, start)
     out_shape = region.output.static_shape()
     out = p.output_view(region.output, order, innermost=1)
@@ -47,7 +50,7 @@ def lower_pool(p: Planner, region: Region) -> None:
         out.dtype,
         shape[0],
         image,
-        _out_size(out_shape),
+        two(out_shape[2:]),
         g.kernel,
         shape[1],
         _nhw(x),
@@ -64,39 +67,40 @@ def lower_pool(p: Planner, region: Region) -> None:
     p.views[id(region.output)] = out
 
 
-def _pool_start(
-    b: ExpressionBuilder,
-    node: Node,
-    found: tuple[Value, float, int] | None,
-    dtype: str,
-    maximum: bool,
-    kernel: tuple[int, int],
-    is_global: bool,
-) -> int:
-    """From the window's maximum or sum to the value of the pooling operator."""
-    if maximum:
-        acc = b.add("accumulator", dtype)
-        return acc if found is None else b.dequantize(acc, found[1], found[2])
-    padded = bool(node.get_int("count_include_pad", 0)) or is_global or not any(node.get_ints("pads"))
-    padded = padded and not node.get_int("ceil_mode", 0) and node.get_str("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    full = kernel[0] * kernel[1]
-    count = b.constant(float(full), "float32") if padded else b.operand(-1, "float32")
+def _maximum(b: ExpressionBuilder, found: tuple[Value, float, int] | None, dtype: str) -> int:
+    acc = b.add("accumulator", dtype)
+    return acc if found is None else b.dequantize(acc, found[1], found[2])
+
+
+def _average(b: ExpressionBuilder, node: Node, found: tuple[Value, float, int] | None, full: int, inside: bool) -> int:
+    """From the window's sum to its mean. `inside`: no window leaves the image, so all have `full` places there.
+
+    The kernel sums the places inside the image only; operand -1 is their number. `count_include_pad` divides by `full`
+    all the same (kinds.py sees to it that no such window leaves the padded image).
+    """
+    places = b.constant(float(full), "float32") if inside else b.operand(-1, "float32")
+    fixed = inside or bool(node.get_int("count_include_pad", 0))
     if found is None:
-        acc = b.add("accumulator", "float32")
-        if padded:
-            return b.add("mul", "float32", acc, b.constant(1.0 / full, "float32"))
-        return b.add("div", "float32", acc, count)
-    _, scale, zero = found
-    acc = b.add("cast", "float32", b.add("accumulator", "int32"))
-    if padded and zero == 0:
-        return b.add("scale", "float32", acc, b.constant(scale / full, "float32"))
-    # sum(q - z) * scale / n, where q outside the image counts as z
-    if padded:
-        shifted = b.add("sub", "float32", acc, b.constant(float(full * zero), "float32"))
-        return b.add("scale", "float32", shifted, b.constant(scale / full, "float32"))
-    less = b.add("scale", "float32", count, b.constant(float(zero), "float32"))
-    mean = b.add("div", "float32", b.add("sub", "float32", acc, less), count)
-    return b.add("scale", "float32", mean, b.constant(scale, "float32"))
+        total, scale = b.add("accumulator", "float32"), 1.0
+    else:
+        total, scale = b.add("cast", "float32", b.add("accumulator", "int32")), found[1]
+        if found[2] != 0 and inside:  # sum of q - z
+            total = b.add("sub", "float32", total, b.constant(float(full * found[2]), "float32"))
+        elif found[2] != 0:
+            zeros = b.add("scale", "float32", places, b.constant(float(found[2]), "float32"))
+            total = b.add("sub", "float32", total, zeros)
+    if fixed:
+        return b.add("scale" if found else "mul", "float32", total, b.constant(scale / full, "float32"))
+    mean = b.add("div", "float32", total, places)
+    return mean if found is None else b.add("scale", "float32", mean, b.constant(scale, "float32"))
+
+
+_ROW_KINDS: dict[str, RowKind] = {
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "LayerNormalization": "layer_norm",
+    "RMSNormalization": "rms_norm",
+}
 
 
 def lower_rows(p: Planner, region: Region) -> None:
@@ -126,14 +130,8 @@ def lower_rows(p: Planner, region: Region) -> None:
     views = [p.operand_view(v, out_shape).transposed(order) for v in operands.values]
     views = [v if v.strides[-1] in (0, 1) else _copied(p, v) for v in views]
     written = out.transposed(order)
-    kinds = {
-        "Softmax": "softmax",
-        "LogSoftmax": "log_softmax",
-        "LayerNormalization": "layer_norm",
-        "RMSNormalization": "rms_norm",
-    }
     spec = RowsSpec(
-        kinds[node.op_type],  # type: ignore[arg-type]  # one of four words
+        _ROW_KINDS[node.op_type],
         x.dtype,
         out.dtype,
         x.shape[:-1],
@@ -199,7 +197,7 @@ def lower_reduce(p: Planner, region: Region) -> None:
     ]
     reduced = sorted(axes, key=lambda i: (-x.strides[i], i))
     spec = ReduceSpec(
-        REDUCTIONS[node.op_type],  # type: ignore[arg-type]  # one of four words
+        REDUCTIONS[node.op_type],
         x.dtype,
         out.dtype,
         tuple(x.shape[i] for i in inner_order),

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from irc.backends.tvm.expression import ExpressionBuilder
 from irc.backends.tvm.geometry import lanes_of, step_channels
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
-    IntegerWeights,
     float_weights,
     fuse_quantize,
     integer_weights,
@@ -22,15 +20,13 @@ from irc.backends.tvm.plan.integer import (
 )
 from irc.backends.tvm.plan.kinds import is_weight
 from irc.backends.tvm.plan.pack import pack_linear
+from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.tiles import choose_tile
 from irc.backends.tvm.plan.views import View, collapse, row_major
 from irc.backends.tvm.specs import LinearSpec, Operand
 from irc.ir.graph import Node, Value
 from irc.ir.types import Array
-
-if TYPE_CHECKING:
-    from irc.backends.tvm.plan.planner import Planner
 
 
 def lower_product(p: Planner, region: Region) -> None:
@@ -98,8 +94,6 @@ def _flatten_rows(p: Planner, view: View) -> View:
 
 def _pad_inner(p: Planner, view: View, step: int, fill: float) -> View:
     """[rows, k] with k a multiple of `step`; the rest filled."""
-    from irc.backends.tvm.plan.planner import Demand
-
     extra = -view.shape[1] % step
     if not extra:
         return view
@@ -125,18 +119,18 @@ def _constant_weights(p: Planner, region: Region) -> None:
     rows = x.shape[0]
     sums = integer is not None and integer.weight_zero is not None
     b = ExpressionBuilder()
-    operands, start, skip = _start(b, region, integer, bias, inner_padded, sums)
+    fused = FusedQuantize(1, bias)
+    if integer is not None and added is None:  # a computed C comes before everything that follows
+        fused = fuse_quantize(region, bias)
+    operands = RegionOperands()
+    compensation = None if integer is None else integer.compensation(inner_padded)
+    start = start_sum(b, operands, integer, fused, compensation, summed=sums)
     if added is not None:
         start = _add_c(b, operands, start, added, beta)
-    result = p.translate(region, b, operands, start, skip)
+    result = p.translate(region, b, operands, start, fused.skip)
     out_shape = region.output.static_shape()
-    out = p.output_view(region.output, range(len(out_shape)), innermost=len(out_shape) - 1 if out_shape else None)
-    squeezed = len(node.need(1).static_shape()) == 1
-    flat = out.reshaped((rows, columns))
-    if flat is None or (flat.strides[1] != 1 and columns > 1):
-        raise ValueError(f"{node.label}: its output has no two-dimensional form")
-    target_shape = (*out_shape, 1) if squeezed else out_shape
-    views = [_operand_rows(p, v, target_shape, rows, columns) for v in operands.values]
+    out, flat = _output_rows(p, region.output, rows, columns)
+    views = [_operand_rows(p, v, out_shape, rows, columns) for v in operands.values]
     lanes = lanes_of(p.target)
     vectors = -(-columns // lanes)
     uops = 1.0 if x.dtype == "float32" or p.target.dot in ("vpdpbusd", "sdot") else 2.0
@@ -171,23 +165,19 @@ def _constant_weights(p: Planner, region: Region) -> None:
     p.views[id(region.output)] = out
 
 
-def _start(
-    b: ExpressionBuilder,
-    region: Region,
-    integer: IntegerWeights | None,
-    bias: Array | None,
-    inner: int,
-    sums: bool,
-):  # type: ignore[no-untyped-def]  # (operands, instruction, nodes covered)
-    from irc.backends.tvm.plan.planner import RegionOperands
-
-    operands = RegionOperands()
-    fused = fuse_quantize(region, bias) if integer is not None else FusedQuantize(1, bias)
-    compensation = None if integer is None else integer.compensation(inner)
-    return operands, start_sum(b, operands, integer, fused, compensation, summed=sums), fused.skip
+def _output_rows(p: Planner, value: Value, rows: int, columns: int) -> tuple[View, View]:
+    """Where `value` will lie, and that seen as [rows, columns] with columns contiguous."""
+    shape = value.static_shape()
+    out = p.output_view(value, range(len(shape)), innermost=len(shape) - 1 if shape else None)
+    flat = out.reshaped((rows, columns))
+    if flat is None or (flat.strides[1] != 1 and columns > 1):  # a reader wants rows in another order
+        out = View(p.new_storage(out.dtype, math.prod(shape)), out.dtype, shape, row_major(shape))
+        flat = out.reshaped((rows, columns))
+        assert flat is not None
+    return out, flat
 
 
-def _add_c(b: ExpressionBuilder, operands, start: int, value: Value, beta: float) -> int:  # type: ignore[no-untyped-def]
+def _add_c(b: ExpressionBuilder, operands: RegionOperands, start: int, value: Value, beta: float) -> int:
     c = b.operand(operands.number(value), "float32")
     if beta != 1.0:
         c = b.add("mul", "float32", c, b.constant(beta, "float32"))
@@ -197,19 +187,13 @@ def _add_c(b: ExpressionBuilder, operands, start: int, value: Value, beta: float
 def _operand_rows(p: Planner, value: Value | Array, shape: Sequence[int], rows: int, columns: int) -> View:
     """An operand broadcast to the output and seen as [rows, columns] with column stride 0 or 1."""
     view = p.operand_view(value, shape)
-    flat = view.reshaped((rows, columns)) if not _mixed(view) else None
-    if flat is None or flat.strides[1] not in (0, 1):
+    flat = view.reshaped((rows, columns))
+    if flat is None or (flat.strides[1] not in (0, 1) and columns > 1):
         made = View(p.new_storage(view.dtype, math.prod(shape)), view.dtype, tuple(shape), row_major(shape))
         p.copy(view, made, "reorder")
         flat = made.reshaped((rows, columns))
         assert flat is not None
     return flat
-
-
-def _mixed(view: View) -> bool:
-    """Whether broadcast row dimensions hide others, so that rows have no single stride."""
-    rows = [(d, s) for d, s in zip(view.shape[:-1], view.strides[:-1], strict=True) if d != 1]
-    return len({s == 0 for _, s in rows}) > 1
 
 
 def _computed_weights(p: Planner, region: Region) -> None:
@@ -224,14 +208,15 @@ def _computed_weights(p: Planner, region: Region) -> None:
     x, w = x.broadcast_to((*batch, rows, inner)), w.broadcast_to((*batch, inner, columns))
     bias, added = _gemm_bias(node, columns)
     b = ExpressionBuilder()
-    operands, start, skip = _start(b, region, None, None, inner, False)
+    operands = RegionOperands()
+    start = b.add("accumulator", "float32")
     if alpha != 1.0:
         start = b.add("mul", "float32", start, b.constant(alpha, "float32"))
     if bias is not None:
         start = b.add("add", "float32", start, b.operand(operands.number(bias), "float32"))
     if added is not None:
         start = _add_c(b, operands, start, added, beta)
-    expression = b.finish(p.translate(region, b, operands, start, skip))
+    expression = b.finish(p.translate(region, b, operands, start))
     out_shape = region.output.static_shape()
     full = (*batch, rows, columns)
     out = p.output_view(region.output, range(len(out_shape)), innermost=len(out_shape) - 1 if out_shape else None)
@@ -263,10 +248,9 @@ def _computed_weights(p: Planner, region: Region) -> None:
             (1, 1),
             expression,
             tuple(
-                Operand(v.dtype, (*padded[3 + i], 0, v.strides[-2], v.strides[-1]), v.extent)
-                for i, v in enumerate(e_i)
+                Operand(v.dtype, (*padded[3 + i], 0, v.strides[-2], v.strides[-1]), v.extent) for i, v in enumerate(e_i)
             ),
-            w.strides[-2],
+            w.strides[-2] if inner > 1 else columns,  # 0 would mean packed
             False,
             (1, tile.columns, tile.vectors),
             "rows",
@@ -297,7 +281,8 @@ def _second_factor(p: Planner, node: Node, gemm: bool) -> View:
     if gemm and node.get_int("transB", 0):
         view = view.transposed((1, 0))
     own = p.storages[view.storage].kind == "workspace"
-    if own and (view.strides[-1] == 1 or view.shape[-1] == 1):
+    repeated = view.strides[-2] == 0 and view.shape[-2] > 1
+    if own and not repeated and (view.strides[-1] == 1 or view.shape[-1] == 1):
         return view
     made = View(p.new_storage(view.dtype, math.prod(view.shape)), view.dtype, view.shape, row_major(view.shape))
     p.copy(view, made, "reorder")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from irc.backends.tvm.plan.kinds import kind_of
+from irc.backends.tvm.plan.empty import fold_empty
 from irc.backends.tvm.plan.lower_conv import lower_conv
 from irc.backends.tvm.plan.lower_library import lower_library
 from irc.backends.tvm.plan.lower_others import lower_elementwise, lower_pool, lower_reduce, lower_rows
@@ -52,13 +52,22 @@ _LOWERINGS: dict[str, Callable[[Planner, Region], None]] = {
 
 def make_plan(graph: Graph, target: Target) -> Plan:
     """Plan `graph` (static shapes). The graph is rewritten on the way: hand in a copy."""
+    fold_empty(graph)
     normalize(graph, target)
     planner = Planner(graph, target)
     for region in find_regions(graph):
         planner.origin = region.origin
+        if _is_empty(region):
+            continue
         _LOWERINGS[region.kind](planner, region)
     _finish_outputs(planner)
     return Plan(planner, planner.calls, planner.constants)
+
+
+def _is_empty(region: Region) -> bool:
+    """Whether the region computes no element at all."""
+    outputs = [v for v in region.root.outputs if v.uses or v.is_output] if len(region.nodes) == 1 else [region.output]
+    return all(math.prod(v.static_shape()) == 0 for v in outputs)
 
 
 def _finish_outputs(p: Planner) -> None:
@@ -72,6 +81,3 @@ def _finish_outputs(p: Planner) -> None:
         shape, dtype = value.static_shape(), storage_dtype(value.dtype)
         made = View(p.new_storage(dtype, math.prod(shape), "output", port), dtype, shape, row_major(shape))
         p.copy(view, made, "output")
-
-
-__all__ = ["Plan", "kind_of", "make_plan"]

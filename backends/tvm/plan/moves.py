@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from irc.backends.tvm.plan.views import View, row_major
 from irc.ir.graph import Node, Value
 
@@ -49,8 +47,12 @@ def _slice(node: Node, source: View, shape: tuple[int, ...]) -> View:
     rank = len(source.shape)
     starts = [int(v) for v in node.need(1).numpy().reshape(-1)]
     axes_value, steps_value = node.input(3), node.input(4)
-    axes = [int(v) % rank for v in axes_value.numpy().reshape(-1)] if axes_value is not None else list(range(len(starts)))
-    steps = [int(v) for v in steps_value.numpy().reshape(-1)] if steps_value is not None else [1] * len(starts)
+    axes = list(range(len(starts)))
+    if axes_value is not None:
+        axes = [int(v) % rank for v in axes_value.numpy().reshape(-1)]
+    steps = [1] * len(starts)
+    if steps_value is not None:
+        steps = [int(v) for v in steps_value.numpy().reshape(-1)]
     first, step = [0] * rank, [1] * rank
     for axis, start, stride in zip(axes, starts, steps, strict=True):
         size = source.shape[axis]
@@ -94,7 +96,3 @@ def lower_concat(p: Planner, node: Node) -> None:
         p.copy(view, out.sliced(starts, view.shape, [1] * len(out.shape)), "Concat")
         start += view.shape[axis]
     p.views[id(node.output)] = out
-
-
-def as_bytes(data: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any element type
-    return np.ascontiguousarray(data)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from irc.backends.tvm.plan.kinds import dequantized, is_view, kind_of
+from irc.backends.tvm.plan.kinds import dequantized, is_view, is_weight, kind_of
 from irc.backends.tvm.plan.translate import quantization
 from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import DType, TensorType
@@ -60,7 +60,7 @@ def _sink_dequantize(graph: Graph, node: Node) -> bool:
     first = found[0]
     if first is None or any(f is None or f[1:] != first[1:] or f[0].dtype is not first[0].dtype for f in found):
         return False
-    if any(v is not None and v.producer is not None and all(i is None or i.is_constant for i in v.producer.inputs) for v in data):
+    if any(v is not None and is_weight(v) for v in data):
         return False  # weights stay where they are
     producer = node.need(0).producer
     assert producer is not None

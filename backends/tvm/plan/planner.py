@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from irc.backends.tvm.expression import ExpressionBuilder
+from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.plan.integer import float_weights
 from irc.backends.tvm.plan.kinds import dequantized, is_weight
 from irc.backends.tvm.plan.moves import view_output
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import builder_of, data_inputs, storage_dtype
-from irc.backends.tvm.plan.views import Halo, Storage, View, collapse, row_major, strides_in_order
+from irc.backends.tvm.plan.views import Halo, Storage, StorageKind, View, collapse, row_major, strides_in_order
 from irc.backends.tvm.specs import ElementwiseSpec, FillSpec, Operand, Spec, Strides
 from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import Array
@@ -88,9 +88,9 @@ class Planner:
             self.views[id(value)] = View(storage, dtype, shape, row_major(shape))
 
     # Storage
-    def new_storage(self, dtype: str, elements: int, kind: str = "workspace", port: int = 0) -> int:
+    def new_storage(self, dtype: str, elements: int, kind: StorageKind = "workspace", port: int = 0) -> int:
         nbytes = elements * np.dtype(dtype).itemsize
-        self.storages.append(Storage(len(self.storages), kind, nbytes, port))  # type: ignore[arg-type]  # one of four words
+        self.storages.append(Storage(len(self.storages), kind, nbytes, port))
         return len(self.storages) - 1
 
     def constant(self, data: Array, name: str = "") -> View:
@@ -258,7 +258,7 @@ class Planner:
     def elementwise(
         self,
         out: View,
-        expression: tuple,  # type: ignore[type-arg]  # Expression; a tuple of instructions
+        expression: Expression,
         operands: Sequence[View],
         label: str,
         nodes: tuple[str, ...] | None = None,

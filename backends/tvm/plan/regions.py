@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irc.backends.tvm.expression import ExpressionBuilder, needs_scalar
 from irc.backends.tvm.plan.kinds import kind_of
-from irc.backends.tvm.plan.translate import builder_of, data_inputs
+from irc.backends.tvm.plan.translate import Build, builder_of, data_inputs, storage_dtype
 from irc.ir.graph import Graph, Node, Value
+from irc.ir.types import Shape
 
 _LIMIT = 32  # nodes looked at beyond the root
+_SCALAR_KINDS = ("elementwise", "reduce")  # kernels that can go element by element
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def _grow(graph: Graph, root: Node, kind: str, position: dict[int, int], taken: 
         if id(node) in seen:
             continue
         seen.add(id(node))
-        if builder_of(node) is None or node.output.shape != shape or not _ready(node, inside, root, position):
+        if not _joins(node, kind, shape) or not _ready(node, inside, root, position):
             if _stuck(node, inside):
                 break
             continue
@@ -91,6 +94,20 @@ def _grow(graph: Graph, root: Node, kind: str, position: dict[int, int], taken: 
         return None
     count, output = best
     return Region(kind, tuple(nodes[:count]), output)
+
+
+def _joins(node: Node, kind: str, shape: Shape | None) -> bool:
+    """Whether a kernel of this kind can compute `node` on its output's shape."""
+    build = builder_of(node)
+    if build is None or node.output.shape != shape:
+        return False
+    return kind in _SCALAR_KINDS or not _needs_scalar(node, build)
+
+
+def _needs_scalar(node: Node, build: Build) -> bool:
+    b = ExpressionBuilder()
+    args = [b.operand(i, storage_dtype(v.dtype)) for i, v in enumerate(data_inputs(node))]
+    return needs_scalar(b.finish(build(b, node, args, storage_dtype(node.output.dtype))))
 
 
 def _ids(nodes: list[Node]) -> set[int]:
@@ -116,10 +133,7 @@ def _stuck(node: Node, inside: dict[int, Value]) -> bool:
 
 def _ready(node: Node, inside: dict[int, Value], root: Node, position: dict[int, int]) -> bool:
     """Every other input exists without this region: it does not depend on the region's root."""
-    for value in data_inputs(node):
-        if id(value) not in inside and _depends(value, root, position):
-            return False
-    return True
+    return all(id(v) in inside or not _depends(v, root, position) for v in data_inputs(node))
 
 
 def _depends(value: Value, root: Node, position: dict[int, int]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irc.backends.tvm.specs import Order
 from irc.targets.target import Target
 
 _LATENCY = 4.0
@@ -68,7 +69,7 @@ def _cycles(
     return total
 
 
-def choose_order(target: Target, weight_bytes: int, activation_bytes: int, rows: int) -> str:
+def choose_order(target: Target, weight_bytes: int, activation_bytes: int, rows: int) -> Order:
     """ "rows": all weights pass once per row of the image, activations stay; "channels": the other way round."""
     if rows == 1:
         return "channels"

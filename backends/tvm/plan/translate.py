@@ -45,16 +45,18 @@ def _scalar(value: Value | None, default: float) -> float:
 
 
 def _clip(b: ExpressionBuilder, node: Node, args: Sequence[int], dtype: str) -> int:
-    low, high = _scalar(node.input(1), -math.inf), _scalar(node.input(2), math.inf)
     if dtype != "float32":
-        bounds = np.iinfo(np.dtype(dtype))
-        low, high = max(low, float(bounds.min)), min(high, float(bounds.max))
-        return b.add("clip", dtype, args[0], params=(int(low), int(high)))
+        whole = [None if v is None else int(v.numpy().reshape(-1)[0]) for v in (node.input(1), node.input(2))]
+        info = np.iinfo(np.dtype(dtype))
+        bounds = (info.min if whole[0] is None else whole[0], info.max if whole[1] is None else whole[1])
+        return b.add("clip", dtype, args[0], params=(int(bounds[0]), int(bounds[1])))
+    low, high = _scalar(node.input(1), -math.inf), _scalar(node.input(2), math.inf)
     return b.add("clip", dtype, args[0], params=(float(np.float32(low)), float(np.float32(high))))
 
 
 def _hard_sigmoid(b: ExpressionBuilder, x: int, alpha: float, beta: float) -> int:
-    line = b.add("add", "float32", b.add("mul", "float32", x, b.constant(alpha, "float32")), b.constant(beta, "float32"))
+    line = b.add("mul", "float32", x, b.constant(alpha, "float32"))
+    line = b.add("add", "float32", line, b.constant(beta, "float32"))
     return b.add("clip", "float32", line, params=(0.0, 1.0))
 
 
@@ -101,8 +103,8 @@ def _elu(b: ExpressionBuilder, node: Node, args: Sequence[int], dtype: str) -> i
 
 
 def _selu(b: ExpressionBuilder, node: Node, args: Sequence[int], dtype: str) -> int:
-    alpha, gamma = node.get_float("alpha", 1.67326319217681884765625), node.get_float("gamma", 1.05070102214813232421875)
-    return _elu_like(b, args[0], alpha, gamma)
+    alpha = node.get_float("alpha", 1.67326319217681884765625)
+    return _elu_like(b, args[0], alpha, node.get_float("gamma", 1.05070102214813232421875))
 
 
 def _celu(b: ExpressionBuilder, node: Node, args: Sequence[int], dtype: str) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from irc.ir.graph import Graph, Node
+from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import DType, TensorType
 
-_STORED = frozenset(
-    "float32 float64 float16 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
+_STORED = (
+    *("float32", "float64", "float16", "bfloat16", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 
 
 def unsupported_nodes(graph: Graph) -> list[tuple[str, str]]:
-    """(node label, reason) of every such node."""
+    """(label, reason) of every such node, network input and output."""
     found = []
+    for value in (*graph.inputs, *graph.outputs):
+        reason = _value_reason(value)
+        if reason:
+            found.append((f"'{value.name}'", reason))
     for node in graph.nodes:
         reason = _reason(node)
         if reason:
@@ -29,10 +34,19 @@ def _reason(node: Node) -> str:
     for value in (*node.inputs, *node.outputs):
         if value is None or (value.is_constant and weights):
             continue
-        if not isinstance(value.type, TensorType):
-            return f"value '{value.name}' is a {value.type}, not a tensor"
-        if value.type.dtype is DType.STRING:
-            return "strings"
-        if value.type.dtype.value not in _STORED:
-            return f"element type {value.type.dtype.value}"
+        if value.type is None and not value.uses and not value.is_output:
+            continue  # an optional output that nobody asked for
+        reason = _value_reason(value)
+        if reason:
+            return reason
+    return ""
+
+
+def _value_reason(value: Value) -> str:
+    if not isinstance(value.type, TensorType):
+        return f"value '{value.name}' is a {value.type}, not a tensor"
+    if value.type.dtype is DType.STRING:
+        return "strings"
+    if value.type.dtype.value not in _STORED:
+        return f"element type {value.type.dtype.value}"
     return ""

@@ -1,8 +1,8 @@
 """Where values lie: storages and strided views of them.
 
-A view gives every logical dimension (in ONNX order) a stride, so a layout is nothing but strides: NHWC is an image whose
-channel stride is 1. Transpose, Slice, Split, Expand and most Reshapes are views and cost nothing. Strides and offsets
-count elements.
+A view gives every logical dimension (in ONNX order) a stride, so a layout is nothing but strides: NHWC is an image
+whose channel stride is 1. Transpose, Slice, Split, Expand and most Reshapes are views and cost nothing. Strides and
+offsets count elements.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+StorageKind = Literal["workspace", "input", "output", "weights"]
 Halo = tuple[tuple[int, int], ...]
 """Filled elements before and after each dimension's extent."""
 
@@ -22,7 +23,7 @@ class Storage:
     """A piece of memory that the plan places: workspace, a network input or output (`port`), or weights."""
 
     number: int
-    kind: Literal["workspace", "input", "output", "weights"]
+    kind: StorageKind
     nbytes: int
     port: int = 0
     offset: int = 0
@@ -113,6 +114,8 @@ def reshape_strides(
 ) -> tuple[int, ...] | None:
     """Strides of a reshape without a copy, or None. Groups of old and new dimensions of equal size are matched; inside
     a group the old dimensions must be contiguous among themselves."""
+    if 0 in shape:
+        return row_major(wanted)
     old = [(d, s) for d, s in zip(shape, strides, strict=True) if d != 1]
     result = [0] * len(wanted)
     i, j = 0, 0
@@ -122,7 +125,7 @@ def reshape_strides(
             continue
         if i >= len(old):
             return None
-        first, size, target = i, old[i][0], wanted[j]
+        size, target = old[i][0], wanted[j]
         last = j
         while size != target:
             if size < target:
@@ -142,7 +145,6 @@ def reshape_strides(
             result[d] = step
             step *= wanted[d]
         i, j = i + 1, last + 1
-        del first
     if i != len(old):
         return None
     step = 1
