@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, Instr
 from irc.ir.types import Array
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[[float], float]] = {
     "exp": math.exp,
     "tanh": math.tanh,
     "erf": math.erf,
@@ -55,9 +55,9 @@ def _apply(instr: Instr, a: list[Array]) -> Array:
     if op == "constant":
         return np.asarray(instr.params[0], instr.dtype)
     if op == "cast":
-        return a[0].astype(instr.dtype)
+        return np.asarray(a[0].astype(instr.dtype))
     if op == "cast_bool":
-        return (a[0] != 0).astype(np.int8)
+        return np.asarray((a[0] != 0).astype(np.int8))
     if op == "dequantize":
         scale, zero = instr.params
         return (a[0].astype(np.int32) - np.int32(zero)).astype(np.float32) * np.float32(scale)
@@ -98,8 +98,8 @@ _BINARY = {
 }
 
 
-def _each(function: object, x: Array) -> Array:
-    return np.vectorize(function, otypes=[np.float64])(x.astype(np.float64))  # type: ignore[call-overload]  # plain callable
+def _each(function: Callable[[float], float], x: Array) -> Array:
+    return np.asarray(np.vectorize(function, otypes=[np.float64])(x.astype(np.float64)))
 
 
 def _unary(op: str, x: Array) -> Array:
@@ -108,13 +108,13 @@ def _unary(op: str, x: Array) -> Array:
     if op == "sigmoid":
         return 1 / (1 + _each(lambda v: math.exp(min(-v, 700.0)), x))
     if op == "gelu":
-        return 0.5 * x.astype(np.float64) * (1 + _each(lambda v: math.erf(v / math.sqrt(2)), x))
+        return np.asarray(0.5 * x.astype(np.float64) * (1 + _each(lambda v: math.erf(v / math.sqrt(2)), x)))
     if op == "gelu_tanh":
         d = x.astype(np.float64)
-        return 0.5 * d * (1 + _each(math.tanh, math.sqrt(2 / math.pi) * (d + 0.044715 * d**3)))
+        return np.asarray(0.5 * d * (1 + _each(math.tanh, math.sqrt(2 / math.pi) * (d + 0.044715 * d**3))))
     if op == "softplus":
         d = x.astype(np.float64)
-        return np.maximum(d, 0) + np.log1p(np.exp(-np.abs(d)))
+        return np.asarray(np.maximum(d, 0) + np.log1p(np.exp(-np.abs(d))))
     simple = {
         "neg": np.negative,
         "abs": np.abs,

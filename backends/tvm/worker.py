@@ -40,6 +40,7 @@ def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     target = read_target(request["target"])
+    info: dict[str, Any]
     if request["kind"] == "assemble":
         from irc.backends.tvm.assemble import assemble
 

@@ -60,7 +60,8 @@ def build_elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any
     for d in shape[:-1]:
         outer *= d
     with k.work(outer, "r") as item:
-        place, rest = [], item
+        place: list[Any] = []
+        rest = item
         for d in reversed(shape[:-1]):
             place.insert(0, k.let(rest % d, "p"))
             rest = k.let(rest // d, "q")
