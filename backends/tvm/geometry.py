@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from irc.targets.target import DotProduct, Target
 
-
 _DOTS: tuple[tuple[DotProduct, str, int], ...] = (("vpdpbusd", "uint8", 4), ("sdot", "int8", 4), ("pmaddwd", "", 2))
 
 
