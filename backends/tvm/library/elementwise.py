@@ -105,7 +105,20 @@ def softplus(x: Expr) -> Expr:
 
 
 def divide(a: Expr, b: Expr) -> Expr:
-    return a / b if is_float(type_of(a)) else tirx.truncdiv(a, b)
+    if is_float(type_of(a)):
+        return a / b
+    quotient = tirx.truncdiv(a, divisor(b))
+    return quotient if unsigned(b) else tirx.Select(b == like(-1, b), like(0, a) - a, quotient)
+
+
+def divisor(b: Expr) -> Expr:
+    """An integer to divide by. By 0, and the least number by -1, processors trap; there 1 takes the place of b."""
+    traps = b == like(0, b) if unsigned(b) else tirx.any(b == like(0, b), b == like(-1, b))
+    return tirx.Select(traps, like(1, b), b)
+
+
+def unsigned(x: Expr) -> bool:
+    return str(type_of(x)).startswith("uint")
 
 
 def mean(op: Op) -> list[Tensor]:
@@ -127,8 +140,8 @@ def modulo(op: Op) -> list[Tensor]:
             wrong = tirx.all(rest != like(0, rest), differ(rest < like(0, rest), b < like(0, b)))
             return tirx.Select(wrong, rest + b, rest)
         if c_style or dtype.startswith("uint"):
-            return tirx.truncmod(a, b)
-        rest = tirx.truncmod(a, b)
+            return tirx.truncmod(a, divisor(b))
+        rest = tirx.truncmod(a, divisor(b))
         wrong = tirx.all(rest != like(0, rest), differ(rest < like(0, rest), b < like(0, b)))
         return tirx.Select(wrong, rest + b, rest)
 

@@ -169,6 +169,8 @@ def const(value: Any, dtype: str) -> Expr:
 
 
 def cast(value: Expr, dtype: str) -> Expr:
+    if type_of(value) == "float64" and dtype == "float16":  # as onnxruntime; in one step it would be a library call
+        value = tirx.Cast("float32", value)
     return value if type_of(value) == dtype else tirx.Cast(dtype, value)
 
 
