@@ -18,7 +18,7 @@ from irc.backends.artifact import elf
 from irc.backends.artifact.shared import shared_chunks
 from irc.backends.tvm.codegen import compile_object
 from irc.backends.tvm.kernels.table import build
-from irc.backends.tvm.specs import FillSpec, Spec
+from irc.backends.tvm.specs import Spec
 from irc.targets.catalogue import TARGETS, runs_here
 from irc.targets.target import Target
 
@@ -150,7 +150,3 @@ def check(case: Case, target: Target, *, rtol: float = 0.0, atol: float = 0.0) -
         np.testing.assert_array_equal(first[mask], case.expected[mask], case.name)
     else:
         np.testing.assert_allclose(first[mask], case.expected[mask], rtol=rtol, atol=atol, err_msg=case.name)
-
-
-def is_fill(case: Case) -> bool:
-    return isinstance(case.spec, FillSpec)

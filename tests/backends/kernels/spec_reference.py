@@ -46,7 +46,6 @@ def written(spec, size: int) -> np.ndarray:
     """Which elements of a flat output of `size` elements the kernel may write."""
     mask = np.zeros(size, bool)
     if isinstance(spec, FillSpec):
-        n, h, w, c = spec.shape
         top, left, rows, columns, inner = spec.inner
         image = strided(mask, spec.shape, (*spec.strides, 1))
         image[...] = True

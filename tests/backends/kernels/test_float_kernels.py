@@ -50,7 +50,7 @@ LINEAR = {
     "1x1 ic1": {"ic": 1, "oc": 5, "out": (1, 13)},
     "3x3": {"kernel": (3, 3), "ic": 5, "oc": 17, "out": (4, 7), "tile": (1, 3, 2), "expression": cases.bias_relu},
     "3x3 rows": {"kernel": (3, 3), "ic": 3, "oc": 10, "out": (5, 3), "tile": (2, 3, 2)},
-    "stride": {"kernel": (3, 2), "stride": (2, 3), "ic": 4, "oc": 33, "out": (3, 5), "expression": cases.residual_scale},
+    "stride": {"kernel": (3, 2), "stride": (2, 3), "ic": 4, "oc": 33, "expression": cases.residual_scale},
     "dilation": {"kernel": (2, 3), "dilation": (3, 2), "ic": 3, "oc": 10, "out": (3, 4), "expression": cases.silu},
     "groups": {"kernel": (3, 3), "groups": 3, "ic": 2, "oc": 5, "images": 2, "expression": cases.bias_relu},
     "groups wide": {"groups": 2, "ic": 3, "oc": 17, "out": (2, 3), "expression": cases.residual_scale},

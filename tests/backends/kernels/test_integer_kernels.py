@@ -40,6 +40,10 @@ def _depthwise(name: str, y: str, **options: object) -> Callable[[Target], Case]
     return lambda target: cases.depthwise(name, target, y_dtype=y, expression=expression, **options)  # type: ignore[arg-type]
 
 
+def _mean_pool(name: str, dtype: str, channels: int, expression: tuple) -> Case:
+    return cases.pool(name, kind="sum", x_dtype=dtype, y_dtype=dtype, channels=channels, expression=expression)
+
+
 def _add(y: str) -> tuple:
     b = ExpressionBuilder()
     total = b.add(
@@ -90,15 +94,13 @@ CASES: dict[str, Callable[[Target], Case]] = {
     "depthwise i8": _depthwise("depthwise i8", "int8", x_dtype="int8", w_dtype="int8", channels=40, stride=(2, 1)),
     "depthwise w16": _depthwise("depthwise w16", "int8", x_dtype="uint8", w_dtype="int16", channels=10, gap=3),
     "depthwise 5x5": _depthwise(
-        "depthwise 5x5", "uint8", x_dtype="uint8", w_dtype="int8", channels=70, kernel=(5, 5), dilation=(1, 2), tile=(3, 1)
+        "depthwise 5x5", "uint8", x_dtype="uint8", w_dtype="int8", channels=70, kernel=(5, 5),
+        dilation=(1, 2),
+        tile=(3, 1),
     ),
     "max pool": lambda _: cases.pool("max pool", x_dtype="uint8", y_dtype="uint8", channels=37),
-    "sum pool": lambda _: cases.pool(
-        "sum pool", kind="sum", x_dtype="uint8", y_dtype="uint8", channels=21, expression=cases.integer_mean("uint8", 9, 12)
-    ),
-    "mean pool": lambda _: cases.pool(
-        "mean pool", kind="sum", x_dtype="int8", y_dtype="int8", channels=5, expression=cases.integer_mean("int8", None, -9)
-    ),
+    "sum pool": lambda _: _mean_pool("sum pool", "uint8", 21, cases.integer_mean("uint8", 9, 12)),
+    "mean pool": lambda _: _mean_pool("mean pool", "int8", 5, cases.integer_mean("int8", None, -9)),
     "add": lambda _: cases.elementwise("add", (3, 77), "uint8", _add("uint8"), TWO),
     "mul add": lambda _: cases.elementwise("mul add", (3, 77), "int8", _mul_add(), TWO),
     "sigmoid": lambda _: cases.elementwise("sigmoid", (3, 77), "int8", _activation("sigmoid"), TWO),
