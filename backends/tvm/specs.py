@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from irc import __version__
 from irc.backends.tvm.expression import Expression, Instr
@@ -191,7 +191,7 @@ class LibrarySpec:
     model: bytes
 
 
-Spec = Union[LinearSpec, DepthwiseSpec, PoolSpec, ElementwiseSpec, RowsSpec, ReduceSpec, FillSpec, LibrarySpec]
+Spec = LinearSpec | DepthwiseSpec | PoolSpec | ElementwiseSpec | RowsSpec | ReduceSpec | FillSpec | LibrarySpec
 
 _CLASSES = {
     c.__name__: c

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ class Worker:
         if self._process is None or self._process.poll() is not None:
             self._start()
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -42,13 +44,19 @@ class Worker:
             line = ""
         if not line:
             code = process.wait()
-            self._process = None
-            return {"ok": False, "error": f"the compiling process ended with status {code}", "crash": True}
+            trace = self._last_words()
+            self._release()
+            return {
+                "ok": False,
+                "error": f"the compiling process ended with status {code}",
+                "trace": trace,
+                "crash": True,
+            }
         reply: dict[str, Any] = json.loads(line)
         return reply
 
     def _start(self) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process; `_release` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "irc.backends.tvm.worker"],
             stdin=subprocess.PIPE,
@@ -57,20 +65,33 @@ class Worker:
             text=True,
         )
 
+    def _last_words(self) -> str:
+        """The end of what the process wrote to standard error."""
+        size = self._log.seek(0, 2)
+        self._log.seek(max(size - 4000, 0))
+        return self._log.read().decode(errors="replace")
+
+    def _release(self) -> None:
+        """Forget a process that has ended."""
+        assert self._process is not None
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            with suppress(OSError):  # what was not sent when it died
+                if stream is not None:
+                    stream.close()
+        self._process = None
+
     def close(self) -> None:
         if self._process is None:
             return
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(OSError):
+            self._process.stdin.close()  # the end of its input ends it
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._log.close()
-        self._process = None
+        self._release()
 
 
 class Compiler:

@@ -51,7 +51,8 @@ def build(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
         return k.let(emit_expression(k, spec.expression, size, read))
 
     with k.work(math.prod(outer), "r") as item:
-        place, rest = [], item
+        place: list[Expr] = []
+        rest = item
         for d in reversed(outer):
             place.insert(0, k.let(rest % d, "p"))
             rest = k.let(rest // d, "q")

@@ -27,8 +27,10 @@ def pack_linear(w: Array, lanes: int, vectors: int, step: int) -> Array:
 
 
 def pack_depthwise(w: Array, lanes: int, rows: int) -> Array:
-    """[channels, kh, kw] -> [kh, kw, channels], or for `rows` > 1 [ceil(kh / rows), kw, channels, rows]; channels padded
-    to whole vectors, missing rows zero."""
+    """[channels, kh, kw] -> [kh, kw, channels], or for `rows` > 1 [ceil(kh / rows), kw, channels, rows].
+
+    Channels are padded to whole vectors, missing rows are zero.
+    """
     taps = pad_channels(w.transpose(1, 2, 0), lanes, axis=2)
     if rows == 1:
         return taps
