@@ -53,8 +53,10 @@ def window(op: Op, spatial: Sequence[int], kernel: Sequence[int]) -> Window:
     for a, d in enumerate(spatial):
         reach = dilations[a] * (kernel[a] - 1) + 1
         if auto in ("SAME_UPPER", "SAME_LOWER"):
-            total = max((-(-d // strides[a]) - 1) * strides[a] + reach - d, 0)
-            before[a] = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            total = (-(-d // strides[a]) - 1) * strides[a] + reach - d
+            # negative where windows leave gaps: pooling then starts inside of the input, convolutions at its edge
+            total = max(total, 0) if "Conv" in op.kind else total
+            before[a] = int(total / 2) if auto == "SAME_UPPER" else int((total + 1) / 2)
             after[a] = total - before[a]
         elif auto == "VALID":
             before[a] = after[a] = 0

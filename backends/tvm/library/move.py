@@ -145,16 +145,23 @@ def slices(op: Op) -> list[Tensor]:
         steps = op.integers(4, "steps") if op.has(4) else [1] * len(starts)
     ranges = [range(d) for d in shape]
     for axis, start, end, step in zip(axes_of(axes, len(shape)), starts, ends, steps, strict=True):
-        ranges[axis] = range(shape[axis])[slice(start, _end(end, step, shape[axis]), step)]
+        ranges[axis] = slice_range(shape[axis], start, end, step)
     new = [len(r) for r in ranges]
     return [
         compute(new, lambda *i: element(x, [r.start + v * r.step for v, r in zip(i, ranges, strict=True)]), op.kind)
     ]
 
 
-def _end(end: int, step: int, extent: int) -> int | None:
-    """ONNX's end as Python's: below -extent means "past the first element" when going backwards."""
-    return None if step < 0 and end < -extent else end
+def slice_range(extent: int, start: int, end: int, step: int) -> range:
+    """The positions that Slice takes. Unlike Python's, a start before the first element is moved to it also when
+    going backwards, and an end of INT_MAX stands for "all the rest" in both directions (as onnxruntime reads it)."""
+    if extent == 0:
+        return range(0)
+    start, end = (v + extent if v < 0 else v for v in (start, end))
+    if step > 0:
+        return range(min(max(start, 0), extent), min(max(end, 0), extent), step)
+    end = -1 if end in (2**31 - 1, 2**63 - 1) else min(max(end, -1), extent - 1)
+    return range(min(max(start, 0), extent - 1), end, step)
 
 
 def split(op: Op) -> list[Tensor]:

@@ -44,26 +44,37 @@ class Axis:
 
 
 def source_positions(a: Axis, mode: str) -> Array:
-    """Where each output element lies in the input, in elements."""
-    o = np.arange(a.output, dtype=np.float64)
-    width = a.scale * a.extent
+    """Where each output element lies in the input, in elements.
+
+    Computed in float32, as onnxruntime does: `nearest` depends on the last bit. Lengths after resizing are the
+    tensor's own (whole numbers), as the standard's text says (its reference evaluator takes scale * extent).
+    """
+    f = np.float32
+    o = np.arange(a.output, dtype=f)
+    scale, extent, half = f(a.scale), f(a.extent), f(0.5)
+    start, end = f(a.roi[0]), f(a.roi[1])
     if mode == "align_corners":
-        return np.zeros_like(o) if width == 1 else o * (a.extent - 1) / (width - 1)
+        return np.zeros_like(o) if a.output == 1 else o * (extent - f(1)) / f(a.output - 1)
     if mode == "asymmetric":
-        return o / a.scale
+        return o / scale
     if mode == "tf_crop_and_resize":
-        start, end = a.roi
-        if width == 1:
-            return np.full_like(o, (end - start) * (a.extent - 1) / 2 + start * (a.extent - 1))
-        return o * (end - start) * (a.extent - 1) / (width - 1) + start * (a.extent - 1)
-    if mode == "pytorch_half_pixel" and width == 1:
-        return np.full_like(o, -0.5)
+        if a.output == 1:
+            return np.full_like(o, half * (start + end) * (extent - f(1)))
+        return start * (extent - f(1)) + o * (end - start) * (extent - f(1)) / f(a.output - 1)
+    if mode == "pytorch_half_pixel" and a.output == 1:
+        return np.zeros_like(o)
     if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (o + 0.5) / a.scale - 0.5
+        return (o + half) / scale - half
     if mode == "half_pixel_symmetric":
-        offset = a.extent / 2 * (1 - a.output / width)
-        return offset + (o + 0.5) / a.scale - 0.5
+        offset = extent / f(2) * (f(1) - f(a.output) / (scale * extent))
+        wide = (o.astype(np.float64) + 0.5) / np.float64(scale) - 0.5  # here onnxruntime uses float64
+        return (np.float64(offset) + wide).astype(f)
     raise Refused(f"coordinate_transformation_mode {mode}")
+
+
+def scaled(extent: int, scale: float) -> int:
+    """The extent after scaling, multiplied in float32 as in the standard's shape inference."""
+    return int(np.floor(np.float32(extent) * np.float32(scale)))
 
 
 def nearest(positions: Array, mode: str) -> Array:
@@ -83,7 +94,8 @@ def _cubic(x: Array, a: float) -> Array:
 
 def taps(a: Axis, op: Op) -> tuple[Array, Array]:
     """Source indices and weights, (output, taps) each; indices lie inside the input."""
-    positions = source_positions(a, op.attr("coordinate_transformation_mode", "half_pixel"))
+    mode = op.attr("coordinate_transformation_mode", "half_pixel")
+    positions = source_positions(a, mode).astype(np.float64)
     linear = op.attr("mode", "nearest") == "linear"
     reach = 1 if linear else 2
     scale = min(a.scale, 1.0) if op.attr("antialias", 0) else 1.0
@@ -124,7 +136,7 @@ def resized_axes(op: Op) -> list[Axis]:
     else:
         scales = [float(s) for s in op.array(2, "scales").reshape(-1)]
         made = [
-            Axis(a, shape[a], math.floor(shape[a] * s), s, regions.get(a, (0.0, 1.0)))
+            Axis(a, shape[a], scaled(shape[a], s), s, regions.get(a, (0.0, 1.0)))
             for a, s in zip(axes, scales, strict=True)
         ]
     return made
@@ -237,7 +249,7 @@ def upsample(op: Op) -> list[Tensor]:
     x = op.tensor(0)
     as_resize = Op(op.node, given, op.values, op.materialize, 11)
     for i, s in enumerate(scales):
-        a = Axis(i, shape[i], math.floor(shape[i] * s), s)
+        a = Axis(i, shape[i], scaled(shape[i], s), s)
         if a.output == a.extent:
             continue
         if mode == "nearest":

@@ -101,6 +101,9 @@ LEFT_OUT = (
     "test_training_dropout",
     "test_batchnorm_example_training",
     "test_batchnorm_epsilon_training",
+    # made with scale * extent where the standard's text and onnxruntime take the resized tensor's length
+    "test_resize_downsample_scales_linear_align_corners",
+    "test_resize_downsample_scales_cubic_align_corners",
 )
 
 

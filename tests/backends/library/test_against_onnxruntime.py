@@ -28,6 +28,28 @@ CASES = {
     "conv_tiled_groups": ("Conv", [f(2, 8, 4, 33), f(20, 2, 1, 4)], {"group": 4, "strides": [1, 2]}),
     "conv_transpose_tiled": ("ConvTranspose", [f(1, 6, 5, 11), f(6, 4, 4, 4)], {"strides": [2, 2], "pads": [1] * 4}),
     "matmul_tiled": ("MatMul", [f(3, 10, 24), f(24, 48)], {}),
+    "conv_same_gaps": ("Conv", [f(1, 2, 6, 9), f(3, 2, 1, 1)], {"auto_pad": "SAME_UPPER", "strides": [3, 3]}),
+    "max_pool_same_gaps": (
+        "MaxPool",
+        [f(1, 2, 12, 9)],
+        {"auto_pad": "SAME_LOWER", "strides": [4, 4], "kernel_shape": [1, 2]},
+    ),
+    "slice_back_from_before": ("Slice", [f(7, 6), Const(-10, -1), Const(-99, 2**31 - 1), Const(0, 1), Const(-2, -2)], {}),
+    "resize_align_fraction": (
+        "Resize",
+        [f(1, 2, 5, 8), None, floats(1, 1, 0.6, 1.7)],
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+    ),
+    "resize_nearest_float32": (
+        "Resize",
+        [f(1, 2, 7, 11), None, floats(1, 1, 2.3, 1.7)],
+        {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"},
+    ),
+    "resize_symmetric": (
+        "Resize",
+        [f(1, 2, 10, 5), None, floats(1, 1, 2.3, 0.75)],
+        {"mode": "nearest", "coordinate_transformation_mode": "half_pixel_symmetric", "nearest_mode": "floor"},
+    ),
     "conv_1d": ("Conv", [f(2, 3, 17), f(4, 3, 5), f(4)], {"pads": [3, 1]}),
     "conv_3d": ("Conv", [f(1, 2, 5, 6, 4), f(3, 2, 2, 3, 2)], {"pads": [1, 0, 1, 0, 1, 0]}),
     "conv_depthwise": ("Conv", [f(1, 8, 9, 9), f(8, 1, 3, 3), f(8)], {"group": 8, "pads": [1, 1, 1, 1]}),
