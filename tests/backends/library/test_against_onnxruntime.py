@@ -29,12 +29,16 @@ CASES = {
     "conv_transpose_tiled": ("ConvTranspose", [f(1, 6, 5, 11), f(6, 4, 4, 4)], {"strides": [2, 2], "pads": [1] * 4}),
     "matmul_tiled": ("MatMul", [f(3, 10, 24), f(24, 48)], {}),
     "conv_same_gaps": ("Conv", [f(1, 2, 6, 9), f(3, 2, 1, 1)], {"auto_pad": "SAME_UPPER", "strides": [3, 3]}),
-    "max_pool_same_gaps": (
-        "MaxPool",
+    "average_pool_same_gaps": (
+        "AveragePool",
         [f(1, 2, 12, 9)],
-        {"auto_pad": "SAME_LOWER", "strides": [4, 4], "kernel_shape": [1, 2]},
+        {"auto_pad": "SAME_LOWER", "strides": [4, 4], "kernel_shape": [1, 4]},
     ),
-    "slice_back_from_before": ("Slice", [f(7, 6), Const(-10, -1), Const(-99, 2**31 - 1), Const(0, 1), Const(-2, -2)], {}),
+    "slice_back_from_before": (
+        "Slice",
+        [f(7, 6), Const(-10, -1), Const(-99, 2**31 - 1), Const(0, 1), Const(-2, -2)],
+        {},
+    ),
     "resize_align_fraction": (
         "Resize",
         [f(1, 2, 5, 8), None, floats(1, 1, 0.6, 1.7)],
