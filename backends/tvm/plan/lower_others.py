@@ -176,15 +176,12 @@ def lower_reduce(p: Planner, region: Region) -> None:
     kept = [i for i in range(rank) if i not in axes]
     full_shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
     out_shape = region.output.static_shape()
-    dtype = "float32" if found is not None else x.dtype
-    prologue = _reduce_prologue(node, found, x.dtype, dtype)
     b, operands = ExpressionBuilder(), RegionOperands()
-    start = b.add("accumulator", dtype)
     count = math.prod(x.shape[i] for i in axes)
-    if node.op_type == "ReduceMean":
-        start = b.add("mul", dtype, start, b.constant(1.0 / count, dtype))
-    if node.op_type == "ReduceL2":
-        start = b.add("sqrt", dtype, start)
+    if found is not None and node.op_type in _INTEGER_REDUCTIONS:
+        prologue, start = _integer_reduction(b, node, found, x.dtype, count)
+    else:
+        prologue, start = _real_reduction(b, node, found, x.dtype, count)
     result = p.translate(region, b, operands, start)
     inner_order = [i for i in x.order if i in kept]
     squeezed = len(out_shape) != rank
@@ -233,6 +230,37 @@ def _unsqueezed(view: View, kept: list[int], rank: int, shape: tuple[int, ...]) 
     for place, axis in enumerate(kept):
         strides[axis] = view.strides[place]
     return View(view.storage, view.dtype, shape, tuple(strides), view.offset)
+
+
+_INTEGER_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin")
+
+
+def _integer_reduction(
+    b: ExpressionBuilder, node: Node, found: tuple[Value, float, int], x_dtype: str, count: int
+) -> tuple[Expression, int]:
+    """Bytes reduced in int32, exact in any order, and made real once at the end."""
+    q = ExpressionBuilder()
+    prologue = q.finish(q.add("cast", "int32", q.operand(0, x_dtype)))
+    acc = b.add("accumulator", "int32")
+    _, scale, zero = found
+    if node.op_type in ("ReduceMax", "ReduceMin"):
+        return prologue, b.dequantize(acc, scale, zero)
+    if zero:
+        acc = b.add("sub", "int32", acc, b.constant(count * zero, "int32"))
+    factor = scale / count if node.op_type == "ReduceMean" else scale
+    return prologue, b.add("scale", "float32", b.add("cast", "float32", acc), b.constant(factor, "float32"))
+
+
+def _real_reduction(
+    b: ExpressionBuilder, node: Node, found: tuple[Value, float, int] | None, x_dtype: str, count: int
+) -> tuple[Expression, int]:
+    dtype = "float32" if found is not None else x_dtype
+    start = b.add("accumulator", dtype)
+    if node.op_type == "ReduceMean":
+        start = b.add("mul", dtype, start, b.constant(1.0 / count, dtype))
+    if node.op_type == "ReduceL2":
+        start = b.add("sqrt", dtype, start)
+    return _reduce_prologue(node, found, x_dtype, dtype), start
 
 
 def _reduce_prologue(node: Node, found: tuple[Value, float, int] | None, x_dtype: str, dtype: str) -> Expression:

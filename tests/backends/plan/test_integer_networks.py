@@ -1,0 +1,83 @@
+"""Whole quantized networks: the bytes that docs/integer-semantics.md defines, the same on every target."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from in_process import glue_of, open_program, program_of
+from quantized_networks import NETWORKS, Network, build_networks
+
+from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.ir.clone import clone
+from irc.ir.graph import Model
+from irc.targets.catalogue import TARGETS, runs_here
+from irc.targets.target import Target
+
+
+@functools.cache
+def networks() -> tuple[Model, list[Network]]:
+    return build_networks()
+
+
+def feeds() -> dict[str, np.ndarray]:
+    return {name: data for n in networks()[1] for name, data in n.feeds.items()}
+
+
+@functools.cache
+def outputs(target: Target) -> dict[str, np.ndarray]:
+    program = program_of(clone(networks()[0]), target)
+    if runs_here(target):
+        with open_program(program) as network:
+            return network.run(feeds())
+    with Emulated(program, glue_of(program)) as emulated:
+        return emulated.run(feeds())
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+@pytest.mark.parametrize("number", range(len(NETWORKS)), ids=list(NETWORKS))
+def test_bytes_are_the_defined_ones(number: int, target: Target) -> None:
+    if not runs_here(target) and missing_tools(target):
+        pytest.skip(f"needs {missing_tools(target)}")
+    got = outputs(target)
+    for name, wanted in networks()[1][number].results:
+        assert got[name].dtype == wanted.dtype
+        np.testing.assert_array_equal(got[name], wanted, name)
+        assert len(np.unique(wanted)) > 5, "the data say something"
+    home = next(t for t in TARGETS.values() if runs_here(t))
+    for name, near in networks()[1][number].near:
+        np.testing.assert_array_equal(got[name], outputs(home)[name], name)
+        away = np.abs(got[name].astype(int) - near.astype(int))
+        assert away.max() <= 1
+        assert (away != 0).mean() < 0.02
+
+
+@functools.cache
+def onnxruntime_outputs() -> dict[str, np.ndarray]:
+    """As the standard defines the nodes: float operators between conversions, nothing fused."""
+    import onnxruntime
+
+    from irc.export import to_bytes
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(to_bytes(networks()[0]), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds()), strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(NETWORKS)), ids=list(NETWORKS))
+def test_the_definition_is_within_a_step_of_onnxruntime(number: int) -> None:
+    """A rounding turned in one layer moves the next layers' sums by a step of their input: two steps at most here, and
+    few elements (small outputs: 6 % may be one of 18)."""
+    for name, wanted in networks()[1][number].results:
+        other = onnxruntime_outputs()[name]
+        if wanted.dtype.kind == "f":
+            step = np.min(np.diff(np.unique(wanted)))
+            away = np.rint((wanted - other) / step)
+        else:
+            away = wanted.astype(int) - other.astype(int)
+        assert np.abs(away).max() <= 2
+        assert (away != 0).mean() < 0.06
