@@ -54,7 +54,7 @@ class Cache:
             info = json.loads(head)
         except (OSError, ValueError):
             return None
-        if info.pop("sha256", None) != hashlib.sha256(data).hexdigest():
+        if not isinstance(info, dict) or info.pop("sha256", None) != hashlib.sha256(data).hexdigest():
             return None
         return Compiled(data, info)
 

@@ -87,13 +87,14 @@ class ExpressionBuilder:
     """Appends instructions, sharing equal ones."""
 
     instrs: list[Instr] = field(default_factory=list)
-    _known: dict[Instr, int] = field(default_factory=dict)
+    _known: dict[tuple[Instr, str], int] = field(default_factory=dict)
 
     def add(self, op: str, dtype: str, *args: int, params: tuple[Number, ...] = ()) -> int:
         instr = Instr(op, dtype, args, params)
-        index = self._known.get(instr)
+        key = (instr, repr(params))  # 0.0 == -0.0, but they are not the same constant
+        index = self._known.get(key)
         if index is None:
-            index = self._known[instr] = len(self.instrs)
+            index = self._known[key] = len(self.instrs)
             self.instrs.append(instr)
         return index
 

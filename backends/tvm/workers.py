@@ -42,7 +42,7 @@ class Worker:
             line = process.stdout.readline()
         except OSError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):  # it died, perhaps in the middle of an answer
             code = process.wait()
             trace = self._last_words()
             self._release()
