@@ -12,7 +12,7 @@ import numpy as np
 
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.plan.integer import float_weights
-from irc.backends.tvm.plan.kinds import dequantized, is_weight
+from irc.backends.tvm.plan.kinds import dequantized, is_view, is_weight
 from irc.backends.tvm.plan.moves import view_output
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import builder_of, data_inputs, storage_dtype
@@ -111,10 +111,16 @@ class Planner:
     # Values
     def view(self, value: Value) -> View:
         """Where `value` lies; constants, views and dequantizations are made now if they have not been."""
-        known = self.views.get(id(value))
-        if known is None:
-            known = self.views[id(value)] = self._make(value)
-        return known
+        chain: list[Value] = []  # views of views are made from the bottom: chains may be longer than Python's stack
+        while id(value) not in self.views:
+            chain.append(value)
+            if value.producer is None or not is_view(value.producer):
+                break
+            value = value.producer.need(0)
+        for made in reversed(chain):
+            if id(made) not in self.views:
+                self.views[id(made)] = self._make(made)
+        return self.views[id(chain[0] if chain else value)]
 
     def _make(self, value: Value) -> View:
         if value.constant is not None:

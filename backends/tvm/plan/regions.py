@@ -7,13 +7,13 @@ ends the region. Dequantizations are never an end (who reads the integers dequan
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 from irc.backends.tvm.expression import ExpressionBuilder, needs_scalar
 from irc.backends.tvm.plan.kinds import kind_of
 from irc.backends.tvm.plan.translate import Build, builder_of, data_inputs, storage_dtype
 from irc.ir.graph import Graph, Node, Value
-from irc.ir.types import Shape
 
 _LIMIT = 32  # nodes looked at beyond the root
 _SCALAR_KINDS = ("elementwise", "reduce")  # kernels that can go element by element
@@ -46,105 +46,97 @@ def find_regions(graph: Graph) -> list[Region]:
 
     Views, constants' dequantizations and other dequantizations are in no region: they are made on demand.
     """
-    position = {id(n): i for i, n in enumerate(graph.nodes)}
-    taken: set[int] = set()
-    regions: list[Region] = []
-    for node in graph.nodes:
-        if id(node) in taken:
-            continue
+    finder = _Finder(graph)
+    regions = [finder.region(node) for node in graph.nodes]
+    found = [r for r in regions if r is not None]
+    found.sort(key=lambda r: finder.position[id(r.nodes[-1])])
+    return found
+
+
+class _Finder:
+    """What growing one region after another needs to know of the graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.position = {id(n): i for i, n in enumerate(graph.nodes)}
+        self.taken: set[int] = set()
+        self._scalar: dict[int, bool] = {}
+
+    def region(self, node: Node) -> Region | None:
+        """The region that starts with `node`, or None where it is in one already or needs no kernel."""
+        if id(node) in self.taken:
+            return None
         kind = kind_of(node)
         if kind in ("view", "weights", "dequantize"):
-            continue
-        region = _grow(graph, node, kind, position, taken) if kind not in ("library", "concat") else None
-        region = region or Region(kind, (node,), node.output)
-        taken.update(id(n) for n in region.nodes)
-        regions.append(region)
-    regions.sort(key=lambda r: position[id(r.nodes[-1])])
-    return regions
+            return None
+        grown = [node] if kind in ("library", "concat") else self._grow(node, kind)
+        self.taken.update(id(n) for n in grown)
+        return Region(kind, tuple(grown), grown[-1].output)
 
+    def _grow(self, root: Node, kind: str) -> list[Node]:
+        """The longest run of readers from `root` on whose only value needed outside is the last one."""
+        nodes: list[Node] = []
+        needed: dict[int, int] = {}  # value inside -> readers outside; one more where it is a network output
+        inside: set[int] = set()
+        waiting = [(self.position[id(root)], root)]
+        queued = {id(root)}
+        best = 1
+        while waiting and len(nodes) <= _LIMIT:
+            _, node = heapq.heappop(waiting)
+            if nodes and not (self._joins(node, kind, root) and self._is_ready(node, inside, root)):
+                break  # the value that it reads is needed outside for good
+            nodes.append(node)
+            for key in {id(v) for v in node.inputs if v is not None} & needed.keys():
+                needed[key] -= 1
+                if not needed[key]:
+                    del needed[key]
+            value, readers = node.output, node.output.users
+            inside.add(id(value))
+            if len(readers) + value.is_output:
+                needed[id(value)] = len(readers) + value.is_output
+            if needed.keys() == {id(value)} and not _stops(node):
+                best = len(nodes)
+            if value.is_output or any(id(u) in self.taken for u in readers):
+                break  # needed outside for good
+            for reader in readers:
+                if id(reader) not in queued:
+                    queued.add(id(reader))
+                    heapq.heappush(waiting, (self.position[id(reader)], reader))
+        return nodes[:best]
 
-def _grow(graph: Graph, root: Node, kind: str, position: dict[int, int], taken: set[int]) -> Region | None:
-    shape = root.output.shape
-    inside: dict[int, Value] = {id(root.output): root.output}
-    nodes: list[Node] = [root]
-    best: tuple[int, Value] | None = None
-    if not _stops(root):
-        best = (1, root.output)
-    waiting = _followers(root.output, position, taken, set())
-    seen = {id(root)}
-    while waiting and len(nodes) <= _LIMIT:
-        node = waiting.pop(0)
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if not _joins(node, kind, shape) or not _ready(node, inside, root, position):
-            if _stuck(node, inside):
-                break
-            continue
-        nodes.append(node)
-        inside[id(node.output)] = node.output
-        live = [v for v in inside.values() if v.is_output or any(id(u) not in _ids(nodes) for u in v.users)]
-        if len(live) == 1 and live[0] is node.output and not _stops(node):
-            best = (len(nodes), node.output)
-        if any(v.is_output for v in live if v is not node.output):
-            break
-        more = _followers(node.output, position, taken, seen)
-        waiting = sorted({id(n): n for n in (*waiting, *more)}.values(), key=lambda n: position[id(n)])
-    if best is None:
-        return None
-    count, output = best
-    return Region(kind, tuple(nodes[:count]), output)
+    def _joins(self, node: Node, kind: str, root: Node) -> bool:
+        """Whether a kernel of this kind can compute `node` on its output's shape."""
+        build = builder_of(node)
+        if build is None or node.output.shape != root.output.shape:
+            return False
+        return kind in _SCALAR_KINDS or not self._needs_scalar(node, build)
 
+    def _needs_scalar(self, node: Node, build: Build) -> bool:
+        known = self._scalar.get(id(node))
+        if known is None:
+            b = ExpressionBuilder()
+            args = [b.operand(i, storage_dtype(v.dtype)) for i, v in enumerate(data_inputs(node))]
+            expression = b.finish(build(b, node, args, storage_dtype(node.output.dtype)))
+            known = self._scalar[id(node)] = needs_scalar(expression)
+        return known
 
-def _joins(node: Node, kind: str, shape: Shape | None) -> bool:
-    """Whether a kernel of this kind can compute `node` on its output's shape."""
-    build = builder_of(node)
-    if build is None or node.output.shape != shape:
+    def _is_ready(self, node: Node, inside: set[int], root: Node) -> bool:
+        """Every other input exists without this region: it does not depend on the region's root."""
+        return all(id(v) in inside or not self._depends(v, root) for v in data_inputs(node))
+
+    def _depends(self, value: Value, root: Node) -> bool:
+        stack, seen = [value], set()
+        floor = self.position[id(root)]
+        while stack:
+            producer = stack.pop().producer
+            if producer is None or id(producer) in seen or self.position[id(producer)] < floor:
+                continue
+            if producer is root:
+                return True
+            seen.add(id(producer))
+            stack.extend(v for v in producer.inputs if v is not None)
         return False
-    return kind in _SCALAR_KINDS or not _needs_scalar(node, build)
-
-
-def _needs_scalar(node: Node, build: Build) -> bool:
-    b = ExpressionBuilder()
-    args = [b.operand(i, storage_dtype(v.dtype)) for i, v in enumerate(data_inputs(node))]
-    return needs_scalar(b.finish(build(b, node, args, storage_dtype(node.output.dtype))))
-
-
-def _ids(nodes: list[Node]) -> set[int]:
-    return {id(n) for n in nodes}
-
-
-def _followers(value: Value, position: dict[int, int], taken: set[int], seen: set[int]) -> list[Node]:
-    users = [u for u in value.users if id(u) in position and id(u) not in taken and id(u) not in seen]
-    return sorted(users, key=lambda n: position[id(n)])
 
 
 def _stops(node: Node) -> bool:
     """Whether a region must not end with this node's output."""
     return node.is_op("DequantizeLinear")
-
-
-def _stuck(node: Node, inside: dict[int, Value]) -> bool:
-    """A reader that cannot join makes its input an output of the region for good; growing on is useless only when
-    that input is not the newest value."""
-    newest = next(reversed(inside.values()))
-    return any(id(v) in inside and v is not newest for v in node.inputs if v is not None)
-
-
-def _ready(node: Node, inside: dict[int, Value], root: Node, position: dict[int, int]) -> bool:
-    """Every other input exists without this region: it does not depend on the region's root."""
-    return all(id(v) in inside or not _depends(v, root, position) for v in data_inputs(node))
-
-
-def _depends(value: Value, root: Node, position: dict[int, int]) -> bool:
-    stack, seen = [value], set()
-    floor = position[id(root)]
-    while stack:
-        producer = stack.pop().producer
-        if producer is None or id(producer) in seen or position.get(id(producer), -1) < floor:
-            continue
-        if producer is root:
-            return True
-        seen.add(id(producer))
-        stack.extend(v for v in producer.inputs if v is not None)
-    return False
