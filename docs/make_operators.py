@@ -22,7 +22,8 @@ convolutions, matrix products, pooling and the like do not. Made by `docs/make_o
   operators. **written out**: control flow whose path is known when compiling. **constant**: known when compiling.
 - Shapes are static. Element types: float16, float32, float64, integers of 8 to 64 bits, bool.
 - The node tests are those of the `onnx` package: *passed* compared with the expected outputs after native execution,
-  *refused* stopped with a reason (mostly element types, and shapes computed at run time).
+  *refused* stopped with a reason (mostly element types, and shapes computed at run time). Two cases of Resize are
+  left out: their expected values contradict the standard's text and onnxruntime.
 """
 
 
@@ -34,7 +35,7 @@ def count() -> dict[str, Counter[str]]:
 
     found: dict[str, Counter[str]] = {}
     for name, case in node_cases.cases().items():
-        if "expanded" in name:
+        if "expanded" in name or name in node_cases.DISPUTED:
             continue
         counter = found.setdefault(node_cases.operator(name), Counter())
         try:
