@@ -122,6 +122,7 @@ def _choose_signs(graph: Graph, target: Target) -> None:
         if found is None or found[0].dtype is wanted or id(found[0]) in done:
             continue
         _flip_component(graph, found[0], wanted, done)
+    graph.sort()  # Flips were added at the end
 
 
 def _moves(node: Node) -> bool:
@@ -161,10 +162,7 @@ def _flip_value(graph: Graph, value: Value, wanted: DType, component: dict[int, 
         value.type = TensorType(wanted, old_type.shape)
         flipped = value
     else:  # a network input, or made by an operator that keeps its type
-        before = next((u.node for u in uses if u.node.graph is graph), None)
-        flip = graph.add("Flip", [value], types=[TensorType(wanted, old_type.shape)], domain="irc", before=before)
-        if before is not None:
-            _move_after_producer(graph, flip, value)
+        flip = graph.add("Flip", [value], types=[TensorType(wanted, old_type.shape)], domain="irc")
         flipped = flip.output
         component[id(flipped)] = flipped
         was_output = False
@@ -176,9 +174,9 @@ def _flip_value(graph: Graph, value: Value, wanted: DType, component: dict[int, 
         elif _moves(user):
             graph.set_input(user, use.index, flipped)
         elif flipped is value:  # some other reader wants the old bytes
-            graph.set_input(user, use.index, _flip_back(graph, value, old_type, user).output)
+            graph.set_input(user, use.index, _flip_back(graph, value, old_type).output)
     if was_output:
-        back = _flip_back(graph, value, old_type, None)
+        back = _flip_back(graph, value, old_type)
         name = value.name
         outputs = [back.output if v is value else v for v in graph.outputs]
         graph.rename(value, graph.unique_name(name + "_flipped"))
@@ -186,12 +184,8 @@ def _flip_value(graph: Graph, value: Value, wanted: DType, component: dict[int, 
         graph.set_outputs(outputs)
 
 
-def _flip_back(graph: Graph, value: Value, old_type: TensorType, before: Node | None) -> Node:
-    return graph.add("Flip", [value], types=[old_type], domain="irc", before=before)
-
-
-def _move_after_producer(graph: Graph, flip: Node, value: Value) -> None:
-    graph.sort()
+def _flip_back(graph: Graph, value: Value, old_type: TensorType) -> Node:
+    return graph.add("Flip", [value], types=[old_type], domain="irc")
 
 
 def _shift_zero_point(graph: Graph, node: Node, shift: int, dtype: DType) -> None:
