@@ -5,20 +5,24 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import functools
+import hashlib
 import mmap
 import os
 import resource
 import signal
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
 import spec_reference
+import tvm
 
 from irc.backends.artifact import elf
 from irc.backends.artifact.shared import shared_chunks
-from irc.backends.tvm.codegen import compile_object
+from irc.backends.tvm.codegen import compile_ll
 from irc.backends.tvm.kernels.table import build
-from irc.backends.tvm.specs import Spec
+from irc.backends.tvm.slim import object_from_ll, slim_ll
+from irc.backends.tvm.specs import Spec, to_json
 from irc.targets.catalogue import TARGETS, runs_here
 from irc.targets.target import Target
 
@@ -46,18 +50,37 @@ def native_targets() -> list[Target]:
     return [t for t in TARGETS.values() if runs_here(t)]
 
 
+def symbol_of(spec: Spec) -> str:
+    return "k_" + hashlib.sha256(to_json(spec).encode()).hexdigest()[:16]
+
+
 @functools.cache
-def compiled(spec: Spec, target: Target, symbol: str = "kernel") -> bytes:
-    return compile_object(build(symbol, spec, target), target)
+def optimized(spec: Spec, target: Target) -> str:
+    """LLVM IR text of the kernel as its object is made from it. The costly part: done once per kernel and target."""
+    return slim_ll(compile_ll(build(symbol_of(spec), spec, target), target))
 
 
-def open_kernel(data: bytes, target: Target):
-    """The function `kernel` of an object for this machine."""
+@functools.cache
+def compiled(spec: Spec, target: Target) -> bytes:
+    return object_from_ll(optimized(spec, target))
+
+
+def assembly(spec: Spec, target: Target) -> str:
+    """The instructions of the object."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ll") as file:
+        file.write(optimized(spec, target))
+        file.flush()
+        return str(tvm.get_global_func("ffi.Module.load_from_file.ll")(file.name, "ll").inspect_source("asm"))
+
+
+def open_kernel(spec: Spec, target: Target):
+    """The kernel as a function of this process."""
+    data = compiled(spec, target)
     fd = os.memfd_create("kernel")
     with os.fdopen(fd, "wb", closefd=False) as file:
         file.writelines(shared_chunks(elf.read_object(data), target))
     try:
-        function = ctypes.CDLL(f"/proc/self/fd/{fd}").kernel
+        function = getattr(ctypes.CDLL(f"/proc/self/fd/{fd}"), symbol_of(spec))
     finally:
         _kept.append(fd)  # the loader knows libraries by path: an open number is not given twice
     function.restype = None
@@ -92,7 +115,7 @@ def run_fenced(case: Case, target: Target) -> list[tuple[str, np.ndarray]]:
 
     Runs in a child process: an access outside the arrays is an AssertionError here.
     """
-    function = open_kernel(compiled(case.spec, target), target)
+    function = open_kernel(case.spec, target)
     runs = [(end, parts) for end in (True, False) for parts in PARTS]
     nbytes = case.expected.nbytes
     results = mmap.mmap(-1, max(nbytes * len(runs), 1))
@@ -130,7 +153,7 @@ def run_fenced(case: Case, target: Target) -> list[tuple[str, np.ndarray]]:
 
 def run(case: Case, target: Target) -> np.ndarray:
     """The output after one call, elements that are not written 0."""
-    function = open_kernel(compiled(case.spec, target), target)
+    function = open_kernel(case.spec, target)
     out = np.zeros_like(case.expected)
     arrays = [np.ascontiguousarray(a) for a in case.arrays]
     function(*(ctypes.c_void_p(a.ctypes.data) for a in (*arrays, out)), ctypes.c_int32(0), ctypes.c_int32(1))

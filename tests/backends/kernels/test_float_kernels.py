@@ -7,10 +7,11 @@ import dataclasses
 import kernel_cases as cases
 import numpy as np
 import pytest
-from kernel_harness import SENTINEL, Case, check, native_targets, run_fenced
+from kernel_harness import SENTINEL, Case, check, compiled, native_targets, optimized, run_fenced
 
 from irc.backends.tvm.expression import ExpressionBuilder
 from irc.backends.tvm.plan.views import row_major
+from irc.targets.catalogue import TARGETS
 from irc.targets.target import Target
 
 EPSILON = 2.0**-24  # largest relative error of one rounding to float32
@@ -77,6 +78,19 @@ def test_product_of_computed_factors(columns: int, target: Target) -> None:
     """The second factor is given with the documented slack of one vector, and not a byte more."""
     case = cases.product(f"product{columns}", target, columns=columns, w_shared=columns == 10)
     check_sums(case, target, 7)
+
+
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3", "x86-64-v4", "arm"])
+@pytest.mark.parametrize("oc", [2, 10, 18, 40])
+def test_sums_stay_in_registers(oc: int, name: str) -> None:
+    """The accumulator is an array that LLVM has to split into registers, also where the last vector of channels is
+    written in pieces: no stack memory is left, and code stays small."""
+    target = TARGETS[name]
+    for tile in ((2, 3, 2), (1, 3, 3)):
+        options = {"kernel": (3, 3), "ic": 16, "oc": oc, "out": (5, 3), "tile": tile}
+        spec = cases.linear("sums", target, expression=cases.bias_relu, **options).spec
+        assert "alloca" not in optimized(spec, target)
+        assert len(compiled(spec, target)) < 16000
 
 
 # Depthwise

@@ -15,7 +15,7 @@ from irc.backends.tvm.cache import Cache
 from irc.backends.tvm.expression import ExpressionBuilder
 from irc.backends.tvm.specs import to_json
 from irc.backends.tvm.workers import Compiler, Worker, kernel_error
-from irc.errors import InternalError
+from irc.errors import InternalError, OutputError
 from irc.targets.catalogue import TARGETS
 
 TARGET = TARGETS["x86-64"]
@@ -125,3 +125,33 @@ def test_progress_counts_to_the_end(compiler: Compiler) -> None:
     assert seen[0] == ("kernels", 0, 2)
     assert seen[-1] == ("kernels", 2, 2)
     assert json.dumps(seen)
+
+
+def test_a_full_disk_is_no_defect() -> None:
+    reply = {"ok": False, "error": "the compiling process ended with status -6", "trace": "No space left on device"}
+    error = kernel_error("node 'conv1' (Conv)", CRASH, "", reply)
+    assert isinstance(error, OutputError)
+    assert "TMPDIR" in str(error)
+
+
+def test_a_reproducer_that_cannot_be_written_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_text", full)
+    error = kernel_error("node 'conv1' (Conv)", CRASH, "", {"ok": False, "error": "LLVM rejects it", "trace": ""})
+    assert "LLVM rejects it" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_crashed_process_left_goes_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    worker = Worker()
+    assert worker.ask({**GOOD, "target": Compiler(TARGET, Cache(None), 1).target_text})["ok"]
+    (folder,) = tmp_path.iterdir()
+    (folder / "m.ll").write_text("half a module")
+    worker.kill()
+    assert not worker.ask(GOOD)["ok"]
+    worker.close()
+    assert list(tmp_path.iterdir()) == []
