@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from irc.backends.tvm.cache import Cache, Compiled
-from irc.errors import InternalError
+from irc.errors import InternalError, IrcError, OutputError
 from irc.targets.target import Target
 
 Progress = Callable[[str, int, int], None]
 
 
 class Worker:
-    """One process; restarted after a crash."""
+    """One process; restarted after a crash. Its temporary files lie in a folder of its own, which goes with it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to `request`; a crash of the process is an answer with ok False."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self._release()
+        if self._process is None:
             self._start()
         process = self._process
         assert process is not None
@@ -57,12 +63,14 @@ class Worker:
 
     def _start(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process; `_release` closes it
+        self._folder = tempfile.TemporaryDirectory(prefix="irc-worker-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "irc.backends.tvm.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env={**os.environ, "TMPDIR": self._folder.name},
         )
 
     def _last_words(self) -> str:
@@ -78,7 +86,14 @@ class Worker:
             with suppress(OSError):  # what was not sent when it died
                 if stream is not None:
                     stream.close()
+        self._folder.cleanup()
         self._process = None
+
+    def kill(self) -> None:
+        """End the process now; an `ask` in another thread is then answered as after a crash."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         if self._process is None:
@@ -106,8 +121,10 @@ class Compiler:
     def __enter__(self) -> Compiler:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for worker in self._workers:
+            if kind is not None:  # nobody waits for what they were doing
+                worker.kill()
             worker.close()
 
     def compile(
@@ -126,10 +143,11 @@ class Compiler:
                 wanted += 1
         failed: dict[str, dict[str, Any]] = {}
         lock = threading.Lock()
+        stopped = threading.Event()
         progress("kernels", len(done), len(requests))
 
         def run(worker: Worker) -> None:
-            while True:
+            while not stopped.is_set():
                 try:
                     key = missing.get_nowait()
                 except queue.Empty:
@@ -143,36 +161,56 @@ class Compiler:
                         failed[key] = reply
                     progress("kernels", len(done) + len(failed), len(requests))
 
-        threads = [threading.Thread(target=run, args=(w,)) for w in self._workers[: max(wanted, 1)]]
-        with _started(threads):
-            pass
+        workers = self._workers[: max(wanted, 1)]
+        ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def run_all(worker: Worker) -> None:
+            try:
+                run(worker)
+                ended.put(None)
+            except BaseException as error:
+                ended.put(error)
+
+        threads = [threading.Thread(target=run_all, args=(w,), daemon=True) for w in workers]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:  # not Thread.join: where that is interrupted, CPython 3.11 takes the thread for ended
+                error = ended.get()
+                if error is not None:
+                    raise error
+        except BaseException:  # Ctrl-C: the threads end as soon as their processes do
+            stopped.set()
+            while any(thread.is_alive() for thread in threads):
+                for worker in workers:
+                    worker.kill()
+                time.sleep(0.01)
+            raise
         return done, failed
 
 
-@contextmanager
-def _started(threads: list[threading.Thread]) -> Iterator[None]:
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in threads:
-            thread.join()
-
-
 def reproducer(request: dict[str, Any], target_text: str, error: str) -> Path:
-    """A folder with what is needed to see a failed compilation again."""
+    """A folder with what is needed to see a failed compilation again. Raises OSError, and leaves nothing then."""
     folder = Path(tempfile.mkdtemp(prefix="irc-kernel-"))
-    (folder / "request.json").write_text(json.dumps({**request, "target": target_text}) + "\n")
-    (folder / "error.txt").write_text(error + "\n")
-    (folder / "README.txt").write_text("python -m irc.backends.tvm.worker < request.json\n")
+    try:
+        (folder / "request.json").write_text(json.dumps({**request, "target": target_text}) + "\n")
+        (folder / "error.txt").write_text(error + "\n")
+        (folder / "README.txt").write_text("python -m irc.backends.tvm.worker < request.json\n")
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
-def kernel_error(what: str, request: dict[str, Any], target_text: str, reply: dict[str, Any]) -> InternalError:
-    folder = reproducer(request, target_text, str(reply.get("trace", reply["error"])))
-    return InternalError(
-        f"a kernel could not be compiled: {reply['error'].splitlines()[0]}",
-        where=what,
-        hint=f"the reproducer in {folder}",
-    )
+def kernel_error(what: str, request: dict[str, Any], target_text: str, reply: dict[str, Any]) -> IrcError:
+    """OutputError where the disk was full, else InternalError with a reproducer."""
+    trace = f"{reply['error']}\n{reply.get('trace', '')}"
+    if os.strerror(errno.ENOSPC) in trace:
+        return OutputError(
+            "no space left for temporary files", where=tempfile.gettempdir(), hint="another folder in TMPDIR"
+        )
+    try:
+        hint = f"the reproducer in {reproducer(request, target_text, trace)}"
+    except OSError as error:
+        hint = f"it again where temporary files can be written ({error.strerror}), for a reproducer"
+    return InternalError(f"a kernel could not be compiled: {reply['error'].splitlines()[0]}", where=what, hint=hint)

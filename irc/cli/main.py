@@ -1,15 +1,19 @@
 """`irc COMMAND ...`: finds the command, runs it, and turns errors into a few lines and an exit code.
 
 Exit codes: 0 done; 1 a defect of irc (with a file for the report); 2 something the user can mend; 3 over the accuracy
-budget; 130 interrupted. Nothing but the standard library is imported here: `irc --help` must be instant.
+budget; 130 interrupted; 128 + N ended by signal N. Nothing but the standard library is imported here: `irc --help`
+must be instant.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from irc.cli.arguments import Parser
 from irc.errors import BudgetError, InternalError, IrcError, OptionError, OutputError, suggest
@@ -36,11 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(arguments)
-        sys.stdout.flush()
+        with _terminable():
+            code = _dispatch(arguments)
+            sys.stdout.flush()
         return code
     except IrcError as error:
         return _fail(error)
+    except _Terminated as ended:
+        _say("irc: terminated")
+        return 128 + ended.number
     except KeyboardInterrupt:
         _say("irc: interrupted")
         return _INTERRUPTED
@@ -52,6 +60,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_os_error(error))
     except Exception as error:
         return _fail(_internal(error, arguments))
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: ends like Ctrl-C, so that nothing is left behind."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Signals that would end the process at once raise _Terminated instead, where nobody else has set them."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _dispatch(arguments: list[str]) -> int:
