@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -37,6 +38,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(manifest.get(key), dict):
             raise OptionError(f"the manifest lacks '{key}'", where=str(path))
     return manifest
+
+
+def check_unchanged(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
+    """Raises OptionError where a file of the artifact is not what was written: damaged code ends the process."""
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OptionError("cannot be read", where=str(path), got=error.strerror or str(error)) from error
+    facts = manifest["files"].get(name)
+    if not isinstance(facts, Mapping) or facts.get("sha256") != digest:
+        raise OptionError(
+            "the file is damaged, or was changed since it was written", where=str(path), hint="compiling again"
+        )
 
 
 def ports(manifest: Mapping[str, Any], which: str) -> tuple[Port, ...]:

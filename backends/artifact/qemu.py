@@ -25,7 +25,7 @@ from irc.backends.artifact.features import obstacle
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.link import link
 from irc.backends.artifact.load import Network, load_artifact
-from irc.backends.artifact.manifest import ports, read_manifest
+from irc.backends.artifact.manifest import check_unchanged, ports, read_manifest
 from irc.backends.artifact.write import archive_chunks
 from irc.backends.program import Port, Program
 from irc.errors import DataError, IrcError, OptionError, VerificationError
@@ -143,6 +143,7 @@ class Emulated:
         for path in (header, library):
             if not path.is_file():
                 raise OptionError("the artifact lacks a part", where=str(path))
+            check_unchanged(folder, manifest, path.relative_to(folder).as_posix())
         self = cls.__new__(cls)
         target = get_target(manifest["target"].get("name", ""))
         self._prepare(name, target, ports(manifest, "inputs"), ports(manifest, "outputs"), timeout)
@@ -255,8 +256,9 @@ class Emulated:
         except OSError as error:
             raise IrcError(what, where=command[0], got=str(error)) from error
         if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise VerificationError(what, where=command[0], got="".join(last) or f"exit code {done.returncode}")
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            telling = [line for line in lines if "error" in line] or lines[-1:] or [f"exit code {done.returncode}"]
+            raise VerificationError(what, where=command[0], got=telling[0])
 
     def close(self) -> None:
         """Ends the emulated program and removes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -243,7 +244,27 @@ def test_artifacts_of_other_machines_and_incomplete_ones(tmp_path):
     write_artifact(toy.toy(), tmp_path / "x", manifest={}, glue_object=toy.glue())
     library = tmp_path / "x" / "lib" / "shared" / "libtoy.so"
     library.write_bytes(b"not a library")
+    _change_files(tmp_path / "x", {"lib/shared/libtoy.so": b"not a library"})
     with pytest.raises(OptionError, match="cannot load the library"):
+        load_artifact(tmp_path / "x")
+
+
+def _change_files(folder, contents):
+    """Makes the manifest say that the files were written like this."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] |= {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
+    }
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_damaged_library_is_refused_before_it_can_crash(tmp_path, size):
+    write_artifact(toy.toy(), tmp_path / "x", manifest={}, glue_object=toy.glue())
+    library = tmp_path / "x" / "lib" / "shared" / "libtoy.so"
+    library.write_bytes(library.read_bytes()[:size])
+    with pytest.raises(OptionError, match="damaged"):
         load_artifact(tmp_path / "x")
 
 
@@ -253,6 +274,7 @@ def test_a_library_with_another_name_than_the_manifest(tmp_path):
     manifest["name"] = "other"
     (tmp_path / "x" / "manifest.json").write_text(json.dumps(manifest))
     library = tmp_path / "x" / "lib" / "shared" / "libtoy.so"
+    _change_files(tmp_path / "x", {"lib/shared/libother.so": library.read_bytes()})
     library.rename(library.with_name("libother.so"))
     with pytest.raises(OptionError, match="does not hold network other"):
         load_artifact(tmp_path / "x")
