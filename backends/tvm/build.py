@@ -158,8 +158,9 @@ def _compile(plan: Plan, keys: list[str], compiler: Compiler, progress: Progress
             requests[kernel_key] = {"kind": "kernel", "spec": to_json(call.spec), "symbol": _symbol(kernel_key)}
             labels[kernel_key] = f"{', '.join(call.nodes[:3])} ({call.label})"
     done, failed = compiler.compile(requests, progress, lambda k: labels[k])
-    _raise_unsupported([(labels[k], reply["error"]) for k, reply in failed.items() if reply.get("unsupported")])
-    for kernel_key, reply in failed.items():
+    failures = [(k, failed[k]) for k in requests if k in failed]  # in the network's order
+    _raise_unsupported([(labels[k], reply["error"]) for k, reply in failures if reply.get("unsupported")])
+    for kernel_key, reply in failures:
         raise kernel_error(labels[kernel_key], requests[kernel_key], compiler.target_text, reply)
     return done
 

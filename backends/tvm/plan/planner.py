@@ -257,6 +257,9 @@ class Planner:
         self.calls.append(Call(spec, tuple(args), writes, label, self.origin if nodes is None else nodes, macs))
 
     def copy(self, source: View, target: View, label: str = "copy") -> None:
+        """Element by element. 16-bit floats are moved as integers: LLVM lacks bfloat16 on most processors."""
+        if source.dtype in ("float16", "bfloat16"):
+            source, target = replace(source, dtype="int16"), replace(target, dtype="int16")
         b = ExpressionBuilder()
         expression = b.finish(b.operand(0, source.dtype))
         self.elementwise(target, expression, [source], label)
