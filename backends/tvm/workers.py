@@ -203,9 +203,9 @@ def reproducer(request: dict[str, Any], target_text: str, error: str) -> Path:
 
 
 def kernel_error(what: str, request: dict[str, Any], target_text: str, reply: dict[str, Any]) -> IrcError:
-    """OutputError where the disk was full, else InternalError with a reproducer."""
+    """OutputError where the disk was full or a limit on files reached, else InternalError with a reproducer."""
     trace = f"{reply['error']}\n{reply.get('trace', '')}"
-    if os.strerror(errno.ENOSPC) in trace:
+    if any(os.strerror(code) in trace for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
         return OutputError(
             "no space left for temporary files", where=tempfile.gettempdir(), hint="another folder in TMPDIR"
         )

@@ -85,6 +85,10 @@ def options(args: argparse.Namespace) -> CompileOptions:
 
 def run(args: argparse.Namespace) -> int:
     chosen = options(args)
+    if chosen.stop_after in ("import", "passes") and args.output is not None:
+        from irc.driver.files import check_model_name
+
+        check_model_name(args.output)
     from irc.driver.compile import compile_model
     from irc.pipeline.instruments import PrintAfter
 

@@ -25,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from irc.driver.files import save_model
+    from irc.driver.files import check_model_name, save_model
     from irc.driver.opt import optimize
     from irc.pipeline.instruments import Dump, Instrument, PrintAfter
 
+    check_model_name(args.output)
     instruments: list[Instrument] = []
     if args.print_ir_after:
         instruments.append(PrintAfter(tuple(args.print_ir_after)))

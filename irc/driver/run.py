@@ -11,7 +11,8 @@ from irc.calibrate.dataset import Dataset
 from irc.calibrate.npz import open_npz
 from irc.driver.options import check_file
 from irc.driver.subject import ports_model
-from irc.errors import OptionError, OutputError
+from irc.errors import OptionError
+from irc.export import replacing
 from irc.ir.types import Array
 
 
@@ -42,13 +43,7 @@ def run_artifact(directory: Path, inputs: Path, *, threads: int = 1) -> dict[str
 
 
 def write_arrays(path: Path, arrays: dict[str, Array]) -> None:
-    """An .npz file, or nothing: a file cut short by a full disk is removed. Raises OutputError."""
+    """An .npz file, whole or not at all. Raises OutputError."""
     named: dict[str, Any] = dict(arrays)
-    existed = path.exists()
-    try:
-        with path.open("wb") as file:
-            np.savez(file, **named)
-    except OSError as error:
-        if not existed and path.is_file():
-            path.unlink(missing_ok=True)
-        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+    with replacing(path) as file:
+        np.savez(file, **named)

@@ -2,7 +2,7 @@
 
 from irc.export.opsets import compatible_opset
 from irc.export.region import subgraph_model
-from irc.export.save import save, to_bytes, weight_bytes
+from irc.export.save import replacing, save, to_bytes, weight_bytes
 from irc.export.writer import to_proto
 
-__all__ = ["compatible_opset", "save", "subgraph_model", "to_bytes", "to_proto", "weight_bytes"]
+__all__ = ["compatible_opset", "replacing", "save", "subgraph_model", "to_bytes", "to_proto", "weight_bytes"]

@@ -56,11 +56,11 @@ def save(model: Model, path: Path | str, *, opset: int | None = None, external: 
         external = weight_bytes(model) > EXTERNAL_ABOVE
     if not external:
         data = to_bytes(model, opset=opset)
-        with _replacing(path) as file:
+        with replacing(path) as file:
             file.write(data)
         return [path]
     beside = path.with_name(path.name + ".data")
-    with _replacing(path) as file, _replacing(beside) as weights:
+    with replacing(path) as file, replacing(beside) as weights:
         writer = _External(weights, beside.name)
         file.write(build(model, writer.tensor, opset=opset).SerializeToString(deterministic=True))
     return [path, beside]
@@ -95,16 +95,24 @@ class _External:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file that takes the place of `path` when the block ends well, and goes when it does not."""
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file that takes the place of `path` when the block ends well, and goes when it does not.
+
+    Raises OutputError. A link stays and what it points to is replaced; devices and pipes are written to.
+    """
+    final = Path(os.path.realpath(path))
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        if final.exists() and not final.is_file():
+            with final.open("wb") as file:
+                yield file
+            return
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             yield file
         temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, final)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot be written: {reason}", where=str(path), hint="another output path") from None

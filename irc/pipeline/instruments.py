@@ -89,13 +89,14 @@ class Timing(Instrument):
 
 def write_model(model: Model, folder: Path, name: str, *, onnx: bool = True) -> None:
     """`folder/name.irc` and `folder/name.onnx`. Raises OutputError."""
-    from irc.export import save
+    from irc.export import replacing, save
     from irc.ir.printer import print_model
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.irc").write_text(print_model(model), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write: {error.strerror}", where=str(folder), hint="another folder") from error
+    with replacing(folder / f"{name}.irc") as file:
+        file.write(print_model(model).encode())
     if onnx:
         save(model, folder / f"{name}.onnx")
