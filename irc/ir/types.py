@@ -230,7 +230,7 @@ class Constant:
         """The data, read-only, of shape `self.shape`."""
         data: Array | None = self._cache.get("data")
         if data is None:
-            data = self.load().view()
+            data = np.asarray(self.load()).view()  # arithmetic on arrays without dimensions gives numpy scalars
             if tuple(data.shape) != self.shape:
                 data = data.reshape(self.shape)
             data.flags.writeable = False

@@ -93,3 +93,10 @@ def test_origin_merges_in_order_without_repeats() -> None:
 def test_types_print_short() -> None:
     assert str(SequenceType(TensorType(DType.FLOAT, Shape.of(None, 3)))) == "seq<float32[?,3]>"
     assert str(TensorType(DType.INT8)) == "int8[*]"
+
+
+def test_a_constant_may_be_loaded_as_a_numpy_scalar() -> None:
+    one = np.ones((), np.float32)
+    constant = Constant(DType.FLOAT, (), lambda: one * np.float32(2))
+    assert constant.numpy().shape == ()
+    assert constant.digest() == Constant.of(np.array(2, np.float32)).digest()
