@@ -46,7 +46,7 @@ class Lowering:
         with self._open(program, glue) as network:
             results = network.run(copies)
         for before, after in zip(feeds, copies.values(), strict=True):
-            np.testing.assert_array_equal(before, after, "the network wrote to its input")
+            assert before.tobytes() == after.tobytes(), "the network wrote to its input"
         return [results[p.name] for p in program.outputs]
 
     def _open(self, program: Program, glue: bytes) -> Network | Emulated:
