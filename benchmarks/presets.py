@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,10 @@ from peers import peer_run
 import irc
 from irc.pipeline.presets import PRESETS, SUMMARIES
 
+BUSY = (
+    " **The machine was busy with other work meanwhile: scores stand, but times are too long, and ratios of large "
+    "models, which want the shared caches, are not to be trusted.**"
+)
 TASKS = ("ic", "kws", "vww", "cifar", "imagenet", "ad")
 
 
@@ -165,12 +170,13 @@ def document(rows: list[dict[str, Any]], presets: list[str]) -> str:
     """docs/presets.md."""
     tasks = dict.fromkeys(row["task"] for row in rows)
     pipelines = {row["preset"]: PRESETS.get(row["preset"], row["preset"]) for row in rows if row["preset"]}
+    busy = os.getloadavg()[0] > 2  # this script itself, and a little
     parts = [
         "# What the presets do",
         "Made by `python benchmarks/presets.py --write docs/presets.md` from the compiled libraries, on "
         + ", ".join(f"{k} {v}" if k != "cpu" else v for k, v in machine().items())
         + ", one thread. Drops are in points (hundredths for the AUC). Times are medians in turns with onnxruntime; "
-        "the last column is the ratio of the middle round and the range over rounds.",
+        "the last column is the ratio of the middle round and the range over rounds." + (BUSY if busy else ""),
         "\n".join(f"- `{p}`: {SUMMARIES.get(p, '')}. `{text}`" for p, text in pipelines.items()),
         "## Mean over the classification tasks",
         summary(rows, presets),
