@@ -46,9 +46,9 @@ FLOAT = (
     ),
 )
 QDQ = (
-    # Its average pool meets exact halves in 1.5 % of channels. onnxruntime's float sum falls to either side of them
-    # (and to another side with graph optimizations than without: it then differs from itself on 3 % of outputs, by up
-    # to 21 steps), irc goes to the even one; ten logits and a Softmax make the difference larger.
+    # Its average pool meets exact halves in 1.5 % of channels; onnxruntime's float sum falls to either side of them,
+    # irc goes to the even one, and ten logits with a Softmax enlarge the step. Replacing AveragePool by the equal
+    # GlobalAveragePool within onnxruntime alone gives 98.1 %. Measured for irc: 96.3 to 98.1 % on random inputs.
     RealModel("pretrainedResnet_quant_qdq.onnx", share=0.95),
     RealModel("kws_ref_model_qdq.onnx"),
     RealModel("vww_96_int8_qdq.onnx"),
