@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +29,26 @@ def errors() -> Console:
 
 
 def _console(make: type[Console], file: Any) -> Console:
+    if file.isatty():
+        return make(file=file, highlight=False, emoji=False, markup=False)
     # Without a terminal rich would fold everything at 80 columns, and spoil it for grep.
-    width = None if file.isatty() else 200
-    return make(file=file, highlight=False, emoji=False, markup=False, width=width)
+    trimmed = cast(IO[str], _Trimmed(file))
+    return make(file=trimmed, highlight=False, emoji=False, markup=False, width=200)
+
+
+class _Trimmed:
+    """A text file that gets lines without the blanks that tables are filled with."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """`text`: whole lines, as rich writes them."""
+        self._file.write("\n".join(line.rstrip(" ") for line in text.split("\n")))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def print_json(data: Mapping[str, Any]) -> None:

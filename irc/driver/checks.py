@@ -23,6 +23,7 @@ from irc.evaluation.oracle import Oracle
 from irc.ir.graph import Model
 from irc.ir.types import Array
 from irc.pipeline import PassContext, Pipeline, Repeat
+from irc.report.model import shortened
 from irc.targets import runs_here
 from irc.targets.target import Target
 
@@ -114,7 +115,7 @@ def _right_by_layer(done: Compilation, twin: Twin, feeds: list[dict[str, Array]]
         return False
     done.report.notes.append(
         "every layer is within a quantization step of onnxruntime; roundings that fall the other way grow in "
-        + ", ".join(grown)
+        + shortened(grown)
     )
     return True
 

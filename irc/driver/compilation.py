@@ -14,6 +14,8 @@ from irc.ir.graph import Model
 from irc.pipeline import Pipeline, PipelineReport
 from irc.report.model import PassSummary, Report, Size
 
+PASS_NOTES = 3
+
 
 @dataclass
 class Compilation:
@@ -44,6 +46,17 @@ def new_report(options: CompileOptions, model: Model, pipeline: Pipeline) -> Rep
 def size_of(model: Model) -> Size:
     found = costs(model)
     return Size(len(model.graph), found.parameters, found.bytes, found.sparsity, found.macs)
+
+
+def pass_notes(report: PipelineReport) -> list[str]:
+    """What passes want people to know (`notes` in their statistics): the first few of each, as layers are many."""
+    found = []
+    for record in report.passes:
+        notes = record.statistics.get("notes", ())
+        found += [f"{record.name}: {note}" for note in notes[:PASS_NOTES]]
+        if len(notes) > PASS_NOTES:
+            found.append(f"{record.name}: and {len(notes) - PASS_NOTES} more (in the manifest)")
+    return found
 
 
 def summaries(report: PipelineReport) -> list[PassSummary]:

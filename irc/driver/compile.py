@@ -11,7 +11,7 @@ from typing import Any
 from irc.backends.program import Program
 from irc.driver import lower, runners
 from irc.driver.checks import Twin, accuracy, layer_damage, verify
-from irc.driver.compilation import Compilation, new_report, size_of, summaries
+from irc.driver.compilation import Compilation, new_report, pass_notes, size_of, summaries
 from irc.driver.load import load_data, load_static
 from irc.driver.lower import Progress
 from irc.driver.manifest import make_manifest
@@ -62,6 +62,7 @@ def compile_model(
         done.pipeline_report = pipeline.run(done.model, context, instruments)
         report.passes = summaries(done.pipeline_report)
         report.after = size_of(done.model)
+        report.notes.extend(pass_notes(done.pipeline_report))
     if options.stop_after == "passes":
         return done
 

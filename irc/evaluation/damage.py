@@ -101,6 +101,8 @@ def _accumulate(pair: _Pair, reference: Array, got: Array) -> None:
     if reference.shape != got.shape:
         return
     ref, res = reference.astype(np.float64), got.astype(np.float64)
+    plain = np.isfinite(ref) & np.isfinite(res)  # masks hold infinities: they carry no signal to lose
+    ref, res = np.where(plain, ref, 0.0), np.where(plain, res, 0.0)
     axis = _channel_axis(pair.node, ref.ndim)
     pair.rows += ref.size // max(ref.shape[axis], 1) if ref.ndim else 0
     axes = tuple(a for a in range(ref.ndim) if a != axis)

@@ -5,7 +5,7 @@ Everything in it but `seconds` is the same for two runs on the same input, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,10 +120,17 @@ def count_text(count: int | None) -> str:
     return str(count) if not unit else f"{value:.3g}{unit}" if value < 100 else f"{value:.0f}{unit}"
 
 
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """A list to read: "a, b, c and 4 more"."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
 def plain(text: Any) -> str:
-    """Statistics of a pass as words: "3 folded, 2 kept"."""
+    """Statistics of a pass as words: "folded 3, kept 2"; lists by their lengths."""
     if isinstance(text, Mapping):
-        return ", ".join(f"{k} {plain(v)}" for k, v in text.items() if not isinstance(v, list | tuple | Mapping))
+        counts = {k: len(v) if isinstance(v, list | tuple | Mapping) else v for k, v in text.items()}
+        return ", ".join(f"{k.replace('_', '-')} {plain(v)}" for k, v in counts.items() if v != 0)
     if isinstance(text, float):
         return f"{text:.4g}"
     return str(text)

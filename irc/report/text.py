@@ -12,7 +12,7 @@ from rich.text import Text
 from irc.evaluation.cost import Costs
 from irc.evaluation.latency import Latency
 from irc.pipeline.contract import Refusal
-from irc.report.model import Report, Size, StepRow, bytes_text, count_text, plain, verification_lines
+from irc.report.model import Report, Size, StepRow, bytes_text, count_text, plain, shortened, verification_lines
 
 WORST = 20
 """Layers shown of a damage table; the report file has them all."""
@@ -58,10 +58,12 @@ def _change(before: Size, after: Size) -> str:
 def accuracy_text(accuracy: Mapping[str, Any]) -> str:
     """One line: the score, the original's, the drop and the agreement."""
     text = f"{accuracy['metric']} {accuracy.get('shown', accuracy['score'])}"
+    if accuracy["metric"] == "agreement":
+        return f"{text} with the original ({accuracy['samples']} samples)"
     if "original" in accuracy:
         text += f", original {accuracy.get('shown_original', accuracy['original'])}, drop {accuracy['drop']:.2f}"
     if "agreement" in accuracy:
-        text += f", agreement {accuracy['agreement']:.2%}"
+        text += f", agreement {100 * accuracy['agreement']:.2f} %"
     return f"{text} ({accuracy['samples']} samples)"
 
 
@@ -139,12 +141,15 @@ def costs_tables(costs: Costs, *, layers: bool = True) -> Iterator[RenderableTyp
 
 
 def refusals_table(refusals: Sequence[Refusal]) -> Table:
-    """What was left alone, and why."""
-    table = Table(title="left alone", title_justify="left", box=None, header_style="bold")
-    for name in ("node", "rule", "reason"):
-        table.add_column(name, overflow="fold")
+    """What was left alone, and why; nodes with the same reason together."""
+    alike: dict[tuple[str, str], list[str]] = {}
     for refusal in refusals:
-        table.add_row(refusal.node, refusal.rule, refusal.reason)
+        alike.setdefault((refusal.rule, refusal.reason), []).append(refusal.node.removeprefix("node "))
+    table = Table(title="left alone", title_justify="left", box=None, header_style="bold")
+    for name in ("rule", "reason", "nodes"):
+        table.add_column(name, overflow="fold", justify="left")
+    for (rule, reason), nodes in alike.items():
+        table.add_row(rule, reason, shortened(nodes))
     return table
 
 

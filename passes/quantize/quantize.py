@@ -33,7 +33,7 @@ from irc.passes.quantize.affine import (
 from irc.passes.quantize.correction import conv_correction, matrix_correction
 from irc.passes.quantize.equalize import equalize, find_links, observer
 from irc.passes.quantize.ranges import Calibrator, Range, choose, decibel, saturation, signal_to_noise
-from irc.passes.quantize.regions import Kernel, Linear, find_regions
+from irc.passes.quantize.regions import NO_KERNEL, Kernel, Linear, Regions, find_regions
 from irc.passes.quantize.rewrite import NAME, Inserter
 from irc.passes.quantize.rounding import mean_error, round_least_squares
 from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
@@ -82,14 +82,16 @@ class Quantize(Pass):
             )
         regions = find_regions(model.graph, self.skip)
         if not any(k.kind == "linear" for k in regions.kernels):
-            return PassResult(False, _summary([], [], []), tuple(regions.refusals))
+            return PassResult(False, _summary([], [], _floating(regions)), tuple(regions.refusals))
         if self.equalize and _equalize(model, regions.kernels, ctx):
             regions = find_regions(model.graph, self.skip)
         statistics = collect(
             model, ctx.calibration, self._wanted(regions.kernels, len(ctx.calibration)), progress=ctx.progress
         )
         dtype: Literal["uint8", "int8"] = ctx.target.activations if ctx.target is not None else "uint8"
-        return _Run(self, model.graph, regions.kernels, statistics, dtype).run(tuple(regions.refusals))
+        result = _Run(self, model.graph, regions.kernels, statistics, dtype)
+        result.notes.extend(_floating(regions))
+        return result.run(tuple(regions.refusals))
 
     def _wanted(self, kernels: list[Kernel], samples: int) -> dict[str, list[Observer]]:
         wanted: dict[str, list[Observer]] = {}
@@ -115,7 +117,7 @@ class Quantize(Pass):
             if kernel.linear is not None:
                 layers.append(_store_weight(self, inserter, kernel.linear, None, None)[0])
         inserter.finish()
-        return PassResult(bool(layers), _summary(layers, [], []), tuple(regions.refusals))
+        return PassResult(bool(layers), _summary(layers, [], _floating(regions)), tuple(regions.refusals))
 
 
 def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext) -> int:
@@ -361,6 +363,11 @@ def _tensor_line(value: Value, affine: Affine, histogram: Histogram) -> dict[str
         "snr_db": round(signal_to_noise(histogram, affine), 2),
         "saturated": round(saturation(histogram, affine), 6),
     }
+
+
+def _floating(regions: Regions) -> list[str]:
+    """Layers whose weights nobody would expect to stay as they are."""
+    return [f"{r.node} stays in floating point: {r.reason}" for r in regions.refusals if r.reason.endswith(NO_KERNEL)]
 
 
 def _summary(layers: list[dict[str, Any]], tensors: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ SAME_SCALE = frozenset(_HANDED_THROUGH.split())
 # Means of many numbers lie in a narrower range than the numbers: they get a scale of their own.
 AVERAGES = frozenset(("AveragePool", "GlobalAveragePool", "ReduceMean"))
 _LINEAR = ("Conv", "Gemm", "MatMul")
+_FLOAT_ONLY = ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum")
+NO_KERNEL = "has no integer kernel"
 _LARGEST_SUM = 2**31 - 1
 _LONGEST_TAIL = 16  # elementwise nodes after a kernel
 
@@ -90,6 +92,9 @@ def find_regions(graph: Graph, skip: Collection[str] = ()) -> Regions:
     candidates: list[Kernel] = []
     for node in graph.nodes:
         if id(node) in claimed or not _is_float(node):
+            continue
+        if node.is_op(*_FLOAT_ONLY) and any(v is not None and v.is_constant for v in node.inputs):
+            regions.refusals.append(Refusal(node.label, "quantize", f"{node.op_type} {NO_KERNEL}"))
             continue
         kernel = _linear_kernel(node, regions.refusals) if node.is_op(*_LINEAR) else _other_kernel(node)
         if kernel is None:

@@ -153,3 +153,11 @@ def test_stopping_after_the_passes_prints_the_ir(call: Call, model: Path, tmp_pa
     assert "BatchNormalization" not in found
     assert "BatchNormalization" in call("compile", model, "--stop-after", "import")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.onnx"]
+
+
+def test_lines_end_without_blanks(call: Call, model: Path) -> None:
+    """Where stdout is no terminal: what is compared or searched in has no padding."""
+    for command in (["passes"], ["targets"], ["inspect", model], ["explain", model]):
+        lines = call(*command).splitlines()
+        assert len(lines) > 3
+        assert [line for line in lines if line != line.rstrip()] == []

@@ -77,3 +77,16 @@ def test_rescaled_channels_are_no_damage() -> None:
     copy.graph.set_input(two, 1, copy.graph.add_constant(divided, "divided"))
     images = [{"x": np.random.default_rng(i).standard_normal((1, 3, 6, 6)).astype(np.float32)} for i in range(3)]
     assert all(r.snr_db > 100 for r in damage(model, copy, images))
+
+
+def test_infinities_of_masks_are_no_damage() -> None:
+    """-inf where a mask is: equal in both, and in no way part of a sum of squares. Warnings are errors here."""
+    b = GraphBuilder()
+    mask = np.where(np.tri(4, 16, dtype=bool), np.float32(0), np.float32(-np.inf))
+    y = b.op("Add", b.op("MatMul", b.input("x", "float32", [4, 16]), weights(16, 16), name="layer2"), mask, name="mask")
+    b.output(b.op("Softmax", y, axis=-1, name="softmax"), name="y")
+    model = b.build()
+    with np.errstate(all="raise"):
+        rows = damage(model, spoiled(model, "layer2"), feeds())
+    assert all(np.isfinite(r.snr_db) and np.isfinite(r.share) for r in rows)
+    assert max(rows, key=lambda r: r.share).name == "layer2"

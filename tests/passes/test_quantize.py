@@ -354,3 +354,15 @@ def test_a_value_that_is_also_an_output_keeps_its_name() -> None:
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(OptionError):
         Quantize(**options)
+
+
+def test_layers_without_an_integer_kernel_are_named() -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [1, 4, 5, 5])
+    y = b.op("ConvTranspose", b.conv(x, weights(4, 4, 1, 1)), weights(4, 2, 2, 2), name="up")
+    b.output(y, name="out")
+    _, result = quantized(b.build())
+    assert [r.reason for r in result.refusals if "up" in r.node] == ["ConvTranspose has no integer kernel"]
+    assert result.statistics["notes"] == [
+        "node 'up' (ConvTranspose) stays in floating point: ConvTranspose has no integer kernel"
+    ]

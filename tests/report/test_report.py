@@ -9,9 +9,20 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from irc.pipeline.contract import Refusal
 from irc.report import text
 from irc.report.html import html
-from irc.report.model import PassSummary, Report, Size, StepRow, bytes_text, count_text, plain, verification_lines
+from irc.report.model import (
+    PassSummary,
+    Report,
+    Size,
+    StepRow,
+    bytes_text,
+    count_text,
+    plain,
+    shortened,
+    verification_lines,
+)
 
 DIFFERENCE = {
     "name": "y",
@@ -147,4 +158,25 @@ def test_counts(count: int | None, expected: str) -> None:
 
 
 def test_statistics_as_words() -> None:
-    assert plain({"folded": 3, "share": 0.25, "names": ["a"]}) == "folded 3, share 0.25"
+    assert plain({"folded": 3, "share": 0.25, "names": ["a"], "none": 0}) == "folded 3, share 0.25, names 1"
+
+
+def test_equal_reasons_stand_together() -> None:
+    refusals = [Refusal(f"node 'n{i}' (Conv)", "quantize", "no kernel") for i in range(5)]
+    refusals.append(Refusal("node 'last' (Gemm)", "quantize", "another reason"))
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(text.refusals_table(refusals))
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert "quantize no kernel 'n0' (Conv), 'n1' (Conv), 'n2' (Conv) and 2 more" in lines
+    assert "quantize another reason 'last' (Gemm)" in lines
+
+
+def test_shortened() -> None:
+    assert shortened([]) == ""
+    assert shortened(["a", "b", "c"]) == "a, b, c"
+    assert shortened(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_agreement_is_said_once() -> None:
+    facts = {"metric": "agreement", "shown": "99.00 %", "score": 0.99, "original": 1.0, "drop": 1.0, "agreement": 0.99}
+    assert text.accuracy_text(facts | {"samples": 100}) == "agreement 99.00 % with the original (100 samples)"
