@@ -68,7 +68,7 @@ def compile(
     *,
     output: PathLike | None = None,
     name: str = "",
-    passes: str | Pipeline | Sequence[Pass] = "none",
+    passes: str | Pipeline | Sequence[Pass | str] = "none",
     calibration: Samples | None = None,
     evaluation: Samples | None = None,
     metric: str = "top1",
@@ -76,7 +76,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
     threads: int = 1,
-    emit: Collection[str] = DEFAULT_EMIT,
+    emit: str | Collection[str] = DEFAULT_EMIT,
     verify: bool = True,
     cache_dir: PathLike | None = None,
     workers: int = 0,
@@ -98,7 +98,7 @@ def compile(
         target=target if isinstance(target, Target) else get_target(target),
         output=None if output is None else Path(output),
         name=name,
-        passes=passes if isinstance(passes, str) else str(passes if isinstance(passes, Pipeline) else Pipeline(passes)),
+        passes=passes if isinstance(passes, str) else str(passes) if isinstance(passes, Pipeline) else _text(passes),
         calibration=_data(calibration),
         evaluation=_data(evaluation),
         metric=metric,
@@ -106,7 +106,7 @@ def compile(
         shapes=shapes or {},
         dims=dims or {},
         threads=threads,
-        emit=frozenset(emit),
+        emit=frozenset(emit.split(",") if isinstance(emit, str) else emit),
         verify=verify,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         workers=workers,
@@ -150,6 +150,10 @@ def evaluate(
         dims=dims or {},
         threads=threads,
     )
+
+
+def _text(passes: Sequence[Pass | str]) -> str:
+    return ",".join(p if isinstance(p, str) else str(Pipeline([p])) for p in passes)
 
 
 def _data(given: Samples | None) -> Data | None:

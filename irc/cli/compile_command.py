@@ -95,10 +95,16 @@ def run(args: argparse.Namespace) -> int:
     instruments = [PrintAfter(tuple(args.print_ir_after))] if args.print_ir_after else []
     with output.progress(quiet=args.quiet or args.json) as progress:
         done = compile_model(chosen, progress=progress, instruments=instruments)
+    model_wanted = chosen.stop_after in ("import", "passes")
+    if model_wanted and args.output is not None:
+        from irc.driver.files import save_model
+
+        save_model(done.model, args.output)
     if args.json:
         output.print_json(_json(done))
-    elif chosen.stop_after in ("import", "passes"):
-        _show_model(done, args.output)
+    elif model_wanted:
+        if args.output is None:
+            _show_model(done)
     elif not args.quiet:
         _show(done)
     return 0
@@ -110,13 +116,8 @@ def _json(done: Compilation) -> dict[str, object]:
     return data
 
 
-def _show_model(done: Compilation, path: Path | None) -> None:
-    """IR text on stdout, or a file."""
-    from irc.driver.files import save_model
-
-    if path is not None:
-        save_model(done.model, path)
-        return
+def _show_model(done: Compilation) -> None:
+    """IR text on stdout."""
     from irc.ir.printer import print_model
 
     print(print_model(done.model))

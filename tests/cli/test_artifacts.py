@@ -265,6 +265,21 @@ def test_python_interface(work: Path, kernel_cache: Path, tmp_path: Path) -> Non
     assert not model.graph.inputs[0].shape.is_static, "the caller's model must stay as it was"
 
 
+def test_python_interface_takes_texts_in_lists(work: Path, kernel_cache: Path, tmp_path: Path) -> None:
+    from irc.passes.prune.prune import Prune
+
+    made = irc.compile(
+        work / "tiny.onnx",
+        output=tmp_path / "o",
+        passes=["fold-constants", Prune(sparsity=0.25)],
+        emit="header",
+        cache_dir=kernel_cache,
+        workers=1,
+    )
+    assert made.manifest["pipeline"] == "fold-constants,prune{sparsity=0.25}"
+    assert list(made.manifest["files"]) == ["include/tiny.h"]
+
+
 def test_names_of_the_package() -> None:
     for name in irc.__all__:
         assert getattr(irc, name) is not None

@@ -153,6 +153,8 @@ def test_stopping_after_the_passes_prints_the_ir(call: Call, model: Path, tmp_pa
     assert "BatchNormalization" not in found
     assert "BatchNormalization" in call("compile", model, "--stop-after", "import")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.onnx"]
+    json.loads(call("compile", model, "--stop-after", "passes", "-o", "out.onnx", "--json"))
+    assert (tmp_path / "out.onnx").is_file()
 
 
 def test_lines_end_without_blanks(call: Call, model: Path) -> None:
