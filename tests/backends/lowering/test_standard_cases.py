@@ -41,13 +41,14 @@ REGRESSIONS = (
     "test_matmul_1d_3d",
     "test_mod_mixed_sign_int8",
     "test_reduce_max_empty_set",
+    "test_tile",
     "test_reduce_sum_empty_set_non_reduced_axis_zero",
 )
 """Cases that once went wrong."""
 
 
 def every() -> list[str]:
-    return sorted(node_cases.cases())
+    return sorted(n for n in node_cases.cases() if n not in node_cases.DISPUTED)
 
 
 def chosen() -> list[str]:
