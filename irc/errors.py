@@ -52,6 +52,13 @@ class IrcError(Exception):
             self.args = (self._text(),)
         return self
 
+    def within(self, model: str) -> IrcError:
+        """The same error, with the name of the model in front of its place (same class)."""
+        if not self.where.startswith(model):
+            self.where = f"{model}: {self.where}" if self.where else model
+            self.args = (self._text(),)
+        return self
+
     def following(self, passes: str) -> IrcError:
         """The same error, with the passes run before it filled in when it had none (same class)."""
         if not self.after:

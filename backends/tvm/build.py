@@ -19,7 +19,7 @@ from irc.backends.tvm.specs import LibrarySpec, key, to_json
 from irc.backends.tvm.workers import Compiler, kernel_error
 from irc.errors import ShapeError, UnsupportedError
 from irc.ir.clone import clone
-from irc.ir.graph import Graph, Model, Value
+from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import TensorType
 from irc.targets.target import Target
 
@@ -50,8 +50,8 @@ def build_program(
     their cache) instead of new ones; they go on running. Raises ShapeError for unknown shapes, UnsupportedError with
     every node that has no kernel, InternalError with a reproducer where a kernel cannot be compiled.
     """
-    _require_shapes(model)
     _refuse_unsupported(model.graph)
+    _require_shapes(model)
     ports = _ports(model.graph)
     progress("plan", 0, 1)
     plan = make_plan(clone(model).graph, target)
@@ -87,10 +87,11 @@ def assemble_glue(
 def _require_shapes(model: Model) -> None:
     values = [(f"input '{v.name}'", v) for v in model.graph.inputs]
     values += [(n.label, v) for n in model.graph.nodes for v in n.outputs if v.uses or v.is_output]
+    depends = [n for n in model.graph.nodes if all(map(_is_static, n.inputs)) and not all(map(_is_static, n.outputs))]
+    _raise_unsupported([(n.label, "the shape of its result depends on data") for n in depends if _is_read(n)])
     for where, value in values:
-        known = isinstance(value.type, TensorType) and value.shape is not None and value.shape.is_static
-        if known or (value.type is not None and not isinstance(value.type, TensorType)):
-            continue  # what is no tensor is refused as such
+        if _is_static(value):
+            continue
         raise ShapeError(
             f"the shape of '{value.name}' is not known",
             where=f"{model.name}: {where}",
@@ -98,6 +99,17 @@ def _require_shapes(model: Model) -> None:
             got=str(value.type),
             hint="--shape INPUT=1x3x224x224 or --dim NAME=VALUE",
         )
+
+
+def _is_static(value: Value | None) -> bool:
+    """Also of what is no tensor, which is refused as such."""
+    if value is None or not (value.type is None or isinstance(value.type, TensorType)):
+        return True
+    return value.type is not None and value.shape is not None and value.shape.is_static
+
+
+def _is_read(node: Node) -> bool:
+    return any(not _is_static(v) and (v.uses or v.is_output) for v in node.outputs)
 
 
 def _refuse_unsupported(graph: Graph) -> None:

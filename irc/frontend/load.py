@@ -34,7 +34,10 @@ def load_model(
     proto, store = read_model(path)
     model = _import(proto, store, path.name)
     model.source = path
-    bind(model, shapes or {}, dims or {})
+    try:
+        bind(model, shapes or {}, dims or {})
+    except ModelError as error:
+        raise error.within(path.name) from None
     return model
 
 
@@ -62,6 +65,9 @@ def _import(proto: onnx.ModelProto, store: WeightStore, where: str) -> Model:
     model = import_proto(with_types(proto), store, where)
     opset = upgrade(model, where)
     name_unknown_dims(model)
-    infer_afresh(model)
+    try:
+        infer_afresh(model)
+    except ModelError as error:
+        raise error.within(where) from None
     check_types(model, opset, where)
     return model

@@ -136,6 +136,34 @@ def test_unknown_operator_domain(fails: Run, tmp_path: Path) -> None:
     assert "Frobnicate" in message
 
 
+def test_operator_whose_result_depends_on_data(fails: Run, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["z"], name="places"),
+        helper.make_node("Cast", ["z"], ["y"], name="last", to=TensorProto.FLOAT),
+    ]
+    path = tmp_path / "where.onnx"
+    path.write_bytes(proto(nodes=nodes).SerializeToString())
+    message = fails("compile", path)
+    assert "node 'places' (NonZero): the shape of its result depends on data" in message
+    assert "--shape" not in message
+
+
+def test_unknown_operator_at_the_end(fails: Run, tmp_path: Path) -> None:
+    """Its operator is what is wrong, not the shape that nobody can know."""
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"], name="odd", domain="my.own")]
+    path = tmp_path / "custom.onnx"
+    path.write_bytes(proto(nodes=nodes, **{"my.own": 1}).SerializeToString())
+    message = fails("compile", path)
+    assert "unknown domain 'my.own'" in message
+    assert "--shape" not in message
+
+
+def test_shapes_that_contradict_each_other(fails: Run, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.onnx"
+    path.write_bytes(proto(dims=(1, 5)).SerializeToString())
+    assert fails("compile", path).startswith("irc: error: wrong.onnx: node 'fc' (MatMul): ")
+
+
 def external(tmp_path: Path, location: str) -> Path:
     """A model whose weight lies in another file."""
     built = proto()
