@@ -91,9 +91,11 @@ def _split_at_remainders(schedule: Any, block: Any) -> None:
     Not only for speed: LLVM 22 takes `i & 3` for a sequence that never wraps when it vectorizes a loop with such an
     index for AVX-512, and reads beyond (Tile by 4 in 16 was wrong).
     """
-    body = schedule.get(block)
+    body, loops = schedule.get(block), schedule.get_loops(block)
+    if len(loops) != len(body.iter_vars):  # a loop nest of its own
+        return
     text = str(body.body)
-    for axis, loop in zip(body.iter_vars, schedule.get_loops(block), strict=True):
+    for axis, loop in zip(body.iter_vars, loops, strict=True):
         name, extent = re.escape(str(axis.var.name)), int(axis.dom.extent)
         remainders = {int(n) for n in re.findall(rf"\b{name} % (\d+)", text)}
         if int(axis.iter_type) == 0 and len(remainders) == 1 and extent > (n := remainders.pop()) and not extent % n:
