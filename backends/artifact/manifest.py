@@ -23,7 +23,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an artifact directory. Raises OptionError when it is none."""
     path = folder / "manifest.json"
     if not folder.is_dir():
-        raise OptionError("no such folder" if not folder.exists() else "not a folder", where=str(folder))
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise OptionError(what, where=str(folder), expected="an artifact, as irc compile writes it")
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:

@@ -95,6 +95,13 @@ def add_metric(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def seed(text: str) -> int:
+    """For argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, not '{text}'")
+    return int(text)
+
+
 def shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """`x=1x3x224x224` texts. An empty right side is a scalar. Raises OptionError."""
     found = {}

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop-after", metavar="PHASE", help="import, passes, plan or kernels: show the result there")
     parser.add_argument("--print-ir-after", action="append", default=[], metavar="PASS|all", help="IR text on stderr")
     parser.add_argument("--no-verify", action="store_true", help="write without comparing with onnxruntime")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for passes and inputs that are random")
+    parser.add_argument(
+        "--seed", type=arguments.seed, default=0, metavar="N", help="for passes and inputs that are random"
+    )
     arguments.add_cache(parser)
     arguments.add_json(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")

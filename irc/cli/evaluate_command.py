@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from irc.driver.score import score
     from irc.errors import BudgetError, OptionError
 
+    if args.max_drop is not None and args.max_drop != args.max_drop:
+        raise OptionError("--max-drop must be a number of points", got="nan")
     if args.max_drop is not None and args.original is None:
         raise OptionError("--max-drop needs something to compare with", hint="--original MODEL.onnx")
     with output.progress(quiet=args.json) as progress:

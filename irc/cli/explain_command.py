@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_target(parser)
     arguments.add_calibration(parser)
     arguments.add_shapes(parser)
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=arguments.seed, default=0, metavar="N")
     arguments.add_json(parser)
 
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_shapes(parser)
     parser.add_argument("--print-ir-after", action="append", default=[], metavar="PASS|all", help="IR text on stderr")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write IR text and ONNX after every pass")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=arguments.seed, default=0, metavar="N")
     arguments.add_json(parser)
 
 

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
     parser.add_argument("--original", type=Path, metavar="MODEL", help="also show the difference from this model")
     parser.add_argument("--data", type=Path, metavar="FILE.npz", help="samples to compare on (default: random)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=arguments.seed, default=0, metavar="N")
     arguments.add_json(parser)
 
 

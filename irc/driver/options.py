@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,10 @@ class CompileOptions:
             object.__setattr__(self, "output", Path(f"{self.name}-irc"))
         if self.threads < 1:
             raise OptionError("--threads must be at least 1", got=str(self.threads))
+        if self.seed < 0:
+            raise OptionError("--seed must not be negative", got=str(self.seed))
+        if self.max_drop is not None and not math.isfinite(self.max_drop):
+            raise OptionError("--max-drop must be a number of points", got=str(self.max_drop))
         if self.max_drop is not None and self.evaluation is None:
             raise OptionError("--max-drop needs data to measure the drop on", hint="--evaluation FILE.npz")
         if self.stop_after is not None and self.stop_after not in PHASES:

@@ -11,20 +11,17 @@ from irc.calibrate.dataset import Dataset
 from irc.calibrate.npz import open_npz
 from irc.driver.options import check_file
 from irc.driver.subject import ports_model
-from irc.errors import OptionError
 from irc.export import replacing
 from irc.ir.types import Array
 
 
 def run_artifact(directory: Path, inputs: Path, *, threads: int = 1) -> dict[str, Array]:
     """Outputs by name: of one run where the arrays have the shapes of the inputs, else of all samples, joined along
-    the first axis. Raises DataError, OptionError.
+    the first axis. Raises DataError; OptionError where `directory` is no artifact.
     """
     from irc.backends.artifact.qemu import open_artifact
 
     check_file(inputs)
-    if not directory.is_dir():
-        raise OptionError("no such artifact folder", where=str(directory))
     network = open_artifact(directory, threads=threads)
     columns = open_npz(inputs)
     if {n: c.shape for n, c in columns.items()} == {p.name: tuple(p.shape) for p in network.inputs}:

@@ -83,7 +83,15 @@ class TopK(Metric):
             raise DataError(f"metric {self.name} needs one label for each sample")
         wanted = class_labels(labels)
         scores = class_scores(first_output(outputs), len(wanted))
-        k = min(self.k, scores.shape[1])
+        classes = scores.shape[1]
+        strange = wanted[(wanted < 0) | (wanted >= classes)]
+        if strange.size:
+            raise DataError(
+                "a label names a class that the output has no score for",
+                expected=f"0 to {classes - 1}",
+                got=str(strange[0]),
+            )
+        k = min(self.k, classes)
         # Ties go to the lower class, as argmax does: sort stably by descending score.
         best = (
             np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :k] if k > 1 else scores.argmax(1)[:, None]
@@ -266,6 +274,8 @@ def first_output(values: Mapping[str, Array]) -> Array:
 
 def class_labels(labels: Array) -> Array:
     """Class numbers, flat. One-hot rows are understood. Raises DataError for labels that are no integers."""
+    if labels.dtype.kind not in "iufb":
+        raise DataError("labels are no class numbers", expected="integers", got=str(labels.dtype))
     if labels.ndim == 2 and labels.shape[1] > 1 and (np.sort(labels, axis=1)[:, -2] == 0).all():
         labels = labels.argmax(1)
     if labels.dtype.kind not in "iub" and not (labels == np.floor(labels)).all():

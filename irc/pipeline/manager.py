@@ -124,7 +124,7 @@ class _Run:
         try:
             result = p.run(self.model, self.ctx)
         except IrcError as error:
-            raise error.at(self.model.name).following(", ".join(self.done)) from None
+            raise error.at(self.model.name).following(", ".join(dict.fromkeys(self.done))) from None
         except Exception as error:
             raise self._crash(p, rest, backup, error) from error
         try:

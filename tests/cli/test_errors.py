@@ -216,6 +216,8 @@ def test_external_data_outside_the_folder(fails: Run, tmp_path: Path, kind: str)
         (["--max-drop", "1"], "--evaluation"),
         (["--max-drop", "much"], "--max-drop"),
         (["--threads", "0"], "--threads"),
+        (["--seed", "-1"], "--seed"),
+        (["--evaluation", "E", "--max-drop", "nan"], "--max-drop"),
         (["--passes", "none", "--preset", "none"], "not allowed with"),
         (["other.onnx"], "unexpected argument 'other.onnx'"),
         (["--calibration", "absent.npz"], "absent.npz"),
@@ -266,6 +268,27 @@ def test_data_that_does_not_fit(
     message = fails("compile", model, "--metric", "mse", use, npz(**arrays))
     assert "data.npz" in message
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (np.array(["cat", "dog", "cat"]), "labels are no class numbers"),
+        (np.array([0.5, 1, 2]), "labels are no class numbers"),
+        (np.array([0, 1, 3]), "expected 0 to 2; got 3"),
+        (np.array([-1, 1, 2]), "expected 0 to 2; got -1"),
+    ],
+)
+def test_labels_that_do_not_fit(
+    fails: Run, model: Path, npz: Callable[..., Path], labels: np.ndarray, expected: str
+) -> None:
+    assert expected in fails("evaluate", model, "--data", npz(x=GOOD, labels=labels))
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_model_where_an_artifact_is_wanted(fails: Run, model: Path, npz: Callable[..., Path], command: str) -> None:
+    extra = ["--inputs", npz(x=GOOD)] if command == "run" else []
+    assert "expected an artifact, as irc compile writes it" in fails(command, model, *extra)
 
 
 def test_data_that_is_no_npz(fails: Run, model: Path, tmp_path: Path) -> None:
