@@ -25,7 +25,8 @@ REFUSALS = {
     r"unknown domain|machine learning": "operators of other domains",
     r"random": "random results",
     r"training mode": "training",
-    r"depends on (the )?data|is not a constant|is not known|not a tensor|trip count|turns": "shapes that depend on data",
+    r"depends on (the )?data|is not a constant|is not known|not a tensor": "shapes that depend on data",
+    r"trip count|turns": "control flow that depends on data",
     r"only tensors|is a (seq|optional|map|sparse)": "sequences, optionals, maps",
 }
 """Reasons for which a case may be refused when it is lowered."""
