@@ -118,7 +118,8 @@ def same(a: Any, b: Any, rtol: float) -> bool:
 
 
 def test_same_results(cases: list[Any]) -> None:
-    """Bit-equal where the same kernel runs. AveragePool has two, which sum in different order: a few last bits."""
+    """The same kernels run, so integers are equal and floats differ in their last bits at most: onnxruntime peels its
+    vector loops by the addresses of its buffers, and its vector and scalar functions (log, ...) round differently."""
     ran = newly = 0
     for case in cases:
         model = imported(case.model)
@@ -129,7 +130,7 @@ def test_same_results(cases: list[Any]) -> None:
         before, after = run(case.model.SerializeToString(), inputs), run(exported, inputs)
         if isinstance(before, list):
             assert isinstance(after, list), f"{case.name}: {after}"
-            assert same(before, after, 1e-6 if "averagepool" in case.name else 0.0), case.name
+            assert same(before, after, 1e-6), case.name
             ran += 1
         elif isinstance(after, list):  # onnxruntime does not read the newest opset, but our export of it
             expected = [array(v) for v in case.data_sets[0][1]]
