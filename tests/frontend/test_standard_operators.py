@@ -138,4 +138,4 @@ def test_same_results(cases: list[Any]) -> None:
             assert random or same(expected, after, max(case.rtol, 1e-5)), case.name
             newly += 1
     assert ran > 1350
-    assert newly > 140
+    assert ran + newly > 1490  # how many of them it reads as they are depends on onnxruntime's version
