@@ -62,7 +62,7 @@ def emit_expression(
         elif instr.op == "operand":
             value = k.let(operand(int(instr.params[0]), lanes), "o")
         elif instr.op == "table":
-            value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]
+            value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]  # only with a table
         else:
             args, sources = [values[a] for a in instr.args], [expression[a] for a in instr.args]
             value = k.let(_emit(k, instr, args, sources, lanes, exact))
