@@ -6,7 +6,8 @@ three, and per tile a fixed overhead for its epilogue. Remainder tiles are count
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from irc.backends.tvm.specs import Order
 from irc.targets.target import Target
@@ -17,10 +18,13 @@ _EPILOGUE = 6.0  # cycles per vector that is written
 
 @dataclass(frozen=True)
 class TileChoice:
+    """A register tile and what the model says of it. `bound`: cycles that each resource would take alone."""
+
     rows: int
     columns: int
     vectors: int
     cycles: float
+    bound: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 def _parts(total: int, tile: int) -> list[tuple[int, int]]:
@@ -36,6 +40,23 @@ def choose_tile(
     `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more).
     """
     best: TileChoice | None = None
+    for choice in _tiles(target, out, vectors, steps, sums, uops):
+        if best is None or choice.cycles < best.cycles * 0.999:
+            best = choice
+    assert best is not None
+    return best
+
+
+def rank_tiles(
+    target: Target, out: tuple[int, int], vectors: int, steps: int, *, sums: bool = False, uops: float = 1.0
+) -> list[TileChoice]:
+    """All tiles that `choose_tile` looks at, cheapest first."""
+    return sorted(_tiles(target, out, vectors, steps, sums, uops), key=lambda t: t.cycles)
+
+
+def _tiles(
+    target: Target, out: tuple[int, int], vectors: int, steps: int, sums: bool, uops: float
+) -> Iterator[TileChoice]:
     free = target.vector_registers - 1 - (2 if uops > 1 else 0)
     for v in range(1, min(vectors, 8) + 1):
         for r in (1, 2, 3, 4):
@@ -47,26 +68,28 @@ def choose_tile(
                 places = r * c
                 if places * (v + sums) + v > free:
                     break
-                choice = TileChoice(r, c, v, _cycles(out, vectors, steps, r, c, v, sums, uops))
-                if best is None or choice.cycles < best.cycles * 0.999:
-                    best = choice
-    assert best is not None
-    return best
+                yield TileChoice(r, c, v, *_cycles(out, vectors, steps, r, c, v, sums, uops))
 
 
 def _cycles(
     out: tuple[int, int], vectors: int, steps: int, rows: int, columns: int, v: int, sums: bool, uops: float
-) -> float:
+) -> tuple[float, dict[str, float]]:
     total = 0.0
+    bound = {"multiply-adds": 0.0, "loads": 0.0, "latency": 0.0, "epilogue": 0.0}
     for n_r, r in _parts(out[0], rows):
         for n_c, c in _parts(out[1], columns):
             for n_v, size in _parts(vectors, v):
                 places = r * c
                 work = places * (size + sums) * uops / 2
                 loads = (places + size) / 2
-                step = max(work, loads, _LATENCY if places * size < 8 else 0.0)
-                total += n_r * n_c * n_v * (steps * step + _EPILOGUE * places * size + 8)
-    return total
+                latency = _LATENCY if places * size < 8 else 0.0
+                epilogue = _EPILOGUE * places * size + 8
+                tiles = n_r * n_c * n_v
+                total += tiles * (steps * max(work, loads, latency) + epilogue)
+                for name, cost in (("multiply-adds", work), ("loads", loads), ("latency", latency)):
+                    bound[name] += tiles * steps * cost
+                bound["epilogue"] += tiles * epilogue
+    return total, bound
 
 
 def choose_order(target: Target, weight_bytes: int, activation_bytes: int, rows: int) -> Order:
