@@ -14,9 +14,8 @@ import faulthandler
 import os
 import signal
 import tempfile
-import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -160,6 +159,17 @@ def _anonymous_file(chunks: Sequence[elf.Bytes]) -> int | None:
     return fd
 
 
+# Names of this module are found faster than attributes of others; an address through a buffer takes a sixth of the
+# time of array.__array_interface__.
+_from_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
+_addressof = ctypes.addressof
+_ndarray, _empty = np.ndarray, np.empty
+
+_Frame = tuple[Any, Any, ctypes.c_void_p, Array]
+"""What one call needs for itself: tables of the inputs' and outputs' addresses, address of the workspace, workspace.
+Calls take a frame from a list and put it back, so there are as many as there ever were calls at one time."""
+
+
 class Network:
     """A network that is ready to run. `inputs` and `outputs` describe the arrays."""
 
@@ -174,7 +184,7 @@ class Network:
         self._library: ctypes.CDLL | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._failure: BaseException | None = None
-        self._local = threading.local()
+        self._frames: list[_Frame] = []
         try:
             self._library = _open(library, where or str(library))
             self._bind(where or str(library), name)
@@ -201,16 +211,15 @@ class Network:
             )
         self.inputs = tuple(_port(info.inputs[i]) for i in range(info.n_inputs))
         self.outputs = tuple(_port(info.outputs[i]) for i in range(info.n_outputs))
+        self._input_names = tuple(p.name for p in self.inputs)
+        self._output_names = tuple(p.name for p in self.outputs)
         self.workspace_bytes = int(info.workspace_bytes)
-        self._input_dtypes = [DType(p.dtype).numpy for p in self.inputs]
-        self._output_dtypes = [DType(p.dtype).numpy for p in self.outputs]
-        self._input_table = ctypes.c_void_p * max(1, len(self.inputs))
-        self._output_table = ctypes.c_void_p * max(1, len(self.outputs))
+        self._input_rows = [(i, p, *_row(p)) for i, p in enumerate(self.inputs)]
+        self._output_rows = [(i, *_row(p)[:2]) for i, p in enumerate(self.outputs)]
         self._align = int(info.workspace_align)
         self._ctx = ctypes.create_string_buffer(info.ctx_bytes)
         self._ram = aligned_empty(info.init_ram_bytes, self._align)
         init.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
-        self._run.argtypes = [ctypes.c_void_p] * 4
         self._set_parallel.argtypes = [ctypes.c_void_p, _PARALLEL_FOR, ctypes.c_void_p, ctypes.c_int]
         _check(init(self._ctx, self._ram.ctypes.data, self._ram.nbytes, info.interface_hash), "init")
 
@@ -243,7 +252,7 @@ class Network:
 
     def trial(self) -> None:
         """Runs once on zeros in a child process. Raises InternalError when that ends in a crash."""
-        zeros = [np.zeros(p.shape, d) for p, d in zip(self.inputs, self._input_dtypes, strict=True)]
+        zeros = [np.zeros(shape, dtype) for _, _, shape, dtype, _ in self._input_rows]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # threads: the child calls nothing that takes locks
@@ -278,42 +287,81 @@ class Network:
                 expected=f"{len(self.inputs)} ({names})",
                 got=str(len(arrays)),
             )
-        outputs = self._call(list(map(_checked, arrays, self.inputs, self._input_dtypes)))
+        outputs = self._call(arrays)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Arrays by input name -> arrays by output name. Raises DataError for missing, unknown or misfit arrays."""
-        names = {p.name for p in self.inputs}
-        for what, wrong in (("missing", names - set(feeds)), ("unknown", set(feeds) - names)):
-            if wrong:
-                raise DataError(
-                    f"{what} input {', '.join(map(repr, sorted(wrong)))}",
-                    where=self.name,
-                    expected=", ".join(sorted(names)) or "no inputs",
-                )
-        arrays = [feeds[p.name] for p in self.inputs]
-        outputs = self._call(list(map(_checked, arrays, self.inputs, self._input_dtypes)))
-        return {p.name: a for p, a in zip(self.outputs, outputs, strict=True)}
+        names = self._input_names
+        try:
+            arrays = [feeds[names[0]]] if len(names) == 1 else [feeds[name] for name in names]
+        except KeyError:
+            raise self._misnamed(feeds) from None
+        if len(feeds) != len(names):
+            raise self._misnamed(feeds)
+        outputs = self._call(arrays)
+        if len(outputs) == 1:
+            return {self._output_names[0]: outputs[0]}
+        return dict(zip(self._output_names, outputs, strict=True))
 
-    def _call(self, inputs: list[Array]) -> list[Array]:
+    def _misnamed(self, feeds: Mapping[str, Any]) -> DataError:
+        names = set(self._input_names)
+        what, wrong = ("missing", names - set(feeds)) if names - set(feeds) else ("unknown", set(feeds) - names)
+        return DataError(
+            f"{what} input {', '.join(map(repr, sorted(wrong)))}",
+            where=self.name,
+            expected=", ".join(sorted(names)) or "no inputs",
+        )
+
+    def _call(self, arrays: Sequence[Any]) -> list[Array]:
+        """Checks, allocates the outputs and runs. Written for speed: small networks take a few microseconds."""
         if self._library is None:
             raise OptionError("the network is closed", where=self.name)
-        outputs = [np.empty(p.shape, d) for p, d in zip(self.outputs, self._output_dtypes, strict=True)]
-        place = getattr(self._local, "place", None)
-        if place is None:
-            self._local.workspace = aligned_empty(self.workspace_bytes, self._align)
-            place = self._local.place = _address(self._local.workspace)
+        try:
+            frame = self._frames.pop()  # nobody else has it until it is put back
+        except IndexError:
+            frame = self._new_frame()
+        sources, results, place, workspace = frame
+        inputs = []  # copies must live until the network has run
+        for i, port, shape, dtype, misaligned in self._input_rows:
+            array = arrays[i]
+            if type(array) is not _ndarray or array.dtype is not dtype or array.shape != shape:
+                array = _checked(array, port, dtype)
+            try:
+                address = _addressof(_from_buffer(array))  # raises for what is not contiguous
+            except (TypeError, ValueError, BufferError):
+                array = _checked(array, port, dtype)
+                address = _address(array)
+            if address & misaligned:
+                array = _checked(array, port, dtype)
+                address = _address(array)
+            inputs.append(array)
+            sources[i] = address
+        outputs = []
+        for i, shape, dtype in self._output_rows:
+            out = _empty(shape, dtype)
+            try:
+                results[i] = _addressof(_from_buffer(out))
+            except (TypeError, ValueError, BufferError):  # empty, or a type that numpy does not export
+                results[i] = _address(out)
+            outputs.append(out)
         if self.poison:
-            self._local.workspace.fill(0xFF)
+            workspace.fill(0xFF)
             for out in outputs:
                 out.reshape(-1).view(np.uint8).fill(0xFF)
-        sources = self._input_table(*map(_address, inputs))
-        results = self._output_table(*map(_address, outputs))
-        _check(self._run(self._ctx, sources, results, place), "run")
+        code = self._run(self._ctx, sources, results, place)
+        self._frames.append(frame)
+        if code:
+            _check(code, "run")
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
         return outputs
+
+    def _new_frame(self) -> _Frame:
+        workspace = aligned_empty(self.workspace_bytes, self._align)
+        inputs, outputs = (ctypes.c_void_p * max(1, len(ports)) for ports in (self.inputs, self.outputs))
+        return inputs(), outputs(), ctypes.c_void_p(_address(workspace)), workspace
 
     def close(self) -> None:
         """Gives the library back. The network cannot be called any more. No call may be under way."""
@@ -372,6 +420,12 @@ def _port(info: _TensorInfo) -> Port:
     if not info.quantized:
         return Port(info.name.decode(), dtype, shape)
     return Port(info.name.decode(), dtype, shape, info.scale, info.zero_point)
+
+
+def _row(port: Port) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, element type, and the bits that are 0 in the address of an aligned element."""
+    dtype = DType(port.dtype).numpy
+    return port.shape, dtype, dtype.itemsize - 1
 
 
 def _address(array: Array) -> int:

@@ -67,6 +67,28 @@ def test_views_that_are_not_contiguous(net):
     _check(net(a, shifted), (a, b))
 
 
+def test_arrays_that_cannot_be_written_and_subclasses(net):
+    a, b = toy.toy_inputs()
+    a.flags.writeable = False
+    _check(net(a, np.frombuffer(b.tobytes(), b.dtype)), (a, b))
+    _check(net.run({"a": a, "b:0": b.view(np.recarray)}).values(), (a, b))
+    assert not a.flags.writeable
+
+
+def test_a_call_inside_a_call_has_memory_of_its_own(net):
+    """An array that calls the network when it is looked at: the outer call has its tables already."""
+    a, b = toy.toy_inputs(1)
+    c, d = toy.toy_inputs(2)
+
+    class Late:
+        def __array__(self, dtype=None, copy=None):
+            _check(net(c, d), (c, d))
+            return b
+
+    for _ in range(3):
+        _check(net(a, Late()), (a, b))
+
+
 def test_misfit_arrays(net):
     a, b = toy.toy_inputs()
     with pytest.raises(DataError, match=r"wrong number of inputs; expected 2 \(a, b:0\); got 1"):
@@ -79,8 +101,11 @@ def test_misfit_arrays(net):
         net([["text"]], b)
     with pytest.raises(DataError, match="missing input 'b:0'"):
         net.run({"a": a})
+    with pytest.raises(DataError, match="missing input 'a'"):
+        net.run({"b:0": b, "c": b})
     with pytest.raises(DataError, match="unknown input 'c'"):
         net.run({"a": a, "b:0": b, "c": b})
+    _check(net.run({"b:0": b, "a": a}).values(), (a, b))  # errors leave nothing behind
 
 
 def test_a_closed_network_says_so():
