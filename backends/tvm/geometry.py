@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from irc.targets.target import DotProduct, Target
 
-_DOTS: tuple[tuple[DotProduct, str, int], ...] = (("vpdpbusd", "uint8", 4), ("sdot", "int8", 4), ("pmaddwd", "", 2))
+DotWay = Literal["vpdpbusd", "sdot", "pmaddwd4", "pmaddwd", "widening"]
+"""A dot product of the target as a kernel uses it: pmaddwd sums two channels, or four of type uint8 in two halves."""
+
+# way, dot products of targets that know it, type of the data ("": any), channels
+_DOTS: tuple[tuple[DotWay, tuple[DotProduct, ...], str, int], ...] = (
+    ("vpdpbusd", ("vpdpbusd",), "uint8", 4),
+    ("sdot", ("sdot",), "int8", 4),
+    ("pmaddwd4", ("pmaddwd",), "uint8", 4),
+    ("pmaddwd", ("pmaddwd", "vpdpbusd"), "", 2),
+)
 
 
-def dot_of(x_dtype: str, target: Target, channels: int = 0) -> DotProduct:
+def dot_of(x_dtype: str, target: Target, channels: int = 0) -> DotWay:
     """How 8-bit products of `x_dtype` data are summed: the widest way that is right for the type.
 
     `channels` > 0: there are so many, and no more can be added (groups lie side by side); the way divides them.
     """
-    for way, wanted, step in _DOTS:
-        known = way == target.dot or (way == "pmaddwd" and target.dot == "vpdpbusd")
-        if known and wanted in ("", x_dtype) and channels % step == 0:
+    for way, targets, wanted, step in _DOTS:
+        if target.dot in targets and wanted in ("", x_dtype) and channels % step == 0:
             return way
     return "widening"
 
@@ -24,7 +34,7 @@ def step_channels(x_dtype: str, target: Target, channels: int = 0) -> int:
     pads); otherwise it divides them."""
     if x_dtype == "float32":
         return 1
-    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd": 2, "widening": 1}[dot_of(x_dtype, target, channels)]
+    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd4": 4, "pmaddwd": 2, "widening": 1}[dot_of(x_dtype, target, channels)]
 
 
 def depthwise_rows(x_dtype: str, w_dtype: str, target: Target) -> int:

@@ -115,11 +115,11 @@ class _Linear:
             k.loop(steps, "i") as i,
         ):
             tap = (kh * spec.kernel[1] + kw) * steps + i
-            weights = [k.let(step.load_w(k, self.w, w_base + tap * w_step + v * w_vector), "w") for v in range(vectors)]
+            weights = [step.load_w(k, self.w, w_base + tap * w_step + v * w_vector) for v in range(vectors)]
             x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
             for p, (r, c) in enumerate(places):
                 place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
-                value = k.let(step.load_x(k, self.x, x_at + place), "d")
+                value = step.load_x(k, self.x, x_at + place)
                 for v in range(vectors):
                     at = (p * vectors + v) * lanes
                     k.store(self.acc, at, step.mac(k.load(self.acc, at, lanes), value, weights[v]), lanes)

@@ -1,11 +1,15 @@
-"""One step of a reduction in registers: which input channels it sums, and with which instruction.
+"""One step of a reduction in registers: which input channels it sums, and with which instructions.
 
-Instruction per step:
+Instructions per step:
   float32    fma, one input channel
-  vpdpbusd   4 channels, uint8 x int8 -> int32 (AVX-512 VNNI)
+  vpdpbusd   4 channels, uint8 x int8 -> int32 (AVX-512 VNNI, AVX-VNNI)
   sdot       4 channels, int8 x int8 -> int32 (Arm dotprod)
-  pmaddwd    2 channels, widened to int16 first, so nothing saturates (x86 without VNNI)
+  pmaddwd    4 uint8 or 2 channels, widened to int16 first, so nothing saturates (x86 without VNNI)
   widening   1 channel in int32
+
+pmaddwd with four channels reads weights as vpdpbusd does, four bytes a lane. Neighbours are told apart without
+shuffles: bytes 0 and 2 of a word become one pair of int16, bytes 1 and 3 the other, by a mask and a shift for data
+(uint8) and by two arithmetic shifts for weights (int8).
 """
 
 from __future__ import annotations
@@ -17,8 +21,11 @@ from irc.backends.tvm.geometry import dot_of, lanes_of
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic, reinterpret
 from irc.targets.target import Target
 
-_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
-_VPDPBUSD = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+VPDPBUSD = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+
+Value = tuple[Expr, ...]
+"""Data or weights of a step in registers."""
 
 
 @dataclass(frozen=True)
@@ -27,54 +34,83 @@ class Step:
 
     channels: int
     acc_dtype: str
-    load_x: Callable[[KernelBuilder, Buffer, Expr], Expr]
-    load_w: Callable[[KernelBuilder, Buffer, Expr], Expr]
-    mac: Callable[[Expr, Expr, Expr], Expr]
-    ones: Expr = None
+    load_x: Callable[[KernelBuilder, Buffer, Expr], Value]
+    load_w: Callable[[KernelBuilder, Buffer, Expr], Value]
+    mac: Callable[[Expr, Value, Value], Expr]
+    ones: Value = ()
 
 
 def _float_step(lanes: int) -> Step:
     return Step(
         1,
         "float32",
-        lambda k, x, i: broadcast(k.load(x, i), lanes),
-        lambda k, w, i: k.load(w, i, lanes),
-        lambda acc, x, w: acc + x * w,
-        const(1.0, "float32", lanes),
+        lambda k, x, i: (k.let(broadcast(k.load(x, i), lanes), "d"),),
+        lambda k, w, i: (k.let(k.load(w, i, lanes), "w"),),
+        lambda acc, x, w: acc + x[0] * w[0],
+        (const(1.0, "float32", lanes),),
     )
 
 
-def _dot4_step(lanes: int, name: str, ones: Expr) -> Step:
-    wide = f"int8x{4 * lanes}"
-    acc_type = f"int32x{lanes}"
+def _word(k: KernelBuilder, x: Buffer, i: Expr, lanes: int) -> Expr:
+    """Four bytes from element `i`, in every lane."""
+    return broadcast(reinterpret(k.load(x, i, 4), "int32"), lanes)
 
-    def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Expr:
-        return reinterpret(broadcast(reinterpret(k.load(x, i, 4), "int32"), lanes), wide)
+
+def _dot4_step(lanes: int, name: str) -> Step:
+    return Step(
+        4,
+        "int32",
+        lambda k, x, i: (k.let(reinterpret(_word(k, x, i, lanes), f"int8x{4 * lanes}"), "d"),),
+        lambda k, w, i: (k.let(k.load(w, i, 4 * lanes), "w"),),
+        lambda acc, x, w: intrinsic(name, f"int32x{lanes}", acc, x[0], w[0]),
+        (const(1, "int8", 4 * lanes),),
+    )
+
+
+def _pmaddwd(lanes: int, x: Expr, w: Expr) -> Expr:
+    return intrinsic(PMADDWD[lanes], f"int32x{lanes}", x, w)
+
+
+def _quad_step(lanes: int) -> Step:
+    """Four uint8 channels by two pmaddwd."""
+    wide = 2 * lanes
+
+    def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Value:
+        word = k.let(_word(k, x, i, lanes), "b")
+        even = reinterpret(word & const(0x00FF00FF, "int32", lanes), f"int16x{wide}")
+        odd = reinterpret(reinterpret(word, f"uint16x{wide}") >> const(8, "uint16", wide), f"int16x{wide}")
+        return k.let(even, "d"), k.let(odd, "d")
+
+    def load_w(k: KernelBuilder, w: Buffer, i: Expr) -> Value:
+        raw = k.let(reinterpret(k.load(w, i, 4 * lanes), f"int16x{wide}"), "b")
+        eight = const(8, "int16", wide)
+        return k.let((raw << eight) >> eight, "w"), k.let(raw >> eight, "w")
 
     return Step(
         4,
         "int32",
         load_x,
-        lambda k, w, i: k.load(w, i, 4 * lanes),
-        lambda acc, x, w: intrinsic(name, acc_type, acc, x, w),
-        ones,
+        load_w,
+        lambda acc, x, w: acc + (_pmaddwd(lanes, x[0], w[0]) + _pmaddwd(lanes, x[1], w[1])),
+        (const(1, "int16", wide), const(1, "int16", wide)),
     )
 
 
-def _pmaddwd_step(lanes: int) -> Step:
-    wide = f"int16x{2 * lanes}"
+def _pair_step(lanes: int) -> Step:
+    """Two channels of either sign by pmaddwd."""
+    wide = 2 * lanes
 
-    def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Expr:
+    def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Value:
         pair = reinterpret(cast(k.load(x, i, 2), "int16", 2), "int32")
-        return reinterpret(broadcast(pair, lanes), wide)
+        return (k.let(reinterpret(broadcast(pair, lanes), f"int16x{wide}"), "d"),)
 
     return Step(
         2,
         "int32",
         load_x,
-        lambda k, w, i: cast(k.load(w, i, 2 * lanes), "int16", 2 * lanes),
-        lambda acc, x, w: acc + intrinsic(_PMADDWD[lanes], f"int32x{lanes}", x, w),
-        const(1, "int16", 2 * lanes),
+        lambda k, w, i: (k.let(cast(k.load(w, i, wide), "int16", wide), "w"),),
+        lambda acc, x, w: acc + _pmaddwd(lanes, x[0], w[0]),
+        (const(1, "int16", wide),),
     )
 
 
@@ -82,10 +118,10 @@ def _widening_step(lanes: int) -> Step:
     return Step(
         1,
         "int32",
-        lambda k, x, i: broadcast(cast(k.load(x, i), "int32"), lanes),
-        lambda k, w, i: cast(k.load(w, i, lanes), "int32", lanes),
-        lambda acc, x, w: acc + x * w,
-        const(1, "int32", lanes),
+        lambda k, x, i: (k.let(broadcast(cast(k.load(x, i), "int32"), lanes), "d"),),
+        lambda k, w, i: (k.let(cast(k.load(w, i, lanes), "int32", lanes), "w"),),
+        lambda acc, x, w: acc + x[0] * w[0],
+        (const(1, "int32", lanes),),
     )
 
 
@@ -96,9 +132,11 @@ def choose_step(x_dtype: str, target: Target, channels: int) -> Step:
         return _float_step(lanes)
     dot = dot_of(x_dtype, target, channels)
     if dot == "vpdpbusd":
-        return _dot4_step(lanes, _VPDPBUSD[lanes], const(1, "int8", 4 * lanes))
+        return _dot4_step(lanes, VPDPBUSD[lanes])
     if dot == "sdot":
-        return _dot4_step(lanes, "llvm.aarch64.neon.sdot.v4i32.v16i8", const(1, "int8", 4 * lanes))
+        return _dot4_step(lanes, "llvm.aarch64.neon.sdot.v4i32.v16i8")
+    if dot == "pmaddwd4":
+        return _quad_step(lanes)
     if dot == "pmaddwd":
-        return _pmaddwd_step(lanes)
+        return _pair_step(lanes)
     return _widening_step(lanes)
