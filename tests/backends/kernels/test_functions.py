@@ -202,3 +202,19 @@ def test_a_requantized_nan_is_the_lowest_value(target: Target) -> None:
     assert got[2] == 0
     np.testing.assert_array_equal(got[3:7], 10)
     assert got[14] == 13
+
+
+@targets
+@pytest.mark.parametrize("step", [5e-4, 1.1e-3, 6.4e-3, 7e-3, 0.03])
+@pytest.mark.parametrize("op", ["gelu", "gelu_tanh"])
+def test_functions_before_a_requantization(op: str, step: float, target: Target) -> None:
+    """Cheaper forms where 8 bits follow: a step is missed by at most 1/32 of it (and the rounding's own half)."""
+    x = points(-200 * step, 200 * step)
+    b = ExpressionBuilder()
+    q = b.requantize(b.add(op, "float32", b.operand(0, "float32")), "int8", -128, 127, -28, 1.0 / step)
+    spec = ElementwiseSpec("int8", (x.size,), (1,), b.finish(q), (Operand("float32", (1,), x.size),), x.size)
+    got = run(Case(op, spec, (x,), np.zeros(x.size, np.int8)), target).astype(np.float64)
+    exact = each(ACCURACY[op][0], x.astype(np.float64)) / step
+    inside = exact < 155  # beyond, it saturates
+    assert np.abs(got[inside] + 28 - exact[inside]).max() <= 0.5 + 1 / 32
+    assert (got[exact > 155.6] == 127).all()
