@@ -40,8 +40,9 @@ class LinearSpec:
     y[a,b,h,w,c] = expression(sum over kh, kw, i of x[a, b, h*sh + kh*dh, w*sw + kw*dw, i] * w[a,b,c,kh,kw,i])
 
     `x_strides`, `y_strides`: (a, b, h, w); channels have stride 1. Two batch dimensions a, b: of a batched matrix
-    product, or (images, groups). Weights are packed by `pack.py` (tiles of `ot` vectors) with element strides
-    `w_strides` (a, b); `w_rows` > 0 instead reads them unpacked, row i at i * w_rows.
+    product, or (images, groups). Weights are packed by `pack.py`, with element strides `w_strides` (a, b): in blocks of
+    `block` channels whatever the tile and the vectors of the machine, or with `block` 0 in tiles of the kernel's.
+    `w_rows` > 0 instead reads them unpacked, row i at i * w_rows.
     """
 
     x_dtype: str
@@ -63,6 +64,50 @@ class LinearSpec:
     tile: tuple[int, int, int] = (1, 4, 2)  # rows, columns, vectors of channels
     order: Order = "rows"
     x_size: int = 0
+    y_size: int = 0
+    w_size: int = 0
+    block: int = 0
+
+
+@dataclass(frozen=True)
+class WinogradInputSpec:
+    """Winograd's transform of an image's tiles (`winograd.py`): v[p, t, i], point p, tile t, channel i.
+
+    Tiles of `tile` outputs cover `out`; the last of a row or column ends where the image ends, so it may overlap the
+    one before. Point p is (row, column) of the transformed tile, row-major; `v_strides` are (p, t).
+    """
+
+    images: int
+    out: tuple[int, int]
+    tile: tuple[int, int]
+    kernel: tuple[int, int]
+    ic: int
+    x_strides: Strides  # (n, h, w)
+    v_strides: tuple[int, int]
+    x_size: int = 0
+    v_size: int = 0
+
+
+@dataclass(frozen=True)
+class WinogradSpec:
+    """Convolution of transformed tiles: for every point a matrix product, then the transform back, then `expression`.
+
+    Weights are packed by `pack.py` with the points in the place of taps. `block`: tiles whose products are kept on
+    the stack at a time, columns of them in a register tile, vectors of output channels.
+    """
+
+    images: int
+    out: tuple[int, int]
+    tile: tuple[int, int]
+    kernel: tuple[int, int]
+    ic: int
+    oc: int
+    v_strides: tuple[int, int]
+    y_strides: Strides  # (n, h, w)
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()  # strides (n, h, w, c)
+    block: tuple[int, int, int] = (8, 4, 2)
+    v_size: int = 0
     y_size: int = 0
     w_size: int = 0
 
@@ -191,12 +236,25 @@ class LibrarySpec:
     model: bytes
 
 
-Spec = LinearSpec | DepthwiseSpec | PoolSpec | ElementwiseSpec | RowsSpec | ReduceSpec | FillSpec | LibrarySpec
+Spec = (
+    LinearSpec
+    | WinogradInputSpec
+    | WinogradSpec
+    | DepthwiseSpec
+    | PoolSpec
+    | ElementwiseSpec
+    | RowsSpec
+    | ReduceSpec
+    | FillSpec
+    | LibrarySpec
+)
 
 _CLASSES = {
     c.__name__: c
     for c in (
         LinearSpec,
+        WinogradInputSpec,
+        WinogradSpec,
         DepthwiseSpec,
         PoolSpec,
         ElementwiseSpec,

@@ -91,31 +91,33 @@ class _Linear:
         if self.sums is not None:
             for i in range(len(places)):
                 k.store(self.sums, i * lanes, const(0, "int32", lanes), lanes)
-        self._reduce(a, b, h, w, vector, places, vectors)
+        self._reduce(a, b, h, w, vector, places, vectors, start)
         self._write(a, b, h, w, vector, places, vectors, start)
 
     def _reduce(
-        self, a: Expr, b: Expr, h: Expr, w: Expr, vector: Expr, places: list[tuple[int, int]], vectors: int
+        self,
+        a: Expr,
+        b: Expr,
+        h: Expr,
+        w: Expr,
+        vector: Expr,
+        places: list[tuple[int, int]],
+        vectors: int,
+        start: int,
     ) -> None:
         spec, k, lanes, step = self.spec, self.k, self.lanes, self.step
         sa, sb, sh, sw = spec.x_strides
         steps = spec.ic // step.channels
         x_base = k.let(a * sa + b * sb + h * (spec.stride[0] * sh) + w * (spec.stride[1] * sw), "xb")
         reduction = spec.kernel[0] * spec.kernel[1] * steps
-        w_base = a * spec.w_strides[0] + b * spec.w_strides[1]
-        if spec.w_rows:
-            w_base = k.let(w_base + vector * lanes, "wb")
-            w_step, w_vector = spec.w_rows, lanes
-        else:
-            w_base = k.let(w_base + vector * (reduction * lanes * step.channels), "wb")
-            w_step, w_vector = vectors * lanes * step.channels, lanes * step.channels
+        bases, w_step = self._weights(a * spec.w_strides[0] + b * spec.w_strides[1], vector, vectors, start, reduction)
         with (
             k.loop(spec.kernel[0], "kh") as kh,
             k.loop(spec.kernel[1], "kw") as kw,
             k.loop(steps, "i") as i,
         ):
             tap = (kh * spec.kernel[1] + kw) * steps + i
-            weights = [step.load_w(k, self.w, w_base + tap * w_step + v * w_vector) for v in range(vectors)]
+            weights = [step.load_w(k, self.w, base + tap * w_step) for base in bases]
             x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
             for p, (r, c) in enumerate(places):
                 place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
@@ -126,6 +128,28 @@ class _Linear:
                 if self.sums is not None:
                     total = step.mac(k.load(self.sums, p * lanes, lanes), value, step.ones)
                     k.store(self.sums, p * lanes, total, lanes)
+
+    def _weights(self, base: Expr, vector: Expr, vectors: int, start: int, reduction: int) -> tuple[list[Expr], int]:
+        """Where the weights of each vector begin, and how many elements on they go with the next step.
+
+        `vector` is the tile's first one; `start` is that of the first tile of its kind.
+        """
+        spec, k, lanes = self.spec, self.k, self.lanes
+        size = lanes * self.step.channels
+        if spec.w_rows:
+            first = k.let(base + vector * lanes, "wb")
+            return [first + v * lanes for v in range(vectors)], spec.w_rows
+        if not spec.block:
+            first = k.let(base + vector * (reduction * size), "wb")
+            return [first + v * size for v in range(vectors)], vectors * size
+        ratio = spec.block // lanes
+        stride = reduction * ratio * size
+        unit = ratio if vectors % ratio == 0 else vectors
+        if ratio % unit == 0 and start % unit == 0:  # no tile ends inside of a block and goes on in the next one
+            first = k.let(base + (vector // ratio) * stride + (vector % ratio) * size, "wb")
+            return [first + (v // ratio * stride + v % ratio * size) for v in range(vectors)], ratio * size
+        each = [vector + v for v in range(vectors)]
+        return [k.let(base + (n // ratio) * stride + (n % ratio) * size, "wb") for n in each], ratio * size
 
     def _write(
         self,
