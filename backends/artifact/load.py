@@ -27,7 +27,7 @@ from irc.backends.artifact import elf
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.features import check_host, target_facts
 from irc.backends.artifact.link import link
-from irc.backends.artifact.manifest import check_unchanged, read_manifest
+from irc.backends.artifact.manifest import check_library, read_manifest
 from irc.backends.artifact.shared import shared_chunks
 from irc.backends.program import Port, Program
 from irc.errors import DataError, InternalError, IrcError, OptionError, OutputError
@@ -92,7 +92,7 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Net
         raise OptionError(
             "the artifact holds no shared library", where=str(folder), expected=f"lib/shared/lib{name}.so"
         )
-    check_unchanged(folder, manifest, f"lib/shared/lib{name}.so")
+    check_library(folder, manifest, f"lib/shared/lib{name}.so")
     fd = None
     if os.path.isdir(_FD_FOLDER):
         # The loader knows libraries by path and would hand out an older artifact of this path that is still open.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,9 +52,35 @@ def check_unchanged(folder: Path, manifest: Mapping[str, Any], name: str) -> Non
         raise OptionError("cannot be read", where=str(path), got=error.strerror or str(error)) from error
     facts = manifest["files"].get(name)
     if not isinstance(facts, Mapping) or facts.get("sha256") != digest:
-        raise OptionError(
-            "the file is damaged, or was changed since it was written", where=str(path), hint="compiling again"
-        )
+        raise _damaged(path)
+
+
+def check_library(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
+    """Raises OptionError where a library's code is not what was written, or a part of the file is missing.
+
+    Either would end the process. Weights are data: they are not read here, so that opening a library takes the same
+    time for any size of network (`check_unchanged` reads everything).
+    """
+    path = folder / name
+    facts = manifest["files"].get(name)
+    code = facts.get("code") if isinstance(facts, Mapping) else None
+    if not isinstance(code, Mapping) or not isinstance(code.get("bytes"), int):
+        check_unchanged(folder, manifest, name)
+        return
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(file.read(code["bytes"])).hexdigest()
+    except OSError as error:
+        raise OptionError("cannot be read", where=str(path), got=error.strerror or str(error)) from error
+    if size != facts.get("bytes") or digest != code.get("sha256"):
+        raise _damaged(path)
+
+
+def _damaged(path: Path) -> OptionError:
+    return OptionError(
+        "the file is damaged, or was changed since it was written", where=str(path), hint="compiling again"
+    )
 
 
 def ports(manifest: Mapping[str, Any], which: str) -> tuple[Port, ...]:

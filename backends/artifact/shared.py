@@ -14,6 +14,7 @@ processor supplements.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from irc.backends.artifact import elf, relocate
@@ -49,6 +50,16 @@ def shared_chunks(obj: bytes | ObjectFile, target: Target, soname: str = "") -> 
     if obj.machine != elf.MACHINES[target.arch]:
         raise InternalError("object for another machine", where=f"target {target.name}")
     return _Linker(obj, soname).link()
+
+
+def code_bytes(chunks: Sequence[elf.Bytes]) -> int:
+    """Length of the part of a library that comes before its weights (all of what is mapped, where it has none)."""
+    head = elf.joined(chunks[:1])
+    count = elf.EHDR.unpack_from(head)[10]
+    parts = [elf.PHDR.unpack_from(row) for row in chunks[1 : 1 + count]]
+    *_, last = [p for p in parts if p[0] == PT_LOAD]
+    _, flags, offset, _, _, size, _, _ = last
+    return int(offset if flags == PF_R else offset + size)
 
 
 @dataclass(eq=False)

@@ -35,7 +35,7 @@ from irc.backends.artifact.header import header_text
 from irc.backends.artifact.link import link
 from irc.backends.artifact.manifest import KIND, is_artifact
 from irc.backends.artifact.package import cmake_config, pkg_config
-from irc.backends.artifact.shared import shared_chunks
+from irc.backends.artifact.shared import code_bytes, shared_chunks
 from irc.backends.program import Port, Program
 from irc.errors import OutputError
 
@@ -75,7 +75,7 @@ def write_artifact(
         "name": program.name,
         "target": target_facts(program.target),
         "interface": interface_facts(program),
-        "files": {name: _file_facts(chunks) for name, chunks in sorted(files.items())},
+        "files": {name: _file_facts(name, chunks) for name, chunks in sorted(files.items())},
     }
     files["manifest.json"] = [(json.dumps(full, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()]
     write_directory(Path(directory), files)
@@ -130,11 +130,24 @@ def _port_facts(port: Port) -> dict[str, Any]:
     return facts
 
 
-def _file_facts(chunks: Sequence[elf.Bytes]) -> dict[str, Any]:
-    digest = hashlib.sha256()
+def _file_facts(name: str, chunks: Sequence[elf.Bytes]) -> dict[str, Any]:
+    """Size and hash; of libraries also the hash of what comes before the weights (`check_library`)."""
+    facts: dict[str, Any] = {"bytes": elf.total_size(chunks), "sha256": _digest(chunks, None)}
+    if name.endswith(".so"):
+        size = code_bytes(chunks)
+        facts["code"] = {"bytes": size, "sha256": _digest(chunks, size)}
+    return facts
+
+
+def _digest(chunks: Sequence[elf.Bytes], size: int | None) -> str:
+    """SHA-256 of the chunks, or of their first `size` bytes."""
+    digest, left = hashlib.sha256(), size
     for chunk in chunks:
-        digest.update(chunk)
-    return {"bytes": elf.total_size(chunks), "sha256": digest.hexdigest()}
+        digest.update(chunk if left is None else memoryview(chunk)[:left])
+        left = None if left is None else max(0, left - len(chunk))
+        if left == 0:
+            break
+    return digest.hexdigest()
 
 
 # Files

@@ -15,6 +15,7 @@ import toy
 
 from irc.backends.artifact.features import check_host, required_flags, target_facts
 from irc.backends.artifact.load import load_artifact, load_program
+from irc.backends.artifact.manifest import check_unchanged, read_manifest
 from irc.backends.artifact.write import write_artifact
 from irc.backends.tvm.assemble import assemble
 from irc.errors import DataError, InternalError, OptionError
@@ -291,6 +292,28 @@ def test_a_damaged_library_is_refused_before_it_can_crash(tmp_path, size):
     library.write_bytes(library.read_bytes()[:size])
     with pytest.raises(OptionError, match="damaged"):
         load_artifact(tmp_path / "x")
+
+
+def test_changed_code_is_refused_and_weights_are_not_read(tmp_path):
+    write_artifact(toy.toy(), tmp_path / "x", manifest={}, glue_object=toy.glue())
+    facts = json.loads((tmp_path / "x" / "manifest.json").read_text())["files"]["lib/shared/libtoy.so"]
+    library = tmp_path / "x" / "lib" / "shared" / "libtoy.so"
+    whole = bytearray(library.read_bytes())
+    code = facts["code"]["bytes"]
+    assert 64 < code < facts["bytes"] == len(whole)
+    assert hashlib.sha256(whole[:code]).hexdigest() == facts["code"]["sha256"]
+    weights = toy.weights().tobytes()
+    assert code <= whole.find(weights) < len(whole)
+    whole[code - 1] ^= 1
+    library.write_bytes(whole)
+    with pytest.raises(OptionError, match="damaged"):
+        load_artifact(tmp_path / "x")
+    whole[code - 1] ^= 1
+    whole[whole.find(weights) + 2] ^= 1
+    library.write_bytes(whole)
+    load_artifact(tmp_path / "x").close()
+    with pytest.raises(OptionError, match="damaged"):
+        check_unchanged(tmp_path / "x", read_manifest(tmp_path / "x"), "lib/shared/libtoy.so")
 
 
 def test_a_library_with_another_name_than_the_manifest(tmp_path):
