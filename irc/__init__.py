@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from irc.api import Artifact, Network, Score, compile, evaluate, load, load_model
+    from irc.api import Artifact, Network, Score, compile, evaluate, load, load_model, tune
     from irc.errors import IrcError
     from irc.pipeline.manager import Pipeline
 
@@ -30,6 +30,7 @@ _HOMES = {
     "evaluate": "irc.api",
     "load": "irc.api",
     "load_model": "irc.api",
+    "tune": "irc.api",
 }
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_model",
+    "tune",
 ]
 
 

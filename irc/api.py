@@ -14,6 +14,8 @@ from irc.backends.artifact.write import DEFAULT_EMIT
 from irc.driver.compile import compile_model
 from irc.driver.options import CompileOptions, Data
 from irc.driver.score import score
+from irc.driver.tune import Tuned
+from irc.driver.tune import tune as tune_model
 from irc.evaluation.scoring import Score
 from irc.frontend import load_model
 from irc.ir.graph import Model
@@ -23,7 +25,7 @@ from irc.pipeline.instruments import Instrument
 from irc.report.model import Report
 from irc.targets import Target, get_target
 
-__all__ = ["Artifact", "Network", "Score", "compile", "evaluate", "load", "load_model"]
+__all__ = ["Artifact", "Network", "Score", "compile", "evaluate", "load", "load_model", "tune"]
 
 PathLike = str | os.PathLike[str]
 Samples = PathLike | Mapping[str, Array]
@@ -81,6 +83,7 @@ def compile(
     cache_dir: PathLike | None = None,
     workers: int = 0,
     seed: int = 0,
+    tuning: PathLike | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Artifact:
@@ -89,7 +92,7 @@ def compile(
     `output`: the folder to write (default: NAME-irc in the current folder; an artifact in its place is replaced).
     `passes`: a pipeline or its text; the default is the lossless clean-up. `shapes` and `dims` bind what the model
     leaves open; a symbolic first dimension becomes 1 by default. `max_drop`: accuracy budget in points of `metric` on
-    `evaluation`.
+    `evaluation`. `tuning`: a file of records that `tune` wrote.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
     """
@@ -111,9 +114,47 @@ def compile(
         cache_dir=None if cache_dir is None else Path(cache_dir),
         workers=workers,
         seed=seed,
+        tuning=None if tuning is None else Path(tuning),
     )
     done = compile_model(options, progress=progress, instruments=instruments)
     return Artifact(options.directory, done.manifest, done.report)
+
+
+def tune(
+    model: PathLike | Model,
+    records: PathLike,
+    target: str | Target = "native",
+    *,
+    seconds: float = 60.0,
+    passes: str | Pipeline | Sequence[Pass | str] = "none",
+    calibration: Samples | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    cache_dir: PathLike | None = None,
+    workers: int = 0,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Tuned:
+    """Measure the kernels of a model on this machine for about `seconds`, and add to the file `records` what is best.
+
+    `compile(..., tuning=records)` uses it, given the same passes and shapes. Ctrl-C keeps what was found until then.
+    Raises IrcError: OptionError for a target that does not run here, DataError for a file that is no record file.
+    """
+    options = CompileOptions(
+        model=model if isinstance(model, Model) else Path(model),
+        target=target if isinstance(target, Target) else get_target(target),
+        passes=passes if isinstance(passes, str) else str(passes) if isinstance(passes, Pipeline) else _text(passes),
+        calibration=_data(calibration),
+        shapes=shapes or {},
+        dims=dims or {},
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        workers=workers,
+        seed=seed,
+    )
+    done = tune_model(options, Path(records), seconds=seconds, progress=progress)
+    if done.interrupted is not None:
+        raise done.interrupted
+    return done
 
 
 def load(directory: PathLike, *, threads: int = 1) -> Network:

@@ -16,6 +16,8 @@ from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, lower_bound, place
 from irc.backends.tvm.plan.planner import Call, Pointer
 from irc.backends.tvm.specs import LibrarySpec, key, to_json
+from irc.backends.tvm.tune.apply import apply_records
+from irc.backends.tvm.tune.records import Records
 from irc.backends.tvm.workers import Compiler, kernel_error
 from irc.errors import ShapeError, UnsupportedError
 from irc.ir.clone import clone
@@ -43,8 +45,9 @@ def build_program(
     workers: int | None = None,
     progress: Progress = _quiet,
     compiler: Compiler | None = None,
+    tuning: Records | None = None,
 ) -> Program:
-    """Compile `model` (static shapes, cleaned) for `target`.
+    """Compile `model` (static shapes, cleaned) for `target`, with measured choices where `tuning` has them.
 
     `cache_dir` None compiles everything anew. `compiler`: running workers for the same target, to be used (with
     their cache) instead of new ones; they go on running. Raises ShapeError for unknown shapes, UnsupportedError with
@@ -55,11 +58,15 @@ def build_program(
     ports = _ports(model.graph)
     progress("plan", 0, 1)
     plan = make_plan(clone(model).graph, target)
+    tuned = None if tuning is None else apply_records(plan, target, tuning)
     progress("plan", 1, 1)
     keys = _keys(plan, target)
     with _running(compiler, target, cache_dir, workers or default_workers()) as running:
         kernels = _compile(plan, keys, running, progress)
-    return _assemble(name, target, ports, plan, keys, kernels)
+    program = _assemble(name, target, ports, plan, keys, kernels)
+    if tuned is not None:
+        program.statistics["tuned"] = tuned
+    return program
 
 
 @contextmanager

@@ -86,6 +86,10 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="compiler processes (default: one per core)")
 
 
+def add_tuning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tuning", type=Path, metavar="RECORDS.json", help="use what irc tune measured")
+
+
 def add_metric(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric",

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_passes(parser)
     arguments.add_calibration(parser)
     arguments.add_shapes(parser)
+    arguments.add_tuning(parser)
     arguments.add_cache(parser)
     arguments.add_json(parser)
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             seconds=args.seconds,
             cache_dir=args.cache_dir,
             workers=args.jobs,
+            tuning=args.tuning,
             progress=progress,
         )
     if args.json:

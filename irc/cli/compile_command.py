@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=arguments.seed, default=0, metavar="N", help="for passes and inputs that are random"
     )
+    arguments.add_tuning(parser)
     arguments.add_cache(parser)
     arguments.add_json(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
@@ -82,6 +83,7 @@ def options(args: argparse.Namespace) -> CompileOptions:
         cache_dir=args.cache_dir,
         workers=args.jobs,
         seed=args.seed,
+        tuning=args.tuning,
     )
 
 

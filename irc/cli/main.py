@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "verify": "check an artifact against its model",
     "evaluate": "score a model or an artifact on labelled data",
     "bench": "measure latency, also against other runtimes",
+    "tune": "measure the kernels of a model on this machine, for irc compile --tuning",
     "inspect": "operators, parameters, multiply-adds and bytes of a model or an artifact",
     "explain": "what passes did to a model, and what they left alone and why",
     "passes": "list the passes, their options and the presets",

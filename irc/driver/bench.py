@@ -59,6 +59,7 @@ def bench(
     seconds: float = 2.0,
     cache_dir: Path | None = None,
     workers: int = 0,
+    tuning: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Bench:
     """Interleaved latencies. A model is compiled in memory first, without being verified or written."""
@@ -79,6 +80,7 @@ def bench(
                 threads=threads,
                 cache_dir=cache_dir,
                 workers=workers,
+                tuning=tuning,
             ),
             progress,
         )
@@ -87,7 +89,7 @@ def bench(
     with_peers: dict[str, Callable[[], object]] = {"irc": lambda: run(feed)}
     for peer in peers:
         with_peers[peer] = _peer(peer, peer_model or model, feed, threads)
-    with _Pinned(threads):
+    with pinned(threads):
         return Bench(measure(with_peers, seconds=seconds))
 
 
@@ -144,7 +146,7 @@ def _openvino(model: Model | Path, feed: dict[str, Array], threads: int) -> Call
     return lambda: request.infer(feed)
 
 
-class _Pinned:
+class pinned:
     """Keeps the process on as many cores as there are threads, where the system can do that."""
 
     def __init__(self, threads: int) -> None:

@@ -40,6 +40,7 @@ def compile_model(
     if options.stop_after is None:
         check_writable(options.directory)
     pipeline = Pipeline.parse(options.passes)
+    lower.tuning(options)  # a broken file is reported now
     clock = _Clock()
 
     # Import. The shapes are bound first: everything after works on numbers, not on names of dimensions.
@@ -74,6 +75,7 @@ def compile_model(
         done.program = lower.build_program(done.model, options.target, options, progress)
         report.steps = [StepRow(s.label or s.symbol, s.nodes, s.macs, s.parallel) for s in done.program.steps]
         report.sizes = _program_sizes(done.program)
+        report.notes.extend(lower.tuning_notes(options, done.program))
     if options.stop_after == "kernels":
         return done
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from irc.backends.program import Program
 from irc.driver.options import CompileOptions
@@ -14,6 +15,9 @@ from irc.ir.graph import Model
 from irc.report.model import StepRow
 from irc.targets.target import Target
 
+if TYPE_CHECKING:
+    from irc.backends.tvm.tune.records import Records
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -21,12 +25,45 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
     """Kernels of `model` for `target`. Raises the IrcError of the backend, with the name of the model."""
     from irc.backends.tvm.build import build_program as build
 
-    workers = options.workers or len(os.sched_getaffinity(0))
     folder = cache_folder(options)
+    count = workers(options)
+    records = tuning(options)
     try:
-        return build(model, target, name=options.name, cache_dir=folder, workers=workers, progress=progress)
+        return build(
+            model, target, name=options.name, cache_dir=folder, workers=count, progress=progress, tuning=records
+        )
     except IrcError as error:
         raise error.at(model.name) from None
+
+
+def workers(options: CompileOptions) -> int:
+    """How many processes compile."""
+    return options.workers or len(os.sched_getaffinity(0))
+
+
+def tuning(options: CompileOptions) -> Records | None:
+    """The tuning records that the options name. Raises DataError where they cannot be read."""
+    if options.tuning is None:
+        return None
+    from irc.backends.tvm.tune.records import Records
+
+    return Records.load(options.tuning)
+
+
+def tuning_notes(options: CompileOptions, program: Program) -> list[str]:
+    """What became of the tuning records."""
+    records = tuning(options)
+    if records is None:
+        return []
+    used, all_calls = program.statistics.get("tuned", 0), len(program.steps)
+    stale = records.stale(program.target)
+    notes = [f"tuning records: {used} of {all_calls} kernel calls have one"]
+    if stale and not used:
+        notes.append(
+            f"{stale} tuning records were measured with another version of irc's code generator and are not used; "
+            "irc tune measures again"
+        )
+    return notes
 
 
 def cache_folder(options: CompileOptions) -> Path:

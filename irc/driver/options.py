@@ -45,6 +45,7 @@ class CompileOptions:
     cache_dir: Path | None = None
     workers: int = 0
     seed: int = 0
+    tuning: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -65,7 +66,7 @@ class CompileOptions:
         for part in self.emit:
             if part not in EMIT:
                 raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))
-        for path in (self.calibration, self.evaluation):
+        for path in (self.calibration, self.evaluation, self.tuning):
             check_file(path)
         if isinstance(self.model, Path):
             check_file(self.model)

@@ -1,0 +1,1 @@
+"""Measured choices in place of the analytic ones: search, records, and their use in a plan."""

@@ -1,0 +1,84 @@
+"""Records in a plan: calls get the measured choice, and their weights the packing that goes with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.plan.make import Plan
+from irc.backends.tvm.plan.pack import pack_linear
+from irc.backends.tvm.plan.planner import Call, Pointer
+from irc.backends.tvm.specs import LinearSpec, Spec
+from irc.backends.tvm.tune.classes import with_choice
+from irc.backends.tvm.tune.records import Records
+from irc.ir.types import Array
+from irc.targets.target import Target
+
+
+def apply_records(plan: Plan, target: Target, records: Records) -> int:
+    """Replace the choices of `plan` by those in `records`. Returns how many calls have a record."""
+    found = 0
+    for i, call in enumerate(plan.calls):
+        record = records.find(call.spec, target)
+        spec = None if record is None else with_choice(call.spec, record.choice)
+        if spec is None:
+            continue
+        found += 1
+        plan.calls[i] = with_spec(plan, target, call, spec)
+    return found
+
+
+def with_spec(plan: Plan, target: Target, call: Call, spec: Spec) -> Call:
+    """`call` with `spec`, which differs in tuned fields only. Unchanged where its weights cannot follow."""
+    if spec == call.spec:
+        return call
+    if not needs_packing(call.spec, spec):
+        return replace(call, spec=spec)
+    packed = constant_of(plan, call.args[1])
+    if packed is None:
+        return call
+    assert isinstance(spec, LinearSpec)
+    assert isinstance(call.spec, LinearSpec)
+    name = next(name for number, _, name in plan.constants if number == call.args[1].storage)
+    made = plan.planner.constant(repack(packed, call.spec, spec, target), name)
+    return replace(call, spec=spec, args=(call.args[0], plan.planner.pointer(made), *call.args[2:]))
+
+
+def needs_packing(old: Spec, new: Spec) -> bool:
+    """Whether the weights lie in another order for `new`."""
+    if not isinstance(old, LinearSpec) or not isinstance(new, LinearSpec) or old.w_rows:
+        return False
+    return old.tile[2] != new.tile[2]
+
+
+def constant_of(plan: Plan, pointer: Pointer) -> Array | None:
+    """The whole constant that `pointer` is the start of."""
+    if pointer.offset:
+        return None
+    return next((data for number, data, _ in plan.constants if number == pointer.storage), None)
+
+
+def repack(packed: Array, old: LinearSpec, new: LinearSpec, target: Target) -> Array:
+    """Weights packed for the tile of `old`, as `new` reads them."""
+    count = old.w_strides[1] or old.w_strides[0] or packed.size  # elements of a group
+    sources = packed.reshape(-1, count)
+    where = _order(old, target, count)
+    there = _order(new, target, count)
+    result = np.zeros_like(sources)
+    dense = np.zeros((len(sources), count), packed.dtype)
+    dense[:, where[where >= 0]] = sources[:, where >= 0]
+    result[:, there >= 0] = dense[:, there[there >= 0]]
+    return result.reshape(packed.shape)
+
+
+def _order(spec: LinearSpec, target: Target, count: int) -> Array:
+    """For each packed element the number of the weight that stands there; -1 for padding."""
+    shape = (spec.oc, *spec.kernel, spec.ic)
+    numbers = np.arange(1, np.prod(shape) + 1, dtype=np.int64).reshape(shape)
+    step = step_channels(spec.x_dtype, target, spec.ic)
+    order = pack_linear(numbers, lanes_of(target), spec.tile[2], step) - 1
+    if order.size != count:
+        raise ValueError(f"{order.size} packed weights, the constant has {count}")
+    return order

@@ -1,0 +1,88 @@
+"""What is worth measuring: choices near the analytic optimum."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from irc.backends.tvm.geometry import dot_of, lanes_of, step_channels
+from irc.backends.tvm.plan.tiles import TileChoice, rank_tiles
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec
+from irc.targets.target import Target
+
+_SLACK = 1.5  # predicted cycles over the best, up to which a tile is worth a look
+_PER_VECTORS = 3  # tiles of one number of vectors: neighbours behave alike
+
+
+def ranked(spec: LinearSpec, target: Target) -> list[TileChoice]:
+    """The tiles of a linear kernel, cheapest by the model first."""
+    step = step_channels(spec.x_dtype, target, spec.ic)
+    steps = spec.kernel[0] * spec.kernel[1] * (spec.ic // step)
+    single = spec.x_dtype == "float32" or dot_of(spec.x_dtype, target, spec.ic) in ("vpdpbusd", "sdot")
+    vectors = -(-spec.oc // lanes_of(target))
+    return rank_tiles(target, spec.out, vectors, steps, sums=spec.sum_x, uops=1.0 if single else 2.0)
+
+
+def predicted(spec: Spec, target: Target) -> TileChoice | None:
+    """What the model says of the tile in `spec`; None where it says nothing of such kernels or tiles."""
+    if not isinstance(spec, LinearSpec):
+        return None
+    return next((t for t in ranked(spec, target) if (t.rows, t.columns, t.vectors) == spec.tile), None)
+
+
+def candidates(spec: Spec, target: Target, count: int = 10) -> list[Spec]:
+    """`spec` first, then others like it that may be faster, the most promising first; at most `count`."""
+    if isinstance(spec, LinearSpec):
+        found = _linear(spec, target)
+    elif isinstance(spec, DepthwiseSpec):
+        found = _depthwise(spec, target)
+    else:
+        found = []
+    return list(dict.fromkeys([spec, *found]))[:count]
+
+
+def _linear(spec: LinearSpec, target: Target) -> list[Spec]:
+    tiles = ranked(spec, target)
+    kept: list[Spec] = []
+    seen: dict[int, int] = {}
+    for tile in tiles:
+        if tile.cycles > tiles[0].cycles * _SLACK:
+            break
+        if seen.get(tile.vectors, 0) < _PER_VECTORS:
+            seen[tile.vectors] = seen.get(tile.vectors, 0) + 1
+            kept.append(replace(spec, tile=(tile.rows, tile.columns, tile.vectors)))
+    return [*_other_order(spec), *kept]
+
+
+def other_orders(specs: list[Spec]) -> list[Spec]:
+    """The same tiles, walked the other way."""
+    return [other for spec in specs if isinstance(spec, LinearSpec) for other in _other_order(spec)]
+
+
+def _other_order(spec: LinearSpec) -> list[Spec]:
+    """By rows only where there are enough of them to be shared out."""
+    if spec.order == "rows":
+        return [replace(spec, order="channels")] if not spec.w_rows else []
+    rows = spec.batch[0] * spec.batch[1] * -(-spec.out[0] // spec.tile[0])
+    return [replace(spec, order="rows")] if rows >= 8 else []
+
+
+def _depthwise(spec: DepthwiseSpec, target: Target) -> list[Spec]:
+    """All numbers of vectors, with as many columns as leave the registers about as full as now."""
+    columns, vectors = spec.tile
+    most = max(spec.channels // lanes_of(target), 1)
+    found: list[tuple[float, Spec]] = []
+    for v in range(1, min(most, 8) + 1):
+        for c in range(1, min(spec.out[1], target.vector_registers) + 1):
+            area = v * c / (columns * vectors)
+            if not 0.4 <= area <= 1.3 or v * c > target.vector_registers * 3 // 4:
+                continue
+            waste = -(-spec.out[1] // c) * c / spec.out[1] + -(-most // v) * v / most
+            found.append((waste + abs(area - 1.0) * 0.3, replace(spec, tile=(c, v))))
+    seen: dict[int, int] = {}
+    kept: list[Spec] = []
+    for _, tile in sorted(found, key=lambda f: f[0]):
+        assert isinstance(tile, DepthwiseSpec)
+        if seen.get(tile.tile[1], 0) < 2:
+            seen[tile.tile[1]] = seen.get(tile.tile[1], 0) + 1
+            kept.append(tile)
+    return kept

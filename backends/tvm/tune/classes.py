@@ -1,0 +1,80 @@
+"""What of a kernel is tuned, and what makes two kernels the same layer.
+
+Tuned fields change neither a value nor the memory layout of data; only the packing of weights follows `tile`. The class
+of a kernel is its specification without them, without the constants of its expression and without the sizes of its
+arrays: the same layer in another model, or with other scales, is the same class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from irc.backends.tvm.expression import Expression
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec, to_json
+from irc.targets.target import Target
+
+Choice = Mapping[str, Any]
+"""Values of the tuned fields as JSON has them: {"tile": [1, 14, 2], "order": "rows"}."""
+
+TUNED: Mapping[type, tuple[str, ...]] = {LinearSpec: ("tile", "order"), DepthwiseSpec: ("tile",)}
+
+_ORDERS = ("rows", "channels")
+_SIZES = ("x_size", "y_size", "w_size")
+
+
+def tuned_fields(spec: Spec) -> tuple[str, ...]:
+    """Empty for kernels that have nothing to choose."""
+    return TUNED.get(type(spec), ())
+
+
+def choice_of(spec: Spec) -> dict[str, Any]:
+    """The choice that `spec` holds."""
+    return {
+        name: list(value) if isinstance(value := getattr(spec, name), tuple) else value for name in tuned_fields(spec)
+    }
+
+
+def with_choice(spec: Spec, choice: Choice) -> Spec | None:
+    """`spec` with `choice`; None where that is no choice for a kernel like this."""
+    names = tuned_fields(spec)
+    if not names or set(choice) != set(names):
+        return None
+    tile, order = choice["tile"], choice.get("order", "rows")
+    whole = isinstance(tile, list | tuple) and len(tile) == len(getattr(spec, "tile", ()))
+    if not whole or not all(type(n) is int and 0 < n <= 64 for n in tile) or order not in _ORDERS:
+        return None
+    return replace(spec, **{n: tuple(v) if isinstance(v := choice[n], list) else v for n in names})  # type: ignore[arg-type]  # the names are this class's
+
+
+def class_key(spec: Spec, target: Target) -> str:
+    """Hexadecimal name of the kernel's class on `target`; equal for what is the same layer."""
+    neutral: dict[str, Any] = dict.fromkeys(tuned_fields(spec))
+    for f in fields(spec):
+        value = getattr(spec, f.name)
+        if f.name in _SIZES:
+            neutral[f.name] = 0
+        elif f.name in ("expression", "prologue"):
+            neutral[f.name] = _structure(value)
+        elif f.name == "operands":
+            neutral[f.name] = tuple(replace(o, size=0) for o in value)
+    text = to_json(replace(spec, **neutral))
+    return hashlib.sha256(f"{text}\n{target.key}".encode()).hexdigest()[:32]
+
+
+def _structure(expression: Expression) -> Expression:
+    return tuple(replace(i, params=()) for i in expression)
+
+
+def describe(spec: Spec) -> str:
+    """A kernel in a few words, for people."""
+    if isinstance(spec, LinearSpec):
+        kind = f"{spec.kernel[0]}x{spec.kernel[1]} " if spec.kernel != (1, 1) else ""
+        batch = f" batch {spec.batch[0]}x{spec.batch[1]}" if spec.batch != (1, 1) else ""
+        return f"linear {kind}{spec.ic}->{spec.oc} at {spec.out[0]}x{spec.out[1]}{batch} {spec.x_dtype}"
+    if isinstance(spec, DepthwiseSpec):
+        size = f"{spec.kernel[0]}x{spec.kernel[1]}"
+        return f"depthwise {size} {spec.channels} at {spec.out[0]}x{spec.out[1]} {spec.x_dtype}"
+    return type(spec).__name__.removesuffix("Spec").lower()
