@@ -218,6 +218,47 @@ class ReduceSpec:
 
 
 @dataclass(frozen=True)
+class AttentionSpec:
+    """y = expression(probabilities(softmax over keys of scores(q k^T)) v), for every batch (a, b), scores kept in cache.
+
+    q [rows, width], k [keys, width], v [keys, columns], y [rows, columns]; strides are (a, b, row or key, column), the
+    last 1 in v and y. float32, or 8 bits in both factors of a product (the softmax result then is 8 bits as well);
+    `zeros` are the zero points of (q, k, probabilities, v), taken out before an expression sees the sum.
+
+    `scores` maps the first sum to the softmax's input; its `score_operands` have strides (a, b, row, key), row stride 0
+    or 1 with whole vectors of rows. `probabilities` maps a normalized result; empty: the rows are normalized after the
+    second product. Tiles: (keys, vectors of rows) of the first product, (rows, vectors of columns) of the second.
+    """
+
+    q_dtype: str
+    k_dtype: str
+    v_dtype: str
+    p_dtype: str
+    y_dtype: str
+    batch: tuple[int, int]
+    rows: int
+    keys: int
+    width: int
+    columns: int
+    q_strides: Strides
+    k_strides: Strides
+    v_strides: Strides
+    y_strides: Strides
+    scores: Expression
+    score_operands: tuple[Operand, ...]
+    probabilities: Expression
+    expression: Expression
+    operands: tuple[Operand, ...]
+    zeros: tuple[int, int, int, int]
+    score_tile: tuple[int, int]
+    value_tile: tuple[int, int]
+    q_size: int = 0
+    k_size: int = 0
+    v_size: int = 0
+    y_size: int = 0
+
+
+@dataclass(frozen=True)
 class FillSpec:
     """Writes `value` to the border of an image [n, h, w, c]: all of it but the inner box."""
 
@@ -246,6 +287,7 @@ Spec = (
     | RowsSpec
     | ReduceSpec
     | FillSpec
+    | AttentionSpec
     | LibrarySpec
 )
 

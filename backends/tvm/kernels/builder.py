@@ -105,7 +105,11 @@ class KernelBuilder:
             yield item
 
     @contextmanager
-    def when(self, condition: Expr) -> Iterator[None]:
+    def when(self, condition: Expr | None) -> Iterator[None]:
+        """Under a condition; None: always."""
+        if condition is None:
+            yield
+            return
         with self.block() as body:
             yield
         if body:

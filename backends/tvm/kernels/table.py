@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from irc.backends.tvm.geometry import depthwise_rows
-from irc.backends.tvm.kernels import channels, depthwise, elementwise, interleave, linear, rows
+from irc.backends.tvm.kernels import channels, depthwise, elementwise, interleave, linear, rows, winograd
 from irc.backends.tvm.specs import (
     DepthwiseSpec,
     ElementwiseSpec,
@@ -16,6 +16,8 @@ from irc.backends.tvm.specs import (
     ReduceSpec,
     RowsSpec,
     Spec,
+    WinogradInputSpec,
+    WinogradSpec,
 )
 from irc.targets.target import Target
 
@@ -32,6 +34,8 @@ def _elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
 
 _BUILDERS: dict[type, Callable[..., Any]] = {
     LinearSpec: linear.build,
+    WinogradInputSpec: winograd.build_input,
+    WinogradSpec: winograd.build,
     DepthwiseSpec: _depthwise,
     PoolSpec: channels.build_pool,
     ElementwiseSpec: _elementwise,

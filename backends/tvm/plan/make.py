@@ -11,6 +11,7 @@ from irc.backends.tvm.plan.lower_conv import lower_conv
 from irc.backends.tvm.plan.lower_library import lower_library
 from irc.backends.tvm.plan.lower_others import lower_elementwise, lower_pool, lower_reduce, lower_rows
 from irc.backends.tvm.plan.lower_product import lower_product
+from irc.backends.tvm.plan.lower_winograd import lower_winograd, winograd_choice
 from irc.backends.tvm.plan.moves import lower_concat
 from irc.backends.tvm.plan.normalize import normalize
 from irc.backends.tvm.plan.planner import Call, Planner
@@ -32,7 +33,10 @@ class Plan:
 
 
 def _lower_linear(p: Planner, region: Region) -> None:
-    if region.root.op_type == "Conv":
+    choice = winograd_choice(region, p.target)
+    if choice is not None:
+        lower_winograd(p, region, choice)
+    elif region.root.op_type == "Conv":
         lower_conv(p, region)
     else:
         lower_product(p, region)

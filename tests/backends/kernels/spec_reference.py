@@ -18,7 +18,10 @@ from irc.backends.tvm.specs import (
     PoolSpec,
     ReduceSpec,
     RowsSpec,
+    WinogradInputSpec,
+    WinogradSpec,
 )
+from irc.backends.tvm.winograd import input_matrix, input_size, output_matrix
 
 
 def strided(flat: np.ndarray, shape, strides) -> np.ndarray:
@@ -32,6 +35,10 @@ def output_geometry(spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape and strides of what a kernel writes."""
     if isinstance(spec, LinearSpec):
         return (*spec.batch, *spec.out, spec.oc), (*spec.y_strides, 1)
+    if isinstance(spec, WinogradInputSpec):
+        return (*_tiles(spec), spec.ic), (*spec.v_strides, 1)
+    if isinstance(spec, WinogradSpec):
+        return (spec.images, *spec.out, spec.oc), (*spec.y_strides, 1)
     if isinstance(spec, DepthwiseSpec | PoolSpec):
         return (spec.batch, *spec.out, spec.channels), (*spec.y_strides, 1)
     if isinstance(spec, ElementwiseSpec):
@@ -83,6 +90,47 @@ def linear(spec: LinearSpec, x, w, *operands) -> np.ndarray:
     if not spec.expression:
         return _rounded(total)
     return evaluate(spec.expression, values, _rounded(total))
+
+
+def _tiles(spec) -> tuple[int, int]:
+    """(points, tiles)"""
+    points = math.prod(input_size(m, r) for m, r in zip(spec.tile, spec.kernel, strict=True))
+    return points, spec.images * math.prod(-(-o // m) for o, m in zip(spec.out, spec.tile, strict=True))
+
+
+def _corners(spec) -> list[tuple[int, int, int]]:
+    """(image, row, column) of the first output of every tile; the last of a row or column ends with the image."""
+    rows, columns = ([min(s, o - m) for s in range(0, o, m)] for o, m in zip(spec.out, spec.tile, strict=True))
+    return [(n, h, w) for n in range(spec.images) for h in rows for w in columns]
+
+
+def _matrices(spec, make) -> list[np.ndarray]:
+    return [np.array(make(m, r), np.float64) for m, r in zip(spec.tile, spec.kernel, strict=True)]
+
+
+def winograd_input(spec: WinogradInputSpec, x) -> np.ndarray:
+    height, width = (o + r - 1 for o, r in zip(spec.out, spec.kernel, strict=True))
+    image = strided(x, (spec.images, height, width, spec.ic), (*spec.x_strides, 1))
+    rows, columns = _matrices(spec, input_matrix)
+    tiles = np.stack([image[n, h : h + len(rows), w : w + len(columns)] for n, h, w in _corners(spec)])
+    made = np.einsum("ai,tijc,bj->abtc", rows, tiles.astype(np.float64), columns)
+    return made.reshape(*_tiles(spec), spec.ic).astype(np.float32)
+
+
+def winograd(spec: WinogradSpec, v, w, *operands) -> np.ndarray:
+    """`w` is given as [oc, point row, point column, ic], not packed."""
+    points, tiles = _tiles(spec)
+    data = strided(v, (points, tiles, spec.ic), (*spec.v_strides, 1)).astype(np.float64)
+    rows, columns = _matrices(spec, output_matrix)
+    product = np.einsum("pti,opi->pto", data, w.reshape(spec.oc, points, spec.ic))
+    product = product.reshape(rows.shape[1], columns.shape[1], tiles, spec.oc)
+    outputs = np.einsum("ai,ijto,bj->tabo", rows, product, columns)
+    total = np.zeros((spec.images, *spec.out, spec.oc))
+    for (n, h, w_), tile in reversed(list(zip(_corners(spec), outputs, strict=True))):  # the first tile counts
+        total[n, h : h + spec.tile[0], w_ : w_ + spec.tile[1]] = tile
+    if not spec.expression:
+        return _rounded(total)
+    return evaluate(spec.expression, _operands(spec, operands, total.shape), _rounded(total))
 
 
 def depthwise(spec: DepthwiseSpec, x, w, *operands) -> np.ndarray:
@@ -151,6 +199,8 @@ def reduce(spec: ReduceSpec, x, *operands) -> np.ndarray:
 
 _MEANINGS = {
     LinearSpec: linear,
+    WinogradInputSpec: winograd_input,
+    WinogradSpec: winograd,
     DepthwiseSpec: depthwise,
     PoolSpec: pool,
     ElementwiseSpec: elementwise,
@@ -165,6 +215,10 @@ def expected(spec, *arrays) -> np.ndarray:
         out = np.zeros(spec.size, spec.dtype)
         out[written(spec, spec.size)] = spec.value
         return out
-    out = np.full(spec.y_size, spec.fill if isinstance(spec, ElementwiseSpec) else 0, spec.y_dtype)
+    if isinstance(spec, WinogradInputSpec):
+        out = np.zeros(spec.v_size, np.float32)
+    else:
+        dtype = "float32" if isinstance(spec, WinogradSpec) else spec.y_dtype
+        out = np.full(spec.y_size, spec.fill if isinstance(spec, ElementwiseSpec) else 0, dtype)
     strided(out, *output_geometry(spec))[...] = _MEANINGS[type(spec)](spec, *arrays)
     return out

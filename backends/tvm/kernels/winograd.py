@@ -1,0 +1,277 @@
+"""Winograd convolution in two kernels: the input's transform, and products with the transform back.
+
+The first writes, for every point of the transformed tile, a matrix [tiles, channels]. The second takes a block of tiles
+and a few vectors of output channels, multiplies the matrices of all points with the weights (register tiles as in
+`linear.py`), keeps the sums on the stack, and transforms them back with the expression on the way out. Vectors run over
+channels everywhere, so a transform is a few multiply-adds of whole vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from tvm import tirx
+
+from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
+from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const
+from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.specs import WinogradInputSpec, WinogradSpec
+from irc.backends.tvm.winograd import Matrix, input_matrix, input_size, output_matrix
+from irc.targets.target import Target
+
+
+def apply(k: KernelBuilder, matrix: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:
+    """The product of a constant matrix and a column of vectors.
+
+    Interpolation points come in pairs of opposite sign, so rows (or columns) of the matrix come in pairs that differ in
+    the sign of some entries: what the two share is computed once.
+    """
+    matrix, values = _pair_columns(k, matrix, values)
+    found: list[Expr] = [None] * len(matrix)
+    for i, row in enumerate(matrix):
+        if found[i] is not None:
+            continue
+        partner = next((j for j in range(i + 1, len(matrix)) if _are_opposite(row, matrix[j])), None)
+        if partner is None:
+            found[i] = _combine(k, row, values, lanes)
+            continue
+        other = matrix[partner]
+        even = tuple(a if a == b else Fraction(0) for a, b in zip(row, other, strict=True))
+        odd = tuple(a if a != b else Fraction(0) for a, b in zip(row, other, strict=True))
+        scale = next(c for c in reversed(odd) if c)
+        shared = _combine(k, even, values, lanes)
+        rest = _combine(k, tuple(c / scale for c in odd), values, lanes)
+        found[i] = k.let(_add(shared, rest, scale, lanes))
+        found[partner] = k.let(_add(shared, rest, -scale, lanes))
+    return found
+
+
+def _are_opposite(a: Sequence[Fraction], b: Sequence[Fraction]) -> bool:
+    """Equal up to signs, some entries with the same sign and some with the other, at least three in all."""
+    same = sum(1 for x, y in zip(a, b, strict=True) if x == y != 0)
+    opposite = sum(1 for x, y in zip(a, b, strict=True) if x == -y != 0)
+    used = sum(1 for x, y in zip(a, b, strict=True) if x or y)
+    return same > 0 and opposite > 0 and same + opposite == used > 2
+
+
+def _pair_columns(k: KernelBuilder, matrix: Matrix, values: Sequence[Expr]) -> tuple[Matrix, list[Expr]]:
+    """Columns i and j that agree up to signs: sum and difference of the two values take their places."""
+    columns = list(zip(*matrix, strict=True))
+    values = list(values)
+    for i in range(len(columns)):
+        for j in range(i + 1, len(columns)):
+            if not _are_opposite(columns[i], columns[j]):
+                continue
+            same = tuple(a if a == b else Fraction(0) for a, b in zip(columns[i], columns[j], strict=True))
+            other = tuple(a if a != b else Fraction(0) for a, b in zip(columns[i], columns[j], strict=True))
+            values[i], values[j] = k.let(values[i] + values[j]), k.let(values[i] - values[j])
+            columns[i], columns[j] = same, other
+            break
+    return tuple(zip(*columns, strict=True)), values
+
+
+def _combine(k: KernelBuilder, row: Sequence[Fraction], values: Sequence[Expr], lanes: int) -> Expr:
+    """Sum of coefficient * value, those with coefficient 1 first."""
+    terms = sorted(((c, v) for c, v in zip(row, values, strict=True) if c), key=lambda t: abs(t[0]) != 1)
+    (c, v), *rest = terms
+    total = v if c == 1 else k.let(v * const(float(c), "float32", lanes))
+    for c, v in rest:
+        total = k.let(_add(total, v, c, lanes))
+    return total
+
+
+def _add(total: Expr, value: Expr, coefficient: Fraction, lanes: int) -> Expr:
+    if coefficient == 1:
+        return total + value
+    if coefficient == -1:
+        return total - value
+    return total + value * const(float(coefficient), "float32", lanes)
+
+
+class _Tiles:
+    """Which tile is where: tiles are numbered over images, rows, columns."""
+
+    def __init__(self, spec: WinogradInputSpec | WinogradSpec) -> None:
+        self.out, self.tile = spec.out, spec.tile
+        self.rows, self.columns = (-(-o // m) for o, m in zip(spec.out, spec.tile, strict=True))
+        self.total = spec.images * self.rows * self.columns
+
+    def corner(self, k: KernelBuilder, number: Expr) -> tuple[Expr, Expr, Expr, Expr, Expr]:
+        """(image, row and column of the first output, rows and columns that the tile before has computed)."""
+        image = k.let(number // (self.rows * self.columns), "n")
+        row = k.let(number // self.columns % self.rows * self.tile[0], "r")
+        column = k.let(number % self.columns * self.tile[1], "c")
+        h, skip_h = self._fit(k, row, 0)
+        w, skip_w = self._fit(k, column, 1)
+        return image, h, w, skip_h, skip_w
+
+    def _fit(self, k: KernelBuilder, start: Expr, axis: int) -> tuple[Expr, Expr]:
+        if self.out[axis] % self.tile[axis] == 0:
+            return start, 0
+        moved = k.let(tirx.Min(start, const(self.out[axis] - self.tile[axis], "int32")), "s")
+        return moved, k.let(start - moved, "skip")
+
+
+def build_input(symbol: str, spec: WinogradInputSpec, target: Target) -> Any:
+    """The TIR function `symbol(x, v, part, parts)`."""
+    k, lanes = KernelBuilder(symbol), lanes_of(target)
+    x, v = k.pointer("x", "float32", spec.x_size), k.pointer("v", "float32", spec.v_size)
+    tiles = _Tiles(spec)
+    sn, sh, sw = spec.x_strides
+    vectors, rest = divmod(spec.ic, lanes)
+    rows, columns = (input_matrix(m, r) for m, r in zip(spec.tile, spec.kernel, strict=True))
+
+    def transform(x_at: Expr, v_at: Expr, size: int) -> None:
+        half = []
+        for j in range(len(columns)):
+            column = [k.let(k.load(x, x_at + i * sh + j * sw, size), "d") for i in range(len(rows))]
+            half.append(apply(k, rows, column, size))
+        for i in range(len(rows)):
+            for j, value in enumerate(apply(k, columns, [h[i] for h in half], size)):
+                k.store(v, v_at + (i * len(columns) + j) * spec.v_strides[0], value, size)
+
+    with k.work(tiles.total, "t") as tile:
+        image, h, w, _, _ = tiles.corner(k, tile)
+        x_base = k.let(image * sn + h * sh + w * sw, "xb")
+        v_base = k.let(tile * spec.v_strides[1], "vb")
+        if vectors:
+            with k.loop(vectors, "c") as vector:
+                transform(k.let(x_base + vector * lanes, "xv"), k.let(v_base + vector * lanes, "vv"), lanes)
+        for offset, size in chunks(lanes, rest) if rest else ():
+            at = vectors * lanes + offset
+            transform(x_base + at, v_base + at, size)
+    return k.finish()
+
+
+class _Product:
+    def __init__(self, symbol: str, spec: WinogradSpec, target: Target) -> None:
+        self.spec, self.lanes = spec, lanes_of(target)
+        self.tiles = _Tiles(spec)
+        self.sizes = tuple(input_size(m, r) for m, r in zip(spec.tile, spec.kernel, strict=True))
+        self.points = self.sizes[0] * self.sizes[1]
+        k = self.k = KernelBuilder(symbol)
+        self.v = k.pointer("v", "float32", spec.v_size)
+        self.w = k.pointer("w", "float32", spec.w_size)
+        self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
+        self.y = k.pointer("y", "float32", spec.y_size)
+        block, columns, vectors = spec.block
+        self.acc = k.local(columns * vectors * self.lanes, "float32")
+        self.sums = k.local(self.points * block * vectors * self.lanes, "float32", "sums")
+        self.back = k.local(spec.tile[0] * spec.tile[1] * self.lanes, "float32", "back")
+        self.channels = channel_tiles(spec.oc, self.lanes, vectors)
+
+    def build(self) -> Any:
+        k, (block, _, _) = self.k, self.spec.block
+        blocks = spans(self.tiles.total, block)
+        per_chunk = sum(count for _, count, _ in blocks)
+        chunks_ = sum(count for _, count, _ in self.channels)
+        with k.work(chunks_ * per_chunk, "i") as item:
+            chunk, number = k.let(item // per_chunk, "chunk"), k.let(item % per_chunk, "block")
+            first = 0
+            for start, count, vectors in self.channels:
+                with k.when(_inside(chunk, first, count, chunks_)):
+                    vector = k.let((chunk - first) * vectors + start, "v")
+                    before = 0
+                    for tile, many, size in blocks:
+                        with k.when(_inside(number, before, many, per_chunk)):
+                            self._item(k.let((number - before) * size + tile, "tile"), size, vector, vectors, start)
+                        before += many
+                first += count
+        return k.finish()
+
+    def _item(self, tile: Expr, tiles: int, vector: Expr, vectors: int, start: int) -> None:
+        spec, k, lanes = self.spec, self.k, self.lanes
+        w_base = k.let(vector * (self.points * spec.ic * lanes), "wb")
+        v_base = k.let(tile * spec.v_strides[1], "vb")
+        with k.loop(self.points, "p") as point:
+            w_at = k.let(w_base + point * (spec.ic * vectors * lanes), "wp")
+            v_at = k.let(v_base + point * spec.v_strides[0], "vp")
+            for column, count, columns in spans(tiles, spec.block[1]):
+                with k.loop(count, "x") as x:
+                    at = k.let(x * columns + column, "col")
+                    self._multiply(w_at, k.let(v_at + at * spec.v_strides[1], "va"), columns, vectors)
+                    sums = k.let((point * tiles + at) * (vectors * lanes), "sb")
+                    for i in range(columns * vectors):
+                        k.store(self.sums, sums + i * lanes, k.load(self.acc, i * lanes, lanes), lanes)
+        last = -(-spec.oc // lanes) - 1
+        with k.loop(tiles, "t") as t:
+            corner = self.tiles.corner(k, k.let(tile + t, "number"))
+            whole = vectors - 1 if start + vectors - 1 == last and spec.oc % lanes else vectors
+            if whole:
+                with k.loop(whole, "v") as v:
+                    self._write(corner, t, tiles, v, vectors, vector, lanes)
+            if whole < vectors:
+                self._write(corner, t, tiles, const(whole, "int32"), vectors, vector, spec.oc % lanes)
+
+    def _multiply(self, w_at: Expr, v_at: Expr, columns: int, vectors: int) -> None:
+        """Sums of one point for `columns` tiles."""
+        spec, k, lanes = self.spec, self.k, self.lanes
+        for i in range(columns * vectors):
+            k.store(self.acc, i * lanes, const(0, "float32", lanes), lanes)
+        with k.loop(spec.ic, "i") as i:
+            weights = [k.let(k.load(self.w, w_at + (i * vectors + v) * lanes, lanes), "w") for v in range(vectors)]
+            for c in range(columns):
+                value = k.let(broadcast(k.load(self.v, v_at + c * spec.v_strides[1] + i), lanes), "d")
+                for v in range(vectors):
+                    at = (c * vectors + v) * lanes
+                    k.store(self.acc, at, k.load(self.acc, at, lanes) + value * weights[v], lanes)
+
+    def _write(
+        self, corner: tuple[Expr, ...], t: Expr, tiles: int, v: Expr, vectors: int, vector: Expr, used: int
+    ) -> None:
+        """Transforms the sums of a tile and a vector back and writes the outputs that no other tile writes."""
+        spec, k, lanes = self.spec, self.k, self.lanes
+        image, h, w, skip_h, skip_w = corner
+        rows, columns = (output_matrix(m, r) for m, r in zip(spec.tile, spec.kernel, strict=True))
+        at = k.let(t * (vectors * lanes) + v * lanes, "at")
+        stride = tiles * vectors * lanes
+        half = []
+        for j in range(self.sizes[1]):
+            column = [
+                k.let(k.load(self.sums, at + (i * self.sizes[1] + j) * stride, lanes), "m")
+                for i in range(self.sizes[0])
+            ]
+            half.append(apply(k, rows, column, lanes))
+        for i in range(spec.tile[0]):
+            for j, value in enumerate(apply(k, columns, [c[i] for c in half], lanes)):
+                k.store(self.back, (i * spec.tile[1] + j) * lanes, value, lanes)
+        channel = k.let((vector + v) * lanes, "ch")
+        with (
+            k.loop(spec.tile[0] - skip_h, "i", start=skip_h) as i,
+            k.loop(spec.tile[1] - skip_w, "j", start=skip_w) as j,
+        ):
+            place = (image, k.let(h + i, "yh"), k.let(w + j, "yw"), channel)
+            value = k.let((i * spec.tile[1] + j) * lanes, "bb")
+            for offset, size in chunks(lanes, used):
+                self._element(place, value, offset, size)
+
+    def _element(self, place: tuple[Expr, ...], value: Expr, offset: int, size: int) -> None:
+        spec, k = self.spec, self.k
+
+        def operand(n: int, size: int) -> Expr:
+            o = spec.operands[n]
+            at = sum(p * s for p, s in zip(place, o.strides, strict=True))
+            if o.strides[3] == 0:
+                return broadcast(k.load(self.operands[n], at), size)
+            return k.load(self.operands[n], at + offset, size)
+
+        acc = k.let(k.load(self.back, value + offset, size), "acc")
+        result = emit_expression(k, spec.expression, size, operand, acc)
+        at = sum(p * s for p, s in zip(place, (*spec.y_strides, 1), strict=True))
+        k.store(self.y, at + offset, result, size)
+
+
+def _inside(value: Expr, first: int, count: int, total: int) -> Expr | None:
+    """Whether first <= value < first + count, given 0 <= value < total; None: always."""
+    if count == total:
+        return None
+    if first == 0:
+        return value < count
+    return value >= first if first + count == total else (value >= first) & (value < first + count)
+
+
+def build(symbol: str, spec: WinogradSpec, target: Target) -> Any:
+    """The TIR function `symbol(v, w, operands..., y, part, parts)`."""
+    return _Product(symbol, spec, target).build()
