@@ -29,6 +29,8 @@ class Step:
     """One kernel call: `void symbol(arg0, ..., int32_t part, int32_t parts)`.
 
     Part p of n computes its share of the work; shares touch disjoint memory. `parallel` False: only (0, 1) is legal.
+    `waits`: all shares of all earlier steps have ended before it starts. Where that is False it meets none of the steps
+    since the last one that waits in memory that one of the two writes, or they all run on one thread.
     `nodes` are the ONNX nodes computed, `macs` its multiply-adds: for reports.
     """
 
@@ -38,6 +40,7 @@ class Step:
     nodes: tuple[str, ...] = ()
     label: str = ""
     macs: int = 0
+    waits: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,4 @@ class Program:
     workspace_bytes: int
     alignment: int = 64  # of weights and workspace
     statistics: dict[str, Any] = field(default_factory=dict)
+    threads: int = 1  # of the pool that is compiled in; 1: none

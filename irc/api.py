@@ -54,8 +54,8 @@ class Artifact:
         """The static library."""
         return self.directory / "lib" / f"lib{self.name}.a"
 
-    def load(self, *, threads: int = 1) -> Network:
-        """Open it in this process. Raises OptionError where it was made for another machine."""
+    def load(self, *, threads: int | None = None) -> Network:
+        """Open it in this process; see `load`. Raises OptionError where it was made for another machine."""
         return load_artifact(self.directory, threads=threads)
 
     @staticmethod
@@ -92,7 +92,7 @@ def compile(
     `output`: the folder to write (default: NAME-irc in the current folder; an artifact in its place is replaced).
     `passes`: a pipeline or its text; the default is the lossless clean-up. `shapes` and `dims` bind what the model
     leaves open; a symbolic first dimension becomes 1 by default. `max_drop`: accuracy budget in points of `metric` on
-    `evaluation`. `tuning`: a file of records that `tune` wrote.
+    `evaluation`. `tuning`: a file of records that `tune` wrote. `threads`: more than 1 compiles a thread pool in.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
     """
@@ -157,8 +157,10 @@ def tune(
     return done
 
 
-def load(directory: PathLike, *, threads: int = 1) -> Network:
+def load(directory: PathLike, *, threads: int | None = None) -> Network:
     """Open an artifact for this machine: `net(x)`, or `net.run({"x": x})` by name. Needs no compiler or linker.
+
+    `threads`: how many share the work, at most as many as there are processors; default is what it was compiled with.
 
     Raises OptionError where the folder is no artifact, or one for another machine.
     """
@@ -173,7 +175,7 @@ def evaluate(
     original: PathLike | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
-    threads: int = 1,
+    threads: int | None = None,
 ) -> Score:
     """Score an ONNX file (in onnxruntime) or an artifact (in this process) on data, beside `original` if given.
 

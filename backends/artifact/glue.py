@@ -2,18 +2,22 @@
 
 What they do is said in the header (`header.py`). A network is a straight list of kernel calls:
 
-- a serial step is called in NAME_run itself;
-- a parallel step is a thunk `step(frame, part, parts)`, where the frame (on NAME_run's stack) holds the base pointers.
-  NAME_run hands it to `dispatch`, which goes through the caller's parallel-for when there is one.
+- on one thread NAME_run calls the kernels one after the other;
+- with the caller's parallel-for a parallel step is a thunk `step(frame, part, parts)`, where the frame (on NAME_run's
+  stack) holds the base pointers;
+- with the pool (`pool.py`) all steps are one function that every thread goes through.
 
-Nothing is allocated, nothing global is written.
+The pool's functions lie in a section of their own, which the linker leaves out where nothing refers to them: a static
+library without a pool does not contain them. Nothing is allocated, nothing global is written.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from irc.backends.artifact import interface as abi
+from irc.backends.artifact import pool
 from irc.backends.program import Arg, Port, Program, Step
 from irc.errors import InternalError
 
@@ -23,12 +27,20 @@ _DATALAYOUT = {
 }
 
 INFO_TYPE = "{ i32, i32, ptr, %w, %w, %w, %w, i32, i32, ptr, ptr }"
+_BASES = (
+    ("weights", pool.FRAME_WEIGHTS),
+    ("workspace", pool.FRAME_WORKSPACE),
+    ("inputs", pool.FRAME_INPUTS),
+    ("outputs", pool.FRAME_OUTPUTS),
+    ("ctx", pool.FRAME_CTX),
+)
 TENSOR_TYPE = "{ ptr, i32, i32, ptr, %w, i32, float, i32, i32 }"
 
 
 def glue_ll(program: Program) -> str:
     """LLVM IR text that defines the public names of `program`. Kernels and weights stay hidden externals."""
     abi.check_name(program.name)
+    pool.check_threads(program.threads, program.target)
     return _Glue(program).text()
 
 
@@ -38,7 +50,7 @@ class _Glue:
         self.n = program.name
         self.word = f"i{program.target.pointer_bits}"
         self.word_bytes = program.target.pointer_bits // 8
-        self.lines: list[str] = []
+        self.meetings = [i for i, step in enumerate(program.steps) if i and step.waits]
 
     def text(self) -> str:
         p = self.p
@@ -55,12 +67,17 @@ class _Glue:
         out += self._tables()
         out += self._init()
         out += self._set_parallel()
+        out += self._deinit()
         parallel = [i for i, s in enumerate(p.steps) if s.parallel]
         if parallel:
             out += self._dispatch()
         for i in parallel:
             out += self._thunk(i, p.steps[i])
         out += self._run()
+        if pool.has_pool(p.target):
+            out += pool.pool_ll(p.target.arch, len(self.meetings), abi.CTX_POOL * self.word_bytes)
+            out += self._steps()
+            out += self._set_threads()
         out += ["attributes #0 = { nounwind }", "attributes #1 = { noinline nounwind }", ""]
         return "\n".join(out)
 
@@ -98,7 +115,7 @@ class _Glue:
             f"{w} {abi.CTX_WORDS * self.word_bytes}",
             f"{w} {p.workspace_bytes}",
             f"{w} {p.alignment}",
-            f"{w} {abi.INIT_RAM_BYTES}",
+            f"{w} {abi.init_ram_bytes(p)}",
             f"i32 {len(p.inputs)}",
             f"i32 {len(p.outputs)}",
             f"ptr @{n}_inputs",
@@ -142,11 +159,14 @@ class _Glue:
             "bad:",
             f"  ret i32 {abi.ERROR_NULL}",
             "good:",
+            *(self._check_ram(str(abi.init_ram_bytes(p))) if p.threads > 1 else []),
         ]
         for i in range(abi.CTX_WORDS):
             value = {abi.CTX_WEIGHTS: f"ptr {weights}", abi.CTX_PARTS: f"{w} 1"}.get(i, f"{w} 0")
             value = f"{w} {abi.interface_hash(p)}" if i == abi.CTX_TAG else value
             out += [*self._field(f"%c{i}", "%ctx", i), f"  store {value}, ptr %c{i}"]
+        if p.threads > 1:
+            out.append(f"  call void @pool_start(ptr %ctx, ptr %ram, i32 {p.threads})")
         return [
             *out,
             f"  ret i32 {abi.OK}",
@@ -205,6 +225,101 @@ class _Glue:
             "",
         ]
 
+    def _check_ram(self, needed: str) -> list[str]:
+        """Ends the function with an error unless %ram, of %ram_bytes, has `needed` bytes and is aligned."""
+        w = self.word
+        return [
+            "  %no_ram = icmp eq ptr %ram, null",
+            f"  %small = icmp ult {w} %ram_bytes, {needed}",
+            "  %no_good = or i1 %no_ram, %small",
+            "  br i1 %no_good, label %bad_ram, label %has_ram",
+            "bad_ram:",
+            f"  ret i32 {abi.ERROR_RAM}",
+            "has_ram:",
+            f"  %ram_at = ptrtoint ptr %ram to {w}",
+            f"  %ram_rest = and {w} %ram_at, {self.p.alignment - 1}",
+            f"  %ram_aligned = icmp eq {w} %ram_rest, 0",
+            "  br i1 %ram_aligned, label %ram_ready, label %odd_ram",
+            "odd_ram:",
+            f"  ret i32 {abi.ERROR_ALIGN}",
+            "ram_ready:",
+        ]
+
+    def _stop_pool(self) -> list[str]:
+        """Ends the threads of %ctx where it has some; goes on in block `alone`. Through the pool's own pointer: what
+        has no pool does not refer to it."""
+        return [
+            *self._field("%pool_at", "%ctx", abi.CTX_POOL),
+            "  %pool = load ptr, ptr %pool_at",
+            "  %single = icmp eq ptr %pool, null",
+            "  br i1 %single, label %alone, label %several",
+            "several:",
+            f"  %stop_at = getelementptr inbounds i8, ptr %pool, i64 {pool.STOP}",
+            "  %stop = load ptr, ptr %stop_at",
+            "  call void %stop(ptr %pool)",
+            "  store ptr null, ptr %pool_at",
+            "  br label %alone",
+            "alone:",
+        ]
+
+    def _deinit(self) -> list[str]:
+        return [
+            f"define i32 @{self.n}_deinit(ptr %ctx) #0 {{",
+            *self._check_ctx(),
+            *(self._stop_pool() if pool.has_pool(self.p.target) else []),
+            f"  store {self.word} 0, ptr %ctx",
+            f"  ret i32 {abi.OK}",
+            "}",
+            "",
+        ]
+
+    def _set_threads(self) -> list[str]:
+        """NAME_set_threads and NAME_threads."""
+        w = self.word
+        arguments = f"ptr %ctx, ptr %ram, {w} %ram_bytes, i32 %threads"
+        return [
+            f'define i32 @{self.n}_set_threads({arguments}) #0 section ".text.pool" {{',
+            *self._check_ctx(),
+            "  %few = icmp slt i32 %threads, 1",
+            f"  %many = icmp sgt i32 %threads, {pool.MOST_THREADS}",
+            "  %wrong = or i1 %few, %many",
+            "  br i1 %wrong, label %refuse, label %accept",
+            "refuse:",
+            f"  ret i32 {abi.ERROR_ARGUMENT}",
+            "accept:",
+            "  %one = icmp eq i32 %threads, 1",
+            "  br i1 %one, label %ram_ready, label %check",
+            "check:",
+            f"  %count = zext i32 %threads to {w}",
+            f"  %slots = mul {w} %count, {pool.LINE}",
+            f"  %needed = add {w} %slots, {pool.ram_bytes(2) - 2 * pool.LINE}",
+            *self._check_ram("%needed"),
+            *self._stop_pool(),
+            "  br i1 %one, label %end, label %start",
+            "start:",
+            "  call void @pool_start(ptr %ctx, ptr %ram, i32 %threads)",
+            "  br label %end",
+            "end:",
+            f"  ret i32 {abi.OK}",
+            "}",
+            "",
+            f'define i32 @{self.n}_threads(ptr %ctx) #0 section ".text.pool" {{',
+            "  %null = icmp eq ptr %ctx, null",
+            "  br i1 %null, label %alone, label %look",
+            "look:",
+            *self._field("%pool_at", "%ctx", abi.CTX_POOL),
+            "  %pool = load ptr, ptr %pool_at",
+            "  %single = icmp eq ptr %pool, null",
+            "  br i1 %single, label %alone, label %several",
+            "several:",
+            "  %parts = load i32, ptr %pool",
+            "  ret i32 %parts",
+            "alone:",
+            "  ret i32 1",
+            "}",
+            "",
+        ]
+
     # Steps
 
     def _dispatch(self) -> list[str]:
@@ -231,15 +346,51 @@ class _Glue:
         ]
 
     def _thunk(self, i: int, step: Step) -> list[str]:
-        bases = [("weights", 0), ("workspace", 1), ("inputs", 2), ("outputs", 3)]
-        used = {_base(a) for a in step.args}
-        out = [f"define internal void @step_{i}(ptr %frame, i32 %part, i32 %parts) #0 {{"]
-        for name, index in bases:
+        return [
+            f"define internal void @step_{i}(ptr %frame, i32 %part, i32 %parts) #0 {{",
+            *self._bases((step,)),
+            *self._call(i, step, "i32 %part, i32 %parts"),
+            "  ret void",
+            "}",
+            "",
+        ]
+
+    def _bases(self, steps: Sequence[Step]) -> list[str]:
+        """Loads of the base pointers that `steps` use, from %frame."""
+        used = {_base(a) for step in steps for a in step.args}
+        out: list[str] = []
+        for name, index in _BASES:
             if name in used:
                 out += [*self._field(f"%f_{name}", "%frame", index), f"  %{name} = load ptr, ptr %f_{name}"]
-        return [*out, *self._call(i, step, "i32 %part, i32 %parts"), "  ret void", "}", ""]
+        return out
+
+    def _steps(self) -> list[str]:
+        """All steps, as part %part of %parts sees them: what the pool's threads run."""
+        out = [
+            'define internal void @steps(ptr %frame, i32 %part, i32 %parts) #1 section ".text.pool" {',
+            *self._bases(self.p.steps),
+            *self._field("%f_pool", "%frame", pool.FRAME_POOL),
+            "  %pool = load ptr, ptr %f_pool",
+            *self._field("%f_count", "%frame", pool.FRAME_COUNT),
+            "  %base = load i32, ptr %f_count",
+            "  %first = icmp eq i32 %part, 0",
+        ]
+        met = 0
+        for i, step in enumerate(self.p.steps):
+            if i in self.meetings:
+                met += 1
+                out.append(f"  %count_{i} = add i32 %base, {met}")
+                out.append(f"  call void @pool_meet(ptr %pool, i32 %part, i32 %parts, i32 %count_{i})")
+            if step.parallel:
+                out += self._call(i, step, "i32 %part, i32 %parts")
+            else:
+                out += [f"  br i1 %first, label %do_{i}, label %go_{i}", f"do_{i}:"]
+                out += [*self._call(i, step, "i32 0, i32 1"), f"  br label %go_{i}", f"go_{i}:"]
+        return [*out, "  ret void", "}", ""]
 
     def _call(self, i: int, step: Step, parts: str) -> list[str]:
+        """The only place that calls kernels: step `i`, with its base pointers in %weights, %workspace, %inputs and
+        %outputs. `parts` are the last two arguments."""
         out: list[str] = []
         values = [self._pointer(f"%s{i}_{j}", arg, out) for j, arg in enumerate(step.args)]
         args = ", ".join([f"ptr {v}" for v in values] + [parts])
@@ -264,8 +415,9 @@ class _Glue:
         out = [
             f"define i32 @{n}_run(ptr %ctx, ptr %inputs, ptr %outputs, ptr %workspace) #0 {{",
         ]
-        if any(s.parallel for s in p.steps):
-            out.append(f"  %frame = alloca [4 x ptr], align {self.word_bytes}")
+        framed = pool.has_pool(p.target) or any(s.parallel for s in p.steps)
+        if framed:
+            out.append(f"  %frame = alloca [{pool.FRAME_WORDS} x ptr], align {self.word_bytes}")
         out += self._check_ctx()
         null_checks: list[str] = []
         if p.workspace_bytes:
@@ -291,15 +443,41 @@ class _Glue:
                 "go:",
             ]
         out += [*self._field("%f_weights", "%ctx", abi.CTX_WEIGHTS), "  %weights = load ptr, ptr %f_weights"]
-        if any(s.parallel for s in p.steps):
-            for i, name in enumerate(("weights", "workspace", "inputs", "outputs")):
+        if framed:
+            for name, i in _BASES:
                 out += [*self._field(f"%frame{i}", "%frame", i), f"  store ptr %{name}, ptr %frame{i}"]
+        if pool.has_pool(p.target):
+            out += self._try_pool()
         for i, step in enumerate(p.steps):
             if step.parallel:
                 out.append(f"  call void @dispatch(ptr %ctx, ptr %frame, ptr @step_{i})")
             else:
                 out += self._call(i, step, "i32 0, i32 1")
         return [*out, f"  ret i32 {abi.OK}", "}", ""]
+
+    def _try_pool(self) -> list[str]:
+        """Hands the run to the pool where there is one and the caller gave no parallel-for; goes on where it was not
+        done."""
+        return [
+            *self._field("%pool_at", "%ctx", abi.CTX_POOL),
+            "  %pool = load ptr, ptr %pool_at",
+            "  %single = icmp eq ptr %pool, null",
+            "  br i1 %single, label %alone, label %several",
+            "several:",
+            *self._field("%own_at", "%ctx", abi.CTX_PARALLEL_FOR),
+            "  %own = load ptr, ptr %own_at",
+            "  %theirs = icmp eq ptr %own, null",
+            "  br i1 %theirs, label %together, label %alone",
+            "together:",
+            f"  %enter_at = getelementptr inbounds i8, ptr %pool, i64 {pool.RUN}",
+            "  %enter = load ptr, ptr %enter_at",
+            "  %code = call i32 %enter(ptr %pool, ptr %frame)",
+            "  %finished = icmp ne i32 %code, 0",
+            "  br i1 %finished, label %complete, label %alone",
+            "complete:",
+            f"  ret i32 {abi.OK}",
+            "alone:",
+        ]
 
     def _refuse_null(self, pointers: list[str], label: str) -> list[str]:
         if not pointers:
@@ -324,9 +502,12 @@ def weights_symbol(program: Program) -> str:
     return f"{program.name}_weights"
 
 
-def public_symbols(program: Program) -> tuple[str, ...]:
-    """The only names that the finished object shows to linkers."""
-    kinds = ("init", "init_checked", "set_parallel", "run", "info", "inputs", "outputs")
+def public_symbols(program: Program, *, threads: bool = False) -> tuple[str, ...]:
+    """The only names that the finished object shows to linkers. `threads`: with a pool even where the program asks for
+    none, as in shared libraries, whose number of threads is chosen when they are loaded."""
+    kinds: tuple[str, ...] = ("init", "init_checked", "deinit", "set_parallel", "run", "info", "inputs", "outputs")
+    if program.threads > 1 or (threads and pool.has_pool(program.target)):
+        kinds += ("set_threads", "threads")
     return tuple(f"{program.name}_{k}" for k in kinds)
 
 

@@ -82,11 +82,11 @@ _TEMPLATE = """\
        const void *inputs[@IN_ARRAY@];   (pointers to the input arrays, in the order above)
        void *outputs[@OUT_ARRAY@];
        void *workspace;          (@UPPER@_WORKSPACE_BYTES bytes at a multiple of @UPPER@_WORKSPACE_ALIGN)
-       if (@NAME@_init(&ctx, NULL, 0) != IRC_OK) ...
+       if (@NAME@_init(&ctx, @INIT@) != IRC_OK) ...
        if (@NAME@_run(&ctx, inputs, outputs, workspace) != IRC_OK) ...
+       @NAME@_deinit(&ctx);
 
-   The library allocates nothing, writes to no global data and needs libm, memcpy, memset and memmove only.
-   Link with -l@NAME@ -lm. */
+   @PROMISE@ */
 #ifndef IRC_@NAME@_H
 #define IRC_@NAME@_H
 
@@ -103,6 +103,8 @@ extern "C" {
 #define @UPPER@_WORKSPACE_ALIGN @ALIGN@
 /* Bytes of RAM that @NAME@_init needs; none if 0 (then it may be null). */
 #define @UPPER@_INIT_RAM_BYTES @RAM@
+/* Threads of the pool that is compiled in; 1 when there is none. */
+#define @UPPER@_THREADS @THREADS@
 /* Numbers of inputs and outputs. */
 #define @UPPER@_INPUTS @N_INPUTS@
 #define @UPPER@_OUTPUTS @N_OUTPUTS@
@@ -122,8 +124,12 @@ int @NAME@_init(@NAME@_ctx *ctx, void *ram, size_t ram_bytes);
 int @NAME@_init_checked(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, unsigned int interface_hash);
 #define @NAME@_init(ctx, ram, ram_bytes) @NAME@_init_checked((ctx), (ram), (ram_bytes), @UPPER@_INTERFACE)
 
+/* Ends what @NAME@_init began@JOINS@. The context cannot be used any more, and its RAM is free.
+   No call may be under way. Returns IRC_OK, IRC_ERROR_NULL or IRC_ERROR_UNINITIALISED. */
+int @NAME@_deinit(@NAME@_ctx *ctx);
+@POOL@
 /* Optional, after @NAME@_init: from now on @NAME@_run shares its work through `f`, in `parts` parts (at least 1).
-   `user` is handed to `f`. A null `f` means one thread again.
+   `user` is handed to `f`. A null `f` means @WITHOUT@ again.
    Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_UNINITIALISED or IRC_ERROR_ARGUMENT. */
 int @NAME@_set_parallel(@NAME@_ctx *ctx, irc_parallel_for f, void *user, int parts);
 
@@ -145,6 +151,24 @@ extern const irc_tensor_info @NAME@_outputs[@OUT_ARRAY@];
 #endif
 """
 
+_PROMISES = """\
+The library allocates nothing, writes to no global data and needs libm, memcpy, memset and memmove only.
+   Link with -l@NAME@ -lm."""
+_POOL_PROMISES = """\
+The library has a pool of @UPPER@_THREADS threads, of which the caller of @NAME@_run is one. It writes to no
+   global data and needs libm, the C library and its threads (Linux). Link with -l@NAME@ -lm -lpthread."""
+_POOL = """
+/* Optional, after @NAME@_init: ends the pool and makes one of `threads` threads (at least 1), or of as many as there
+   are processors for this process. `ram`: that of @NAME@_init, which is enough for @UPPER@_THREADS threads, or other.
+   No call may be under way. Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_UNINITIALISED, IRC_ERROR_ARGUMENT,
+   IRC_ERROR_RAM or IRC_ERROR_ALIGN; on an error the pool is as it was. */
+int @NAME@_set_threads(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, int threads);
+
+/* How many threads share the work: fewer than asked for where there are fewer processors, or where the system made
+   no more threads. */
+int @NAME@_threads(const @NAME@_ctx *ctx);
+"""
+
 
 def header_text(program: Program) -> str:
     """The header. Its constants are the library's; `NAME_init` checks that they are (through NAME_INTERFACE)."""
@@ -162,7 +186,7 @@ def header_text(program: Program) -> str:
         "PORTS": _port_constants(program),
         "WORKSPACE": str(program.workspace_bytes),
         "ALIGN": str(program.alignment),
-        "RAM": str(abi.INIT_RAM_BYTES),
+        "RAM": str(abi.init_ram_bytes(program)),
         "N_INPUTS": str(len(program.inputs)),
         "N_OUTPUTS": str(len(program.outputs)),
         "IN_ARRAY": str(max(1, len(program.inputs))),
@@ -170,8 +194,19 @@ def header_text(program: Program) -> str:
         "HASH": f"0x{abi.interface_hash(program):08x}",
         "WORDS": str(abi.CTX_WORDS),
     }
+    pooled = program.threads > 1
+    values |= {
+        "THREADS": str(program.threads),
+        "PROMISE": _POOL_PROMISES if pooled else _PROMISES,
+        "INIT": f"ram, {name.upper()}_INIT_RAM_BYTES" if pooled else "NULL, 0",
+        "JOINS": ": the threads of the pool have ended when it returns" if pooled else "",
+        "POOL": _POOL if pooled else "",
+        "WITHOUT": "the pool" if pooled else "one thread",
+    }
     text = _TEMPLATE
-    for key in ("SHARED", "ABI", "ERRORS", "NAME", "UPPER", "TARGET", "WORKSPACE", "ALIGN", "RAM"):
+    for key in ("PROMISE", "INIT", "JOINS", "POOL", "WITHOUT"):  # the first of them have values of their own
+        text = text.replace(f"@{key}@", values[key])
+    for key in ("THREADS", "SHARED", "ABI", "ERRORS", "NAME", "UPPER", "TARGET", "WORKSPACE", "ALIGN", "RAM"):
         text = text.replace(f"@{key}@", values[key])
     for key in ("N_INPUTS", "N_OUTPUTS", "IN_ARRAY", "OUT_ARRAY", "HASH", "WORDS"):
         text = text.replace(f"@{key}@", values[key])

@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 
+from irc.backends.artifact.pool import ram_bytes
 from irc.backends.program import Port, Program
 from irc.errors import OptionError
 from irc.ir.types import DType
@@ -19,7 +20,7 @@ from irc.ir.types import DType
 ABI_VERSION = 1
 CTX_WORDS = 16
 """Pointer-sized words of a context. Their use is private to the library; what is not used is zero."""
-CTX_TAG, CTX_WEIGHTS, CTX_PARALLEL_FOR, CTX_PARALLEL_USER, CTX_PARTS = range(5)
+CTX_TAG, CTX_WEIGHTS, CTX_PARALLEL_FOR, CTX_PARALLEL_USER, CTX_PARTS, CTX_POOL = range(6)
 
 OK, ERROR_NULL, ERROR_ALIGN, ERROR_UNINITIALISED, ERROR_VERSION, ERROR_RAM, ERROR_ARGUMENT = range(7)
 ERRORS = {
@@ -32,8 +33,6 @@ ERRORS = {
     ERROR_ARGUMENT: ("IRC_ERROR_ARGUMENT", "an argument is out of range"),
 }
 
-INIT_RAM_BYTES = 0
-"""RAM that NAME_init needs. Networks with encoded weights will need some."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
@@ -55,13 +54,18 @@ def identifier(text: str) -> str:
     return name if name[:1].isalpha() else "net_" + name if name else "net"
 
 
+def init_ram_bytes(program: Program) -> int:
+    """RAM that NAME_init needs: for the thread pool. Networks with encoded weights will need some too."""
+    return ram_bytes(program.threads)
+
+
 def interface_hash(program: Program) -> int:
     """32 bits, never 0, that change when a header and a library do not belong together."""
     facts = {
         "abi": ABI_VERSION,
         "name": program.name,
         "ports": [[_facts(p) for p in ports] for ports in (program.inputs, program.outputs)],
-        "workspace": [program.workspace_bytes, program.alignment, INIT_RAM_BYTES],
+        "workspace": [program.workspace_bytes, program.alignment, init_ram_bytes(program)],
     }
     return zlib.crc32(json.dumps(facts, sort_keys=True).encode()) or 1
 

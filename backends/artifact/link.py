@@ -14,6 +14,7 @@ import numpy as np
 from irc.backends.artifact import elf
 from irc.backends.artifact.elf import ObjectFile, Relocation, Section, Symbol
 from irc.backends.artifact.glue import public_symbols, weights_symbol
+from irc.backends.artifact.pool import FUNCTIONS as THREAD_FUNCTIONS
 from irc.backends.program import Blob, Program
 from irc.errors import InternalError, UnsupportedError
 
@@ -26,6 +27,8 @@ nearbyint nextafter pow remainder rint round roundeven scalbn sin sincos sinh sq
 MATH_FUNCTIONS = frozenset(_MATH) | frozenset(f"{f}f" for f in _MATH)
 """C99's libm (and glibc's sincos, exp10, roundeven, which LLVM makes of pairs of calls), double and float."""
 
+_OUTSIDE = MEMORY_FUNCTIONS | MATH_FUNCTIONS | THREAD_FUNCTIONS
+
 MAX_BYTES = 2**31 - 2**24
 """32-bit displacements reach every byte of a network below this size."""
 
@@ -37,13 +40,14 @@ _ABSOLUTE = {elf.EM_X86_64: 1, elf.EM_AARCH64: 257}  # R_X86_64_64, R_AARCH64_AB
 _TEXT_FILL = {elf.EM_X86_64: b"\xcc", elf.EM_AARCH64: b"\x1f\x20\x03\xd5"}  # int3; nop
 
 
-def link_object(program: Program, glue_object: bytes) -> bytes:
+def link_object(program: Program, glue_object: bytes, *, threads: bool = False) -> bytes:
     """The network as one relocatable object file."""
-    return elf.joined(elf.write_object(link(program, glue_object)))
+    return elf.joined(elf.write_object(link(program, glue_object, threads=threads)))
 
 
-def link(program: Program, glue_object: bytes) -> ObjectFile:
-    """Merges kernels, glue and weights. The weights are referred to, not copied.
+def link(program: Program, glue_object: bytes, *, threads: bool = False) -> ObjectFile:
+    """Merges kernels, glue and weights. The weights are referred to, not copied. `threads`: keeps the thread pool even
+    where the program does not ask for one, for libraries whose number of threads is chosen when they are loaded.
 
     Raises InternalError when something is undefined, defined twice, writable or for another machine, and
     UnsupportedError when the network is too large for 32-bit displacements.
@@ -71,7 +75,7 @@ def link(program: Program, glue_object: bytes) -> ObjectFile:
         merger.defined[weights_symbol(program)] = Symbol(
             weights_symbol(program), weights, 0, weights.size, elf.STB_GLOBAL, elf.STT_OBJECT
         )
-    return merger.merge(public_symbols(program), objects, weights)
+    return merger.merge(public_symbols(program, threads=threads), objects, weights)
 
 
 def weights_section(program: Program) -> Section | None:
@@ -144,9 +148,9 @@ class _Merger:
         if symbol.binding == elf.STB_LOCAL:
             return symbol
         found = self.defined.get(symbol.name)
-        if found is None and symbol.name not in MEMORY_FUNCTIONS | MATH_FUNCTIONS:
+        if found is None and symbol.name not in _OUTSIDE:
             raise InternalError(
-                f"undefined symbol {symbol.name}", expected="functions of libm, memcpy, memset, memmove"
+                f"undefined symbol {symbol.name}", expected="functions of libm, memcpy, memset, memmove, the pool's"
             )
         return found
 

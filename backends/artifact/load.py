@@ -16,7 +16,6 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +27,7 @@ from irc.backends.artifact import interface as abi
 from irc.backends.artifact.features import check_host, target_facts
 from irc.backends.artifact.link import link
 from irc.backends.artifact.manifest import check_library, read_manifest
+from irc.backends.artifact.pool import ram_bytes
 from irc.backends.artifact.shared import shared_chunks
 from irc.backends.program import Port, Program
 from irc.errors import DataError, InternalError, IrcError, OptionError, OutputError
@@ -77,8 +77,8 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
 _PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 
 
-def load_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Network:
-    """Opens the shared library of an artifact directory.
+def load_artifact(directory: str | os.PathLike[str], *, threads: int | None = None) -> Network:
+    """Opens the shared library of an artifact directory. `threads`: default is what it was compiled with.
 
     Raises OptionError when the directory is no artifact, holds no shared library or a damaged one, or was made
     for a machine that this one is not (architecture or CPU features).
@@ -103,14 +103,15 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Net
         library = Path(f"{_FD_FOLDER}/{fd}")
     network = Network(library, name, fd=fd, where=str(folder))
     try:
-        network.use_threads(threads)
+        if threads is not None:
+            network.use_threads(threads)
     except BaseException:
         network.close()
         raise
     return network
 
 
-def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> Network:
+def load_program(program: Program, glue_object: bytes, *, threads: int | None = None) -> Network:
     """Links `program` in memory and opens it: for checking results before anything is written.
 
     Raises OptionError when the program is for another kind of machine, and InternalError when its code crashes: it
@@ -118,12 +119,13 @@ def load_program(program: Program, glue_object: bytes, *, threads: int = 1) -> N
     are filled with ones (float NaNs) before each call: what reads or leaves them as they were is found.
     """
     check_host(target_facts(program.target), where=program.name)
-    chunks = shared_chunks(link(program, glue_object), program.target, f"lib{program.name}.so")
+    chunks = shared_chunks(link(program, glue_object, threads=True), program.target, f"lib{program.name}.so")
     network = _open_chunks(chunks, program.name)
     network.poison = True
     try:
         network.trial()
-        network.use_threads(threads)
+        if threads is not None:
+            network.use_threads(threads)
     except BaseException:
         network.close()
         raise
@@ -182,8 +184,7 @@ class Network:
         self.poison = False
         self._fd = fd
         self._library: ctypes.CDLL | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._failure: BaseException | None = None
+        self._deinit: Callable[[Any], int] | None = None
         self._frames: list[_Frame] = []
         try:
             self._library = _open(library, where or str(library))
@@ -199,6 +200,9 @@ class Network:
             init = self._library[f"{name}_init_checked"]
             self._set_parallel = self._library[f"{name}_set_parallel"]
             self._run = self._library[f"{name}_run"]
+            self._set_threads = getattr(self._library, f"{name}_set_threads", None)
+            self._count_threads = getattr(self._library, f"{name}_threads", None)
+            deinit = getattr(self._library, f"{name}_deinit", None)
         except (ValueError, AttributeError) as error:
             raise OptionError(f"the library does not hold network {name}", where=where, got=str(error)) from None
         if info.abi_version != abi.ABI_VERSION:
@@ -221,34 +225,30 @@ class Network:
         self._ram = aligned_empty(info.init_ram_bytes, self._align)
         init.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
         self._set_parallel.argtypes = [ctypes.c_void_p, _PARALLEL_FOR, ctypes.c_void_p, ctypes.c_int]
+        if self._set_threads is not None:
+            self._set_threads.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         _check(init(self._ctx, self._ram.ctypes.data, self._ram.nbytes, info.interface_hash), "init")
+        self._deinit = deinit
+
+    @property
+    def threads(self) -> int:
+        """How many threads share the work: at most as many as asked for and as there are processors."""
+        if self._library is None or self._count_threads is None:
+            return 1
+        return int(self._count_threads(self._ctx))
 
     def use_threads(self, threads: int) -> None:
-        """Shares the parallel steps among this many threads from now on. No call may be under way."""
+        """Shares the work among this many threads from now on, or as many as there are processors for this process.
+        No call may be under way. Raises OptionError below 1, or where the library has no thread pool."""
         if threads < 1:
             raise OptionError("threads must be at least 1", got=str(threads))
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-        if threads == 1:
-            _check(self._set_parallel(self._ctx, _PARALLEL_FOR(), None, 1), "set_parallel")
+        if self._set_threads is None:
+            if threads > 1:
+                raise OptionError("the library has no thread pool", where=self.name, hint="compiling the model again")
             return
-        pool = ThreadPoolExecutor(threads - 1, thread_name_prefix=f"irc-{self.name}")
-
-        def parallel_for(_user: int | None, task: int, data: int | None, parts: int) -> None:
-            # Calls into the library run without the GIL. An exception cannot pass through C code: _call raises it.
-            try:
-                function = _TASK(task)
-                others = [pool.submit(function, data, part, parts) for part in range(1, parts)]
-                function(data, 0, parts)
-                for other in others:
-                    other.result()
-            except BaseException as error:
-                self._failure = error
-
-        self._pool = pool
-        self._callback = _PARALLEL_FOR(parallel_for)  # kept: the library holds a pointer to it
-        _check(self._set_parallel(self._ctx, self._callback, None, threads), "set_parallel")
+        ram = aligned_empty(ram_bytes(threads), self._align)
+        _check(self._set_threads(self._ctx, ram.ctypes.data, ram.nbytes, threads), "set_threads")
+        self._ram = ram  # the pool's: it lives as long as its threads
 
     def trial(self) -> None:
         """Runs once on zeros in a child process. Raises InternalError when that ends in a crash."""
@@ -353,9 +353,6 @@ class Network:
         self._frames.append(frame)
         if code:
             _check(code, "run")
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
         return outputs
 
     def _new_frame(self) -> _Frame:
@@ -365,12 +362,12 @@ class Network:
 
     def close(self) -> None:
         """Gives the library back. The network cannot be called any more. No call may be under way."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        if self._deinit is not None:
+            self._deinit(self._ctx)  # ends the threads, whose code goes now
+            self._deinit = None
         if self._library is not None:
             handle, self._library = self._library._handle, None
-            self._run = self._set_parallel = None  # type: ignore[assignment]  # their code is gone
+            self._run = self._set_parallel = self._set_threads = None  # type: ignore[assignment]  # their code is gone
             _dlclose(handle)
         if self._fd is not None:
             os.close(self._fd)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from irc.backends.program import Program
 
 
+def _libraries(program: Program, separator: str, prefix: str) -> str:
+    """What the network is linked with: libm, and the threads of its pool."""
+    names = ["m", "pthread"] if program.threads > 1 else ["m"]
+    return separator.join(prefix + name for name in names)
+
+
 def cmake_config(program: Program) -> str:
     """lib/cmake/NAME/NAME-config.cmake: `find_package(NAME)` gives the imported target NAME::NAME."""
     name = program.name
@@ -19,7 +25,7 @@ set_target_properties({name}::{name} PROPERTIES
   IMPORTED_LOCATION "${{_irc_prefix}}/lib/lib{name}.a"
   IMPORTED_LINK_INTERFACE_LANGUAGES "C"
   INTERFACE_INCLUDE_DIRECTORIES "${{_irc_prefix}}/include"
-  INTERFACE_LINK_LIBRARIES "m")
+  INTERFACE_LINK_LIBRARIES "{_libraries(program, ";", "")}")
 unset(_irc_prefix)
 """
 
@@ -36,5 +42,5 @@ Name: {name}
 Description: the neural network {name}, compiled by irc for {program.target.name}
 Version: 1
 Cflags: -I${{includedir}}
-Libs: -L${{libdir}} -l{name} -lm
+Libs: -L${{libdir}} -l{name} {_libraries(program, " ", "-l")}
 """

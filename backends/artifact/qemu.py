@@ -57,7 +57,8 @@ int main(void)
     int i, code;
     for (i = 0; i < @UPPER@_INPUTS; i++) inputs[i] = aligned(@NAME@_inputs[i].bytes);
     for (i = 0; i < @UPPER@_OUTPUTS; i++) outputs[i] = aligned(@NAME@_outputs[i].bytes);
-    if ((code = @NAME@_init(&ctx, NULL, 0)) != IRC_OK) return 100 + code;
+    code = @NAME@_init(&ctx, aligned(@NAME@_info.init_ram_bytes), @NAME@_info.init_ram_bytes);
+    if (code != IRC_OK) return 100 + code;
     while (getchar() != EOF) { /* a byte before each sample */
         for (i = 0; i < @UPPER@_INPUTS; i++) {
             size_t n = @NAME@_inputs[i].bytes;
@@ -98,9 +99,9 @@ def run_under_qemu(
         return network.run(feeds)
 
 
-def open_artifact(directory: str | os.PathLike[str], *, threads: int = 1) -> Network | Emulated:
-    """The network of an artifact: in this process where the machine fits, else under emulation (`threads` is then
-    ignored). Raises OptionError, with both reasons, when neither can be done here."""
+def open_artifact(directory: str | os.PathLike[str], *, threads: int | None = None) -> Network | Emulated:
+    """The network of an artifact: in this process where the machine fits, else under emulation (with the
+    threads that it was compiled with). Raises OptionError, with both reasons, when neither can be done here."""
     facts = read_manifest(Path(directory))["target"]
     reason = obstacle(facts)
     if not reason:
@@ -182,7 +183,9 @@ class Emulated:
             .replace("@UPPER@", self.name.upper())
         )
         command = [self.target.linker, "-static", "-O1", "-o", str(self._executable)]
-        self._execute([*command, str(folder / "main.c"), str(library), "-lm"], "linking for the target failed")
+        self._execute(
+            [*command, str(folder / "main.c"), str(library), "-lm", "-lpthread"], "linking for the target failed"
+        )
 
     def __call__(self, *arrays: Array) -> Array | tuple[Array, ...]:
         """Inputs in the order of `self.inputs`; the output, or a tuple of them when there are several."""

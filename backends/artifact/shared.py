@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from irc.backends.artifact import elf, relocate
 from irc.backends.artifact.elf import ObjectFile, Relocation, Section, Symbol, align_up
 from irc.backends.artifact.link import MEMORY_FUNCTIONS
+from irc.backends.artifact.pool import FUNCTIONS as THREAD_FUNCTIONS
 from irc.backends.artifact.relocate import Wants
 from irc.errors import InternalError
 from irc.targets.target import Target
@@ -356,8 +357,15 @@ def _blank(name: str, kind: int, flags: int, align: int, size: int, entsize: int
 
 
 def _needed(imported: list[Symbol]) -> list[str]:
-    names = {"libc.so.6" if s.name in MEMORY_FUNCTIONS else "libm.so.6" for s in imported}
+    """Libraries, in the order in which the loader looks: libm, libpthread (a part of libc since glibc 2.34), libc."""
+    names = {_library(s.name) for s in imported}
     return sorted(names, reverse=True)
+
+
+def _library(name: str) -> str:
+    if name.startswith("pthread_"):
+        return "libpthread.so.0"
+    return "libc.so.6" if name in MEMORY_FUNCTIONS | THREAD_FUNCTIONS else "libm.so.6"
 
 
 def _hash_table(names: list[str]) -> bytes:

@@ -65,7 +65,7 @@ def write_artifact(
         from irc.backends.tvm.assemble import assemble
 
         glue_object = assemble(glue_ll(program), program.target)
-    files = artifact_files(program, link(program, glue_object), emit)
+    files = artifact_files(program, glue_object, emit)
     if model_proto_bytes is not None and "onnx" in emit:
         files[f"{program.name}.onnx"] = [model_proto_bytes]
     if report_html is not None and "report" in emit:
@@ -82,9 +82,10 @@ def write_artifact(
     return full
 
 
-def artifact_files(program: Program, obj: ObjectFile, emit: Collection[str]) -> Files:
+def artifact_files(program: Program, glue_object: bytes, emit: Collection[str]) -> Files:
     """Path in the artifact -> contents, for everything that is made from the program alone."""
     name = program.name
+    obj = link(program, glue_object)
     files: Files = {}
     if "header" in emit:
         files[f"include/{name}.h"] = [header_text(program).encode()]
@@ -95,7 +96,9 @@ def artifact_files(program: Program, obj: ObjectFile, emit: Collection[str]) -> 
         files[f"lib/cmake/{name}/{name}-config.cmake"] = [cmake_config(program).encode()]
         files[f"lib/pkgconfig/{name}.pc"] = [pkg_config(program).encode()]
     if "shared" in emit and "linux" in program.target.triple:
-        files[f"lib/shared/lib{name}.so"] = shared_chunks(obj, program.target, f"lib{name}.so")
+        # How many threads is decided when it is loaded: it has the pool in any case.
+        full = obj if program.threads > 1 else link(program, glue_object, threads=True)
+        files[f"lib/shared/lib{name}.so"] = shared_chunks(full, program.target, f"lib{name}.so")
     return files
 
 
@@ -111,7 +114,8 @@ def interface_facts(program: Program) -> dict[str, Any]:
         "hash": f"{abi.interface_hash(program):08x}",
         "workspace_bytes": program.workspace_bytes,
         "workspace_align": program.alignment,
-        "init_ram_bytes": abi.INIT_RAM_BYTES,
+        "init_ram_bytes": abi.init_ram_bytes(program),
+        "threads": program.threads,
         "weights_bytes": program.weights_bytes,
         "inputs": [_port_facts(p) for p in program.inputs],
         "outputs": [_port_facts(p) for p in program.outputs],

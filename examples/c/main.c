@@ -77,6 +77,7 @@ int main(int argc, char **argv)
     const void **inputs = (const void **)aligned_memory((size_t)net->n_inputs * sizeof(void *), sizeof(void *));
     void **outputs = (void **)aligned_memory((size_t)net->n_outputs * sizeof(void *), sizeof(void *));
     void *workspace = aligned_memory(net->workspace_bytes, net->workspace_align);
+    void *ram = aligned_memory(net->init_ram_bytes, net->workspace_align);
     int i, code;
 
     if (argc != 1 + net->n_inputs) {
@@ -92,12 +93,13 @@ int main(int argc, char **argv)
     }
     for (i = 0; i < net->n_outputs; i++) outputs[i] = aligned_memory(net->outputs[i].bytes, 64);
 
-    code = NET(init)(&ctx, NULL, 0);
+    code = NET(init)(&ctx, ram, net->init_ram_bytes);
     if (code == IRC_OK) code = NET(run)(&ctx, inputs, outputs, workspace);
     if (code != IRC_OK) {
         fprintf(stderr, "the network returned error %d\n", code);
         return 1;
     }
+    NET(deinit)(&ctx);
     for (i = 0; i < net->n_outputs; i++) print_output(&net->outputs[i], outputs[i]);
     return 0;
 }

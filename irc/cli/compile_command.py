@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="threads to verify and evaluate with (the library takes any number)",
+        help="compile in a pool of N threads (default: 1, no threads; irc.load takes any number)",
     )
     parser.add_argument(
         "--emit",

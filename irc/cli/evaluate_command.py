@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_metric(parser)
     parser.add_argument("--original", type=Path, metavar="MODEL", help="the model to compare with")
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="exit code 3 when the drop is larger")
-    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as compiled")
     arguments.add_shapes(parser)
     arguments.add_json(parser)
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
     parser.add_argument("--inputs", type=Path, required=True, metavar="IN.npz")
     parser.add_argument("--outputs", type=Path, metavar="OUT.npz", help="write the outputs (default: show them)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as compiled")
     arguments.add_json(parser)
 
 

@@ -29,11 +29,13 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
     count = workers(options)
     records = tuning(options)
     try:
-        return build(
+        program = build(
             model, target, name=options.name, cache_dir=folder, workers=count, progress=progress, tuning=records
         )
     except IrcError as error:
         raise error.at(model.name) from None
+    program.threads = options.threads
+    return program
 
 
 def workers(options: CompileOptions) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from irc.backends.artifact.interface import check_name, identifier
+from irc.backends.artifact.pool import check_threads
 from irc.backends.artifact.write import DEFAULT_EMIT, EMIT, refuse_foreign
 from irc.errors import OptionError, OutputError, suggest
 from irc.ir.graph import Model
@@ -53,8 +54,7 @@ class CompileOptions:
         check_name(self.name)
         if self.output is None:
             object.__setattr__(self, "output", Path(f"{self.name}-irc"))
-        if self.threads < 1:
-            raise OptionError("--threads must be at least 1", got=str(self.threads))
+        check_threads(self.threads, self.target)
         if self.seed < 0:
             raise OptionError("--seed must not be negative", got=str(self.seed))
         if self.max_drop is not None and not math.isfinite(self.max_drop):

@@ -15,7 +15,7 @@ from irc.export import replacing
 from irc.ir.types import Array
 
 
-def run_artifact(directory: Path, inputs: Path, *, threads: int = 1) -> dict[str, Array]:
+def run_artifact(directory: Path, inputs: Path, *, threads: int | None = None) -> dict[str, Array]:
     """Outputs by name: of one run where the arrays have the shapes of the inputs, else of all samples, joined along
     the first axis. Raises DataError; OptionError where `directory` is no artifact.
     """

@@ -38,7 +38,7 @@ def glue_object(program: Program, cache_dir: Path | None) -> bytes:
     return assemble_glue(glue_ll(program), program.target, cache_dir=cache_dir)
 
 
-def in_process(program: Program, *, cache_dir: Path | None = None, threads: int = 1) -> Execution:
+def in_process(program: Program, *, cache_dir: Path | None = None, threads: int | None = None) -> Execution:
     """Load the program's machine code into this process."""
     from irc.backends.artifact.load import load_program
 
@@ -56,7 +56,9 @@ def emulated(program: Program, *, cache_dir: Path | None = None) -> Execution:
     return Execution(network.run, "target", detail, network.close, slow=True)
 
 
-def execution(program: Program, build: Build, *, cache_dir: Path | None = None, threads: int = 1) -> Execution:
+def execution(
+    program: Program, build: Build, *, cache_dir: Path | None = None, threads: int | None = None
+) -> Execution:
     """The nearest thing to the real machine that there is here. Raises IrcError where there is none."""
     if runs_here(program.target):
         return in_process(program, cache_dir=cache_dir, threads=threads)

@@ -20,7 +20,7 @@ def score(
     original: Path | None = None,
     shapes: Mapping[str, Sequence[int]] = {},
     dims: Mapping[str, int] = {},
-    threads: int = 1,
+    threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Score:
     """Score an artifact folder or an ONNX file, beside `original` where it is given.

@@ -24,9 +24,9 @@ class Subject:
 
 
 def open_subject(
-    path: Path, *, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], threads: int = 1
+    path: Path, *, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], threads: int | None = None
 ) -> Subject:
-    """A folder is an artifact, a file an ONNX model. Raises IrcError where it is neither."""
+    """A folder is an artifact, a file an ONNX model. `threads`: default is what an artifact was compiled with. Raises IrcError where it is neither."""
     if path.is_dir():
         if shapes or dims:
             raise OptionError("an artifact has its shapes already", where=str(path), hint="no --shape and no --dim")
@@ -41,7 +41,7 @@ def open_subject(
 
     model = load_model(path, shapes=shapes, dims=dims)
     # onnxruntime reads the file itself, unless the user's shapes stand only in irc's copy.
-    oracle = Oracle(model if shapes or dims else path, threads=threads)
+    oracle = Oracle(model if shapes or dims else path, threads=threads or 1)
     return Subject(path.name, "model", oracle.run, model)
 
 

@@ -182,15 +182,6 @@ def test_threads_can_be_changed(net):
         _check(net(*inputs), inputs)
 
 
-def test_a_failure_in_a_thread_is_raised(net, monkeypatch):
-    net.use_threads(2)
-    monkeypatch.setattr(net._pool, "submit", lambda *a: (_ for _ in ()).throw(RuntimeError("no more threads")))
-    with pytest.raises(RuntimeError, match="no more threads"):
-        net(*toy.toy_inputs())
-    net.use_threads(1)
-    _check(net(*toy.toy_inputs()), toy.toy_inputs())
-
-
 def test_networks_of_one_name_do_not_meet():
     program = toy.chain("copy")
     other = toy.chain("exp")

@@ -204,6 +204,9 @@ def test_archives_are_what_ar_makes_of_them(tmp_path, tool):
     assert tool("ar", "p", path, long) == "even"
 
 
+NAMES = ("init", "init_checked", "deinit", "set_parallel", "run", "info", "inputs", "outputs")
+
+
 @pytest.mark.parametrize("arch", toy.TARGETS)
 def test_nm_shows_only_the_interface(arch, tmp_path, tool):
     program = toy.toy(arch)
@@ -213,7 +216,7 @@ def test_nm_shows_only_the_interface(arch, tmp_path, tool):
     defined = {r[2] for r in rows if len(r) == 3 and r[1] in "TDR"}
     undefined = {r[1] for r in rows if len(r) == 2 and r[0] == "U"}
     assert undefined == {"expf", "sinf", "cosf"}
-    assert defined == {f"toy_{x}" for x in ("init", "init_checked", "set_parallel", "run", "info", "inputs", "outputs")}
+    assert defined == {f"toy_{x}" for x in NAMES}
     assert "toy_run in toy.o" in text
 
 
