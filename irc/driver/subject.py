@@ -26,7 +26,8 @@ class Subject:
 def open_subject(
     path: Path, *, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], threads: int | None = None
 ) -> Subject:
-    """A folder is an artifact, a file an ONNX model. `threads`: default is what an artifact was compiled with. Raises IrcError where it is neither."""
+    """A folder is an artifact, a file an ONNX model. `threads`: default is what an artifact was compiled
+    with. Raises IrcError where it is neither."""
     if path.is_dir():
         if shapes or dims:
             raise OptionError("an artifact has its shapes already", where=str(path), hint="no --shape and no --dim")
