@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from irc.backends.tvm.tune.search import Found
 
 _SEARCH = 0.8  # share of the time for the search; the rest confirms it on the whole network
+_CONFIRM = 6.0  # seconds of it that are enough
 _STRONG = 1.05  # gain of the records that are tried alone when all together do not help
 
 
@@ -101,7 +102,7 @@ def tune(
     done = Tuned(found.records, found.layers, interrupted=found.interrupted)
     if found.interrupted is None:
         try:
-            _confirm(done, model, options, max(end - time.perf_counter(), 1.0), progress)
+            _confirm(done, model, options, min(max(end - time.perf_counter(), 1.0), _CONFIRM), progress)
         except KeyboardInterrupt as signal:
             done.interrupted = signal
     for record in done.records:

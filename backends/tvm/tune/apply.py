@@ -48,7 +48,7 @@ def with_spec(plan: Plan, target: Target, call: Call, spec: Spec) -> Call:
 
 def needs_packing(old: Spec, new: Spec) -> bool:
     """Whether the weights lie in another order for `new`."""
-    if not isinstance(old, LinearSpec) or not isinstance(new, LinearSpec) or old.w_rows:
+    if not isinstance(old, LinearSpec) or not isinstance(new, LinearSpec) or old.w_rows or old.block:
         return False
     return old.tile[2] != new.tile[2]
 

@@ -31,10 +31,10 @@ class _InProcess(Compiler):
         return {key: _known[key] for key in requests}, {}
 
 
-def program_of(model: Model, target: Target) -> Program:
+def program_of(model: Model, target: Target, **options: Any) -> Program:
     workers, build_module.Compiler = build_module.Compiler, _InProcess  # type: ignore[misc]  # put back below
     try:
-        return build_module.build_program(model, target)
+        return build_module.build_program(model, target, **options)
     finally:
         build_module.Compiler = workers  # type: ignore[misc]  # as it was
 
