@@ -303,6 +303,7 @@ _CLASSES = {
         RowsSpec,
         ReduceSpec,
         FillSpec,
+        AttentionSpec,
         LibrarySpec,
         Operand,
         Instr,

@@ -309,6 +309,24 @@ def _power_of_two(n: Expr, lanes: int) -> Expr:
     return reinterpret((n + const(127, "int32", lanes)) << const(23, "int32", lanes), vector_type("float32", lanes))
 
 
+_POWER = (1.32764715e-3, 9.67554134e-3, 5.55071328e-2, 2.40221197e-1, 6.93146967e-1, 1.00000007)
+"""2**r for |r| <= 1/2, relative error 7.5e-8 (minimax), highest coefficient first."""
+_BIASED = _MAGIC + 127.0  # its low bits hold the exponent field of 2**n
+
+
+def decay(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+    """e**x for x <= 0 in softmax: half the operations of `exp`. Relative error below 1e-7 * (1 + |x|); 0 below -87.7.
+
+    NaN stays NaN; a positive x of up to 80 (from rounding) is right too.
+    """
+    f = _Real(k, lanes, exact=False)
+    x = k.let(_clip(x, -88.0, math.inf, "float32", lanes))
+    scaled = k.let(fence(x * f.c(1.44269504) + f.c(_BIASED), lanes))
+    factor = reinterpret(reinterpret(scaled, vector_type("int32", lanes)) << const(23, "int32", lanes), scaled.ty.dtype)
+    n = k.let(scaled - f.c(_BIASED))
+    return f.horner(k.let(x * f.c(1.44269504) - n), _POWER) * k.let(factor)
+
+
 def sigmoid(k: KernelBuilder, x: Expr, lanes: int, exact: bool = False) -> Expr:
     one = const(1.0, "float32", lanes)
     return one / (one + _exp(k, const(0.0, "float32", lanes) - x, lanes, exact))
@@ -479,4 +497,4 @@ _POLYNOMIALS: dict[str, Callable[[KernelBuilder, Expr, int, bool], Expr]] = {
 }
 
 
-__all__ = ["broadcast", "emit_expression", "erf", "exp", "fence", "needs_scalar", "sigmoid", "tanh"]
+__all__ = ["broadcast", "decay", "emit_expression", "erf", "exp", "fence", "needs_scalar", "sigmoid", "tanh"]

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from irc.backends.tvm.geometry import depthwise_rows
-from irc.backends.tvm.kernels import channels, depthwise, elementwise, interleave, linear, rows, winograd
+from irc.backends.tvm.kernels import attention, channels, depthwise, elementwise, interleave, linear, rows, winograd
 from irc.backends.tvm.specs import (
+    AttentionSpec,
     DepthwiseSpec,
     ElementwiseSpec,
     FillSpec,
@@ -39,6 +40,7 @@ _BUILDERS: dict[type, Callable[..., Any]] = {
     DepthwiseSpec: _depthwise,
     PoolSpec: channels.build_pool,
     ElementwiseSpec: _elementwise,
+    AttentionSpec: attention.build,
     FillSpec: elementwise.build_fill,
     RowsSpec: rows.build_rows,
     ReduceSpec: rows.build_reduce,

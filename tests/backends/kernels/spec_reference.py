@@ -11,6 +11,7 @@ import numpy as np
 
 from irc.backends.tvm.reference import evaluate
 from irc.backends.tvm.specs import (
+    AttentionSpec,
     DepthwiseSpec,
     ElementwiseSpec,
     FillSpec,
@@ -39,6 +40,8 @@ def output_geometry(spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (*_tiles(spec), spec.ic), (*spec.v_strides, 1)
     if isinstance(spec, WinogradSpec):
         return (spec.images, *spec.out, spec.oc), (*spec.y_strides, 1)
+    if isinstance(spec, AttentionSpec):
+        return (*spec.batch, spec.rows, spec.columns), spec.y_strides
     if isinstance(spec, DepthwiseSpec | PoolSpec):
         return (spec.batch, *spec.out, spec.channels), (*spec.y_strides, 1)
     if isinstance(spec, ElementwiseSpec):
@@ -66,6 +69,29 @@ def written(spec, size: int) -> np.ndarray:
 
 def _operands(spec, arrays, shape) -> list[np.ndarray]:
     return [strided(a, shape, o.strides) for a, o in zip(arrays, spec.operands, strict=True)]
+
+
+def attention(spec: AttentionSpec, q, k, v, *operands) -> np.ndarray:
+    """Flat arrays in, [a, b, rows, columns] out."""
+    a, b = spec.batch
+    zero_q, zero_k, zero_p, zero_v = spec.zeros
+    wide = np.float64 if spec.k_dtype == "float32" else np.int64
+    q = strided(q, (a, b, spec.rows, spec.width), spec.q_strides).astype(wide) - zero_q
+    k = strided(k, (a, b, spec.keys, spec.width), spec.k_strides).astype(wide) - zero_k
+    shape = (a, b, spec.rows, spec.keys)
+    count = len(spec.score_operands)
+    given = [strided(o, shape, s.strides) for o, s in zip(operands[:count], spec.score_operands, strict=True)]
+    scores = evaluate(spec.scores, given, _rounded(q @ np.swapaxes(k, 2, 3))).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+    p = p / p.sum(-1, keepdims=True)
+    if spec.probabilities:
+        p = evaluate(spec.probabilities, [], p.astype(np.float32))
+    wide = np.float64 if spec.p_dtype == "float32" else np.int64
+    v = strided(v, (a, b, spec.keys, spec.columns), spec.v_strides).astype(wide) - zero_v
+    total = (p.astype(wide) - zero_p) @ v
+    shape = (a, b, spec.rows, spec.columns)
+    return evaluate(spec.expression, _operands(spec, operands[count:], shape), _rounded(total))
 
 
 def _sums(spec, x: np.ndarray) -> np.ndarray:
