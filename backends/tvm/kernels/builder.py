@@ -62,6 +62,12 @@ class KernelBuilder:
     def store(self, buffer: Buffer, index: Expr, value: Expr, lanes: int = 1) -> None:
         self.emit(tirx.BufferStore(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)]))
 
+    def prefetch(self, buffer: Buffer, index: Expr) -> None:
+        """Asks for the cache line of an element to be brought to the second-level cache; it need not exist."""
+        address = tirx.address_of(self.load(buffer, index))
+        hint = [tirx.const(v, "int32") for v in (0, 2, 1)]  # to read, second-level, data
+        self.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *hint)))
+
     # Statements
     def emit(self, stmt: Any) -> None:
         self._blocks[-1].append(stmt)

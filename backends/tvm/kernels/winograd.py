@@ -90,6 +90,9 @@ def _add(total: Expr, value: Expr, coefficient: Fraction, lanes: int) -> Expr:
     return total + value * const(float(coefficient), "float32", lanes)
 
 
+_LINE = 16  # float32 in a cache line
+
+
 class _Tiles:
     """Which tile is where: tiles are numbered over images, rows, columns."""
 
@@ -188,13 +191,18 @@ class _Product:
         with k.loop(self.points, "p") as point:
             w_at = k.let(w_base + point * (spec.ic * vectors * lanes), "wp")
             v_at = k.let(v_base + point * spec.v_strides[0], "vp")
-            for column, count, columns in spans(tiles, spec.block[1]):
+            done = 0
+            columns_spans = spans(tiles, spec.block[1])
+            register_tiles = sum(count for _, count, _ in columns_spans)
+            for column, count, columns in columns_spans:
                 with k.loop(count, "x") as x:
                     at = k.let(x * columns + column, "col")
-                    self._multiply(w_at, k.let(v_at + at * spec.v_strides[1], "va"), columns, vectors)
+                    ahead = self._ahead(w_at, (x + done), register_tiles, vectors)
+                    self._multiply(w_at, k.let(v_at + at * spec.v_strides[1], "va"), columns, vectors, ahead)
                     sums = k.let((point * tiles + at) * (vectors * lanes), "sb")
                     for i in range(columns * vectors):
                         k.store(self.sums, sums + i * lanes, k.load(self.acc, i * lanes, lanes), lanes)
+                done += count
         last = -(-spec.oc // lanes) - 1
         with k.loop(tiles, "t") as t:
             corner = self.tiles.corner(k, k.let(tile + t, "number"))
@@ -205,13 +213,21 @@ class _Product:
             if whole < vectors:
                 self._write(corner, t, tiles, const(whole, "int32"), vectors, vector, spec.oc % lanes)
 
-    def _multiply(self, w_at: Expr, v_at: Expr, columns: int, vectors: int) -> None:
+    def _ahead(self, w_at: Expr, register_tile: Expr, register_tiles: int, vectors: int) -> tuple[Expr, int]:
+        spec = self.spec
+        step = vectors * self.lanes
+        lines = -(-step // (_LINE * register_tiles))
+        return self.k.let(w_at + spec.ic * step + register_tile * (spec.ic * lines * _LINE), "wa"), lines
+
+    def _multiply(self, w_at: Expr, v_at: Expr, columns: int, vectors: int, ahead: tuple[Expr, int]) -> None:
         """Sums of one point for `columns` tiles."""
         spec, k, lanes = self.spec, self.k, self.lanes
         for i in range(columns * vectors):
             k.store(self.acc, i * lanes, const(0, "float32", lanes), lanes)
         with k.loop(spec.ic, "i") as i:
             weights = [k.let(k.load(self.w, w_at + (i * vectors + v) * lanes, lanes), "w") for v in range(vectors)]
+            for line in range(ahead[1]):
+                k.prefetch(self.w, ahead[0] + (i * ahead[1] + line) * _LINE)
             for c in range(columns):
                 value = k.let(broadcast(k.load(self.v, v_at + c * spec.v_strides[1] + i), lanes), "d")
                 for v in range(vectors):
