@@ -219,7 +219,7 @@ class ReduceSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """y = expression(probabilities(softmax over keys of scores(q k^T)) v), for every batch (a, b), scores kept in cache.
+    """y = expression(probabilities(softmax over keys of scores(q k^T)) v) for every batch (a, b), the scores in cache.
 
     q [rows, width], k [keys, width], v [keys, columns], y [rows, columns]; strides are (a, b, row or key, column), the
     last 1 in v and y. float32, or 8 bits in both factors of a product (the softmax result then is 8 bits as well);

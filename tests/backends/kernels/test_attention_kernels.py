@@ -33,7 +33,8 @@ def _result(dtype: str, scale: float, y_dtype: str) -> Expression:
     if dtype == "int32":
         value = b.add("scale", "float32", b.add("cast", "float32", value), b.constant(scale, "float32"))
     if y_dtype != "float32":
-        value = b.requantize(value, y_dtype, 0 if y_dtype == "uint8" else -128, 255 if y_dtype == "uint8" else 127, 7, 8)
+        low = 0 if y_dtype == "uint8" else -128
+        value = b.requantize(value, y_dtype, low, low + 255, 7, 8)
     return b.finish(value)
 
 
@@ -51,7 +52,7 @@ def _data(rng: np.random.Generator, dtype: str, size: int) -> np.ndarray:
 
 
 def _mask(rng: np.random.Generator, kind: str, spec_batch: tuple[int, int], rows: int, keys: int):
-    """(data, strides): `rows` has a number for each place, its rows padded to whole vectors; `keys` one for each key."""
+    """(data, strides): `rows` has a number for each place, rows padded to whole vectors; `keys` one for each key."""
     padded = -(-rows // 16) * 16
     if kind == "keys":
         return np.where(rng.random((spec_batch[0], keys)) < 0.3, -np.inf, 0).astype(np.float32), (keys, 0, 0, 1)
