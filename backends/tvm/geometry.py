@@ -39,16 +39,32 @@ def step_channels(x_dtype: str, target: Target, channels: int = 0) -> int:
 
 def depthwise_rows(x_dtype: str, w_dtype: str, target: Target) -> int:
     """Kernel rows that a depthwise kernel sums by one dot product; 1: it multiplies tap by tap."""
-    if x_dtype != "uint8":
+    if x_dtype != "uint8" or target.dot not in ("vpdpbusd", "pmaddwd"):
         return 1
-    if target.dot == "vpdpbusd" and w_dtype == "int8":
-        return 4
-    return 2 if target.dot in ("vpdpbusd", "pmaddwd") else 1
+    return 4 if w_dtype == "int8" else 2
+
+
+def depthwise_channels(channels: int) -> int:
+    """Channels in packed depthwise weights: whole vectors of every machine."""
+    return -(-channels // BLOCK) * BLOCK
 
 
 def lanes_of(target: Target) -> int:
     """Sums (32 bits each) in a vector."""
     return target.vector_bytes // 4
+
+
+BLOCK = 16
+"""Lanes in a block of packed weights that vectors of any machine divide (32-bit sums; the widest vector has 512 bits).
+"""
+
+
+def block_of(target: Target) -> int:
+    """Channels in a block of packed weights of linear kernels; 0: they are packed in tiles of the kernel's.
+
+    Libraries with kernels for several machines keep their weights once, in an order that all of them read.
+    """
+    return BLOCK if target.upgrades else 0
 
 
 def spans(total: int, tile: int) -> list[tuple[int, int, int]]:

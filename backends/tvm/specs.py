@@ -114,7 +114,7 @@ class WinogradSpec:
 
 @dataclass(frozen=True)
 class DepthwiseSpec:
-    """Depthwise convolution, channel multiplier 1. Weights [kh, kw, channels padded to whole vectors]."""
+    """Depthwise convolution, channel multiplier 1. Weights [kh, kw, padded channels] (`pack.py`)."""
 
     x_dtype: str
     w_dtype: str

@@ -21,7 +21,7 @@ from irc.targets.target import Target
 
 def read_target(text: str) -> Target:
     fields = json.loads(text)
-    fields["features"] = tuple(fields["features"])
+    fields.update({name: tuple(value) for name, value in fields.items() if isinstance(value, list)})
     return Target(**fields)
 
 

@@ -26,7 +26,7 @@ _LINUX_ARM = "aarch64-unknown-linux-gnu"
 _CATALOGUE = (
     Target(
         name="x86-64",
-        description="any 64-bit x86 (SSE2)",
+        description="any 64-bit x86; holds kernels for SSE2 and all levels below, and picks when it starts",
         arch="x86-64",
         triple=_LINUX_X86,
         cpu="x86-64",
@@ -37,6 +37,7 @@ _CATALOGUE = (
         activations="uint8",
         l2_bytes=256 * 1024,
         linker="cc",
+        upgrades=("x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni"),
     ),
     Target(
         name="x86-64-v3",
@@ -50,6 +51,21 @@ _CATALOGUE = (
         activations="uint8",
         l2_bytes=256 * 1024,
         linker="cc",
+    ),
+    Target(
+        name="x86-64-v3-vnni",
+        description="x86 with AVX2 and AVX-VNNI (Alder Lake, Zen 5 onwards)",
+        arch="x86-64",
+        triple=_LINUX_X86,
+        cpu="x86-64-v3",
+        features=("+avxvnni",),
+        vector_bytes=32,
+        vector_registers=16,
+        dot="vpdpbusd",
+        activations="uint8",
+        l2_bytes=1024 * 1024,
+        linker="cc",
+        plain="x86-64-v3",
     ),
     Target(
         name="x86-64-v4",
@@ -78,6 +94,7 @@ _CATALOGUE = (
         activations="uint8",
         l2_bytes=1024 * 1024,
         linker="cc",
+        plain="x86-64-v4",
     ),
     Target(
         name="aarch64",
@@ -114,15 +131,17 @@ _CATALOGUE = (
 TARGETS: Mapping[str, Target] = {t.name: t for t in _CATALOGUE}
 """The built-in targets by name ("native" stands for one of them)."""
 
-# What a level needs, in /proc/cpuinfo names; later entries are better and contain the ones before.
+# What a level needs, in /proc/cpuinfo names; later entries are better.
+_V3 = frozenset(
+    ["abm", "avx", "avx2", "bmi1", "bmi2", "cx16", "f16c", "fma", "movbe", "popcnt", "sse4_1", "sse4_2", "ssse3"]
+)
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _X86_LEVELS = (
     ("x86-64", frozenset[str]()),
-    (
-        "x86-64-v3",
-        frozenset(["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "popcnt", "sse4_2", "ssse3", "cx16"]),
-    ),
-    ("x86-64-v4", frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])),
-    ("x86-64-v4-vnni", frozenset({"avx512_vnni"})),
+    ("x86-64-v3", _V3),
+    ("x86-64-v3-vnni", _V3 | {"avx_vnni"}),
+    ("x86-64-v4", _V4),
+    ("x86-64-v4-vnni", _V4 | {"avx512_vnni"}),
 )
 _ARM_LEVELS = (("aarch64", frozenset[str]()), ("arm", frozenset({"asimddp"})))
 
@@ -183,13 +202,12 @@ def runs_here(target: Target) -> bool:
 
 def runnable_levels(arch: str, features: frozenset[str]) -> list[str]:
     """Names of the levels that a CPU with these /proc/cpuinfo flags runs, weakest first."""
-    levels = _X86_LEVELS if arch == "x86-64" else _ARM_LEVELS
-    names = []
-    for name, needed in levels:
-        if not needed <= features:
-            break
-        names.append(name)
-    return names
+    return [name for name, needed in (_X86_LEVELS if arch == "x86-64" else _ARM_LEVELS) if needed <= features]
+
+
+def levels_of(target: Target) -> tuple[Target, ...]:
+    """The targets whose kernels a library for `target` holds, weakest first; one when it has no upgrades."""
+    return (target, *(TARGETS[name] for name in target.upgrades))
 
 
 def host_arch() -> str:

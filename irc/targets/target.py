@@ -16,6 +16,10 @@ class Target:
     `cpu` and `features` are LLVM's names (-mcpu, -mattr). `vector_bytes` is the width of a SIMD register,
     `vector_registers` their number. `activations` is the 8-bit type that the dot product wants for data
     (weights are always int8). `qemu_cpu` and `linker` say how results are run on another machine.
+
+    `plain` names the target that differs from this one in `dot` only: kernels without 8-bit products are the same for
+    both. `upgrades` names better targets, weakest first, whose kernels a library for this one holds as well, to pick
+    from when it starts.
     """
 
     name: str
@@ -37,6 +41,8 @@ class Target:
     qemu: str = ""
     qemu_cpu: str = ""
     linker: str = ""
+    plain: str = ""
+    upgrades: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

@@ -8,7 +8,7 @@ from irc.errors import OptionError
 from irc.targets import catalogue
 from irc.targets.target import Target
 
-V3 = "abm sse4_2 ssse3 popcnt cx16 movbe avx avx2 bmi1 bmi2 f16c fma"
+V3 = "abm sse4_1 sse4_2 ssse3 popcnt cx16 movbe avx avx2 bmi1 bmi2 f16c fma"
 V4 = V3 + " avx512f avx512bw avx512cd avx512dq avx512vl"
 
 
@@ -17,6 +17,7 @@ V4 = V3 + " avx512f avx512bw avx512cd avx512dq avx512vl"
     [
         ("x86-64", "fpu sse sse2", "x86-64"),
         ("x86-64", V3, "x86-64-v3"),
+        ("x86-64", V3 + " avx_vnni", "x86-64-v3-vnni"),
         ("x86-64", V4, "x86-64-v4"),
         ("x86-64", V4 + " avx512_vnni", "x86-64-v4-vnni"),
         # VNNI with a part of AVX-512 missing must not reach above the level that is whole

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import chunks, lanes_of, spans
+from irc.backends.tvm.geometry import chunks, depthwise_channels, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, cast, const
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.specs import DepthwiseSpec, Operand, PoolSpec
@@ -42,10 +42,10 @@ def operand_reader(
 
 
 def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
-    """`symbol(x, w, operands..., y, part, parts)`; w is [kh, kw, channels padded to whole vectors]."""
+    """`symbol(x, w, operands..., y, part, parts)`; w is [kh, kw, padded channels]."""
     lanes = lanes_of(target)
     k = KernelBuilder(symbol)
-    padded = -(-spec.channels // lanes) * lanes
+    padded = depthwise_channels(spec.channels)
     x = k.pointer("x", spec.x_dtype, spec.x_size)
     w = k.pointer("w", spec.w_dtype, spec.kernel[0] * spec.kernel[1] * padded)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]

@@ -1,27 +1,25 @@
 """Depthwise convolution of bytes on x86: several kernel rows at a time through dot products.
 
 The rows of the image under a kernel are packed into 32-bit words, one word per channel: four rows as bytes for
-vpdpbusd, two rows as 16-bit numbers for pmaddwd. One dot product then does two or four taps for every channel of a
-vector, exactly. A column of the image is packed once and serves all taps of its rows, so the work per output is about
-KW * ceil(KH / 4) dot products and the packing of one column.
+vpdpbusd, two rows as 16-bit numbers for pmaddwd (rows 0 and 2 of four, rows 1 and 3). One dot product then does two or
+four taps for every channel of a vector, exactly. A column of the image is packed once and serves all taps of its rows,
+so the work per output is about KW * ceil(KH / 4) dot products and the packing of one column.
 
-Weights: [ceil(kh / rows), kw, channels padded to whole vectors, rows], int8; missing rows have weight zero. Weights
-with a zero point need 16 bits and take the two-row way.
+Weights: [ceil(kh / rows), kw, padded channels, rows], int8; missing rows have weight zero. Weights with a zero point
+need 16 bits and come in groups of two rows.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from irc.backends.tvm.geometry import chunks, depthwise_rows, lanes_of, spans
+from irc.backends.tvm.geometry import chunks, depthwise_channels, depthwise_rows, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, cast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.channels import operand_reader
 from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.kernels.steps import PMADDWD, VPDPBUSD, split_bytes
 from irc.backends.tvm.specs import DepthwiseSpec
 from irc.targets.target import Target
-
-_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
-_VPDPBUSD = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
 
 
 class _Depthwise:
@@ -30,7 +28,8 @@ class _Depthwise:
         self.lanes = lanes_of(target)
         self.rows = depthwise_rows(spec.x_dtype, spec.w_dtype, target)
         k = self.k = KernelBuilder(symbol)
-        self.padded = -(-spec.channels // self.lanes) * self.lanes
+        self.padded = depthwise_channels(spec.channels)
+        self.halves = self.rows == 4 and target.dot != "vpdpbusd"
         self.groups = -(-spec.kernel[0] // self.rows)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
         self.w = k.pointer("w", spec.w_dtype, self.groups * spec.kernel[1] * self.padded * self.rows)
@@ -94,6 +93,9 @@ class _Depthwise:
         if size == 1:
             return [k.let(cast(k.load(self.w, at + r), "int32")) for r in range(self._row_count(group))]
         raw = k.load(self.w, at, self.rows * size)
+        if self.halves:
+            even, odd = split_bytes(k, raw, size)
+            return (even, odd) if self._row_count(group) > 1 else (even,)
         wide = self.rows == 2 and self.spec.w_dtype == "int8"
         return k.let(cast(raw, "int16", 2 * size) if wide else raw, "w")
 
@@ -102,26 +104,34 @@ class _Depthwise:
         spec, k = self.spec, self.k
         _, sh, sw = spec.x_strides
         bits = 32 // self.rows
-        word: Expr = None
-        single = []
+        values = []
         for r in range(self._row_count(group)):
             at = base + ((group * self.rows + r) * spec.dilation[0] * sh + j * sw + offset)
-            value = k.let(cast(k.load(self.x, at, size), "int32", size), "a")
-            single.append(value)
-            moved = value << const(r * bits, "int32", size) if r else value
-            word = moved if word is None else word | moved
+            values.append(k.let(cast(k.load(self.x, at, size), "int32", size), "a"))
         if size == 1:
-            return single
-        return k.let(reinterpret(word, f"int{bits}x{self.rows * size}"), "p")
+            return values
+        if self.halves:
+            return tuple(self._word(values[r::2], 16, size) for r in range(min(len(values), 2)))
+        return self._word(values, bits, size)
+
+    def _word(self, values: list[Expr], bits: int, size: int) -> Expr:
+        """Numbers of `bits` side by side in the words of a vector, the first one lowest."""
+        word = values[0]
+        for i, value in enumerate(values[1:], 1):
+            word = word | value << const(i * bits, "int32", size)
+        return self.k.let(reinterpret(word, f"int{bits}x{32 // bits * size}"), "p")
 
     def _dot(self, acc: Expr, x: Any, w: Any, size: int) -> Expr:
         if size == 1:
             for a, b in zip(x, w, strict=True):
                 acc = acc + a * b
             return acc
+        if self.halves:
+            parts = [intrinsic(PMADDWD[size], f"int32x{size}", a, b) for a, b in zip(x, w, strict=True)]
+            return acc + (parts[0] if len(parts) == 1 else parts[0] + parts[1])
         if self.rows == 4:
-            return intrinsic(_VPDPBUSD[size], f"int32x{size}", acc, x, w)
-        return acc + intrinsic(_PMADDWD[size], f"int32x{size}", x, w)
+            return intrinsic(VPDPBUSD[size], f"int32x{size}", acc, x, w)
+        return acc + intrinsic(PMADDWD[size], f"int32x{size}", x, w)
 
     def _write(self, n: Expr, h: Expr, col: Expr, channel: Expr, columns: int, vectors: int, size: int) -> None:
         spec, k = self.spec, self.k

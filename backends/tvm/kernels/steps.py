@@ -71,6 +71,13 @@ def _pmaddwd(lanes: int, x: Expr, w: Expr) -> Expr:
     return intrinsic(PMADDWD[lanes], f"int32x{lanes}", x, w)
 
 
+def split_bytes(k: KernelBuilder, quads: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """Four int8 a lane -> numbers 0 and 2 of them, and 1 and 3, as int16."""
+    raw = k.let(reinterpret(quads, f"int16x{2 * lanes}"), "b")
+    eight = const(8, "int16", 2 * lanes)
+    return k.let((raw << eight) >> eight, "w"), k.let(raw >> eight, "w")
+
+
 def _quad_step(lanes: int) -> Step:
     """Four uint8 channels by two pmaddwd."""
     wide = 2 * lanes
@@ -81,16 +88,11 @@ def _quad_step(lanes: int) -> Step:
         odd = reinterpret(reinterpret(word, f"uint16x{wide}") >> const(8, "uint16", wide), f"int16x{wide}")
         return k.let(even, "d"), k.let(odd, "d")
 
-    def load_w(k: KernelBuilder, w: Buffer, i: Expr) -> Value:
-        raw = k.let(reinterpret(k.load(w, i, 4 * lanes), f"int16x{wide}"), "b")
-        eight = const(8, "int16", wide)
-        return k.let((raw << eight) >> eight, "w"), k.let(raw >> eight, "w")
-
     return Step(
         4,
         "int32",
         load_x,
-        load_w,
+        lambda k, w, i: split_bytes(k, k.load(w, i, 4 * lanes), lanes),
         lambda acc, x, w: acc + (_pmaddwd(lanes, x[0], w[0]) + _pmaddwd(lanes, x[1], w[1])),
         (const(1, "int16", wide), const(1, "int16", wide)),
     )

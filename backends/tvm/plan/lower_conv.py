@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
+from irc.backends.tvm.geometry import block_of, depthwise_rows, lanes_of, step_channels
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
     IntegerWeights,
@@ -18,10 +18,10 @@ from irc.backends.tvm.plan.integer import (
     start_sum,
 )
 from irc.backends.tvm.plan.kinds import dequantized, kind_of
-from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear
+from irc.backends.tvm.plan.pack import pack_depthwise, pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import choose_order, choose_tile
+from irc.backends.tvm.plan.tiles import choose_order, choose_tile, depthwise_tile, uops_of
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, strides_in_order
 from irc.backends.tvm.plan.window import Window, two, window
@@ -137,9 +137,9 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         out_hw = (1, out_hw[0] * out_hw[1])
     vectors = -(-per_group // lanes)
     steps = g.kernel[0] * g.kernel[1] * ic // step
-    uops = 1.0 if x.dtype == "float32" or p.target.dot in ("vpdpbusd", "sdot") else 2.0
+    uops = uops_of(x.dtype, p.target)
     tile = choose_tile(p.target, out_hw, vectors, steps, sums=sums, uops=uops)
-    packed = [pack_linear(w[i * per_group : (i + 1) * per_group], lanes, tile.vectors, step) for i in range(groups)]
+    packed = [pack_for(p.target, w[i * per_group : (i + 1) * per_group], tile.vectors, step) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), node.need(1).name)
     order = choose_order(p.target, weights.extent * weights.itemsize, x.extent * x.itemsize, out_hw[0])
     spec = LinearSpec(
@@ -164,6 +164,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         x.extent,
         out.extent,
         weights.extent,
+        block_of(p.target),
     )
     macs = math.prod(out_shape) * g.kernel[0] * g.kernel[1] * (node.need(1).static_shape()[1])
     args = [p.pointer(v) for v in (x, weights, *views, out)]
@@ -216,20 +217,16 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
     out_shape = region.output.static_shape()
     rank, channels = len(out_shape), out_shape[1]
     out = p.output_view(region.output, (0, 2, 1) if rank == 3 else (0, 2, 3, 1), innermost=1)
-    lanes = lanes_of(p.target)
     if integer is not None:
         w = integer.full_weights()
         compensation = integer.full_compensation()
     else:
         w, compensation = float_weights(node.need(1)).astype(np.float32), None
     by_rows = depthwise_rows(x.dtype, w.dtype.name, p.target)
-    weights = p.constant(pack_depthwise(w.reshape(channels, *g.kernel), lanes, by_rows), node.need(1).name)
+    weights = p.constant(pack_depthwise(w.reshape(channels, *g.kernel), by_rows), node.need(1).name)
     b, operands, result = _expression(p, region, integer, _bias(node), compensation)
     views = [_channel_ready(p, p.operand_view(_broadcast(v, rank), out_shape)) for v in operands.values]
     out_hw = two(out_shape[2:])
-    vectors = max(channels // lanes, 1)
-    per_tile = min(vectors, 4 if by_rows == 1 else p.target.vector_registers // 16)
-    columns = max(1, min(out_hw[1], (p.target.vector_registers // (2 if by_rows != 2 else 4)) // per_tile))
     spec = DepthwiseSpec(
         x.dtype,
         weights.dtype,
@@ -244,7 +241,7 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
         g.dilation,
         b.finish(result),
         tuple(Operand(v.dtype, (*_nhw(v), v.strides[1]), v.extent) for v in views),
-        (columns, per_tile),
+        depthwise_tile(p.target, x.dtype, weights.dtype, channels, out_hw[1]),
         x.extent,
         out.extent,
     )

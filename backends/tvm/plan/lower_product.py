@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.geometry import block_of, lanes_of, step_channels
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
     float_weights,
@@ -19,10 +19,10 @@ from irc.backends.tvm.plan.integer import (
     start_sum,
 )
 from irc.backends.tvm.plan.kinds import is_weight
-from irc.backends.tvm.plan.pack import pack_linear
+from irc.backends.tvm.plan.pack import pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import choose_tile
+from irc.backends.tvm.plan.tiles import choose_tile, uops_of
 from irc.backends.tvm.plan.views import View, collapse, row_major
 from irc.backends.tvm.specs import LinearSpec, Operand
 from irc.ir.graph import Node, Value
@@ -133,9 +133,9 @@ def _constant_weights(p: Planner, region: Region) -> None:
     views = [_operand_rows(p, v, out_shape, rows, columns) for v in operands.values]
     lanes = lanes_of(p.target)
     vectors = -(-columns // lanes)
-    uops = 1.0 if x.dtype == "float32" or p.target.dot in ("vpdpbusd", "sdot") else 2.0
+    uops = uops_of(x.dtype, p.target)
     tile = choose_tile(p.target, (1, rows), vectors, inner_padded // step, sums=sums, uops=uops)
-    packed = pack_linear(w.reshape(columns, 1, 1, inner_padded), lanes, tile.vectors, step)
+    packed = pack_for(p.target, w.reshape(columns, 1, 1, inner_padded), tile.vectors, step)
     weights = p.constant(packed, node.need(1).name)
     spec = LinearSpec(
         x.dtype,
@@ -159,6 +159,7 @@ def _constant_weights(p: Planner, region: Region) -> None:
         x.extent,
         flat.extent,
         weights.extent,
+        block_of(p.target),
     )
     args = [p.pointer(v) for v in (x, weights, *views, out)]
     p.call(spec, args, (out.storage,), region.label, macs=rows * columns * inner)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from irc.backends.tvm.geometry import channel_tiles
+from irc.backends.tvm.geometry import BLOCK, block_of, channel_tiles, lanes_of
 from irc.ir.types import Array
+from irc.targets.target import Target
 
 
 def pack_linear(w: Array, lanes: int, vectors: int, step: int) -> Array:
@@ -26,12 +27,18 @@ def pack_linear(w: Array, lanes: int, vectors: int, step: int) -> Array:
     return np.concatenate(parts)
 
 
-def pack_depthwise(w: Array, lanes: int, rows: int) -> Array:
+def pack_for(target: Target, w: Array, vectors: int, step: int) -> Array:
+    """`pack_linear` as kernels for `target` with tiles of `vectors` read it: in its blocks, if it has any."""
+    block = block_of(target)
+    return pack_linear(w, block, 1, step) if block else pack_linear(w, lanes_of(target), vectors, step)
+
+
+def pack_depthwise(w: Array, rows: int) -> Array:
     """[channels, kh, kw] -> [kh, kw, channels], or for `rows` > 1 [ceil(kh / rows), kw, channels, rows].
 
-    Channels are padded to whole vectors, missing rows are zero.
+    Channels are padded (`depthwise_channels`), missing rows are zero.
     """
-    taps = pad_channels(w.transpose(1, 2, 0), lanes, axis=2)
+    taps = pad_channels(w.transpose(1, 2, 0), BLOCK, axis=2)
     if rows == 1:
         return taps
     height, width, channels = taps.shape

@@ -7,9 +7,10 @@ three, and per tile a fixed overhead for its epilogue. Remainder tiles are count
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from irc.backends.tvm.specs import Order
+from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
 _LATENCY = 4.0
@@ -99,3 +100,29 @@ def choose_order(target: Target, weight_bytes: int, activation_bytes: int, rows:
     if weight_bytes <= target.l2_bytes // 2:
         return "rows"
     return "channels" if activation_bytes <= target.l2_bytes // 2 or weight_bytes > activation_bytes else "rows"
+
+
+def depthwise_tile(target: Target, x_dtype: str, w_dtype: str, channels: int, columns: int) -> tuple[int, int]:
+    """(columns, vectors of channels) of a depthwise kernel's register tile."""
+    by_rows = depthwise_rows(x_dtype, w_dtype, target)
+    vectors = min(max(channels // lanes_of(target), 1), 4 if by_rows == 1 else target.vector_registers // 16)
+    halves = by_rows > 1 and (by_rows == 2 or target.dot == "pmaddwd")  # two registers of weights a tap
+    return max(1, min(columns, target.vector_registers // (4 if halves else 2) // vectors)), vectors
+
+
+def retiled(spec: Spec, target: Target) -> Spec:
+    """`spec` with the tile that suits `target`. Values and the order of packed weights in blocks stay as they are."""
+    if isinstance(spec, DepthwiseSpec):
+        tile = depthwise_tile(target, spec.x_dtype, spec.w_dtype, spec.channels, spec.out[1])
+        return replace(spec, tile=tile)
+    if not isinstance(spec, LinearSpec):
+        return spec
+    steps = spec.kernel[0] * spec.kernel[1] * spec.ic // step_channels(spec.x_dtype, target, spec.ic)
+    vectors = -(-spec.oc // lanes_of(target))
+    chosen = choose_tile(target, spec.out, vectors, steps, sums=spec.sum_x, uops=uops_of(spec.x_dtype, target))
+    return replace(spec, tile=(chosen.rows, chosen.columns, chosen.vectors))
+
+
+def uops_of(x_dtype: str, target: Target) -> float:
+    """Instructions of one multiply-add of a linear kernel."""
+    return 1.0 if x_dtype == "float32" or target.dot in ("vpdpbusd", "sdot") else 2.0

@@ -138,6 +138,7 @@ def linear(
     sum_x: bool = False,
     gap: int = 0,
     seed: int = 0,
+    block: int = 0,
 ) -> Case:
     """A convolution over images [n, h, w, groups * ic (+ gap)]; `ic` and `oc` are per group."""
     rng = np.random.default_rng([seed, *name.encode()])
@@ -149,7 +150,7 @@ def linear(
     y_strides = (out[0] * out[1] * yc, oc if groups > 1 else 0, out[1] * yc, yc)
     x = random(rng, x_dtype, images * height * width * xc - gap)
     w = random(rng, "float32" if x_dtype == "float32" else "int8", 1, groups, oc, *kernel, ic)  # oc, kh, kw, ic
-    packed = [pack_linear(w[0, g], lanes, tile[2], step) for g in range(groups)]
+    packed = [pack_linear(w[0, g], block or lanes, 1 if block else tile[2], step) for g in range(groups)]
     weights = np.concatenate(packed)
     made, data = expression(rng, groups * oc, x_dtype)
     outer = (images, groups, *out)
@@ -176,6 +177,7 @@ def linear(
         x.size,
         images * out[0] * out[1] * yc - gap,
         weights.size,
+        block,
     )
     operands = [d for _, d in pairs]
     return Case(name, spec, (x, weights, *operands), spec_reference.expected(spec, x, w, *operands))
@@ -267,7 +269,7 @@ def depthwise(
     )
     operands = [d for _, d in pairs]
     by_rows = depthwise_rows(x_dtype, w_dtype, target)
-    packed = pack_depthwise(w.transpose(2, 0, 1), lanes_of(target), by_rows).reshape(-1)
+    packed = pack_depthwise(w.transpose(2, 0, 1), by_rows).reshape(-1)
     return Case(name, spec, (x, packed, *operands), spec_reference.expected(spec, x, w, *operands))
 
 

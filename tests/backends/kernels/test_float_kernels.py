@@ -57,6 +57,8 @@ LINEAR = {
     "groups wide": {"groups": 2, "ic": 3, "oc": 17, "out": (2, 3), "expression": cases.residual_scale},
     "channels": {"ic": 9, "oc": 70, "out": (1, 11), "order": "channels", "tile": (1, 5, 1), "images": 2},
     "channels rows": {"kernel": (2, 2), "ic": 3, "oc": 49, "out": (5, 4), "order": "channels", "tile": (2, 4, 1)},
+    "blocks": {"ic": 9, "oc": 70, "out": (1, 11), "tile": (1, 2, 3), "block": 16, "images": 2},
+    "blocks channels": {"kernel": (2, 1), "ic": 3, "oc": 52, "tile": (1, 4, 1), "block": 16, "order": "channels"},
     "gap": {"kernel": (1, 2), "ic": 5, "oc": 19, "gap": 3, "out": (2, 5), "expression": cases.bias_relu},
     "three rows": {"kernel": (3, 1), "ic": 2, "oc": 34, "out": (7, 2), "tile": (3, 2, 2), "images": 2},
 }  # fmt: skip

@@ -86,6 +86,8 @@ CASES: dict[str, Callable[[Target], Case]] = {
     "groups of 3": _linear("groups of 3", "uint8", x_dtype="uint8", kernel=(2, 2), oc=5, ic=3, groups=3),
     "groups of 6": _linear("groups of 6", "int8", x_dtype="int8", kernel=(1, 2), oc=9, ic=6, groups=2),
     "channels": _linear("channels", "int8", x_dtype="uint8", oc=70, ic=16, out=(2, 5), order="channels"),
+    "blocks": _linear("blocks", "uint8", x_dtype="uint8", oc=86, ic=8, tile=(1, 3, 3), block=16, order="channels"),
+    "blocks groups": _linear("blocks groups", "int8", x_dtype="uint8", kernel=(2, 1), oc=21, ic=4, groups=2, block=16),
     "sum u8": _linear("sum u8", "uint8", x_dtype="uint8", kernel=(1, 3), oc=18, ic=8, sum_x=True),
     "sum i8": _linear("sum i8", "int8", x_dtype="int8", oc=33, ic=24, sum_x=True, tile=(1, 3, 1)),
     "residual": _linear("residual", "int8", x_dtype="uint8", oc=10, ic=16, residual=True),
@@ -201,7 +203,7 @@ CALL = {
     "x86-64": re.compile(r"^\s*(?:callq?|jmp)\s+([\w@*%]+)", re.MULTILINE),
     "aarch64": re.compile(r"^\s*(?:bl|blr)\s+(\w+)", re.MULTILINE),
 }
-DOT = {"vpdpbusd": r"vpdpbusd", "sdot": r"\bsdot\b", "pmaddwd": r"v?pmaddwd"}
+DOT = {"vpdpbusd": "vpdpbusd", "sdot": r"\bsdot\b", "pmaddwd": "v?pmaddwd", "pmaddwd4": "v?pmaddwd"}
 
 
 @all_targets
@@ -226,6 +228,9 @@ def test_nothing_that_rounds_differently(name: str, target: Target) -> None:
         ("x86-64-v4-vnni", "uint8", 8, "vpdpbusd"),
         ("x86-64-v4-vnni", "uint8", 6, "pmaddwd"),
         ("x86-64-v4-vnni", "int8", 8, "pmaddwd"),
+        ("x86-64-v3-vnni", "uint8", 4, "vpdpbusd"),
+        ("x86-64-v3", "uint8", 4, "pmaddwd4"),
+        ("x86-64-v3", "uint8", 6, "pmaddwd"),
         ("x86-64-v4-vnni", "uint8", 3, "widening"),
         ("x86-64", "int8", 2, "pmaddwd"),
         ("arm", "int8", 4, "sdot"),
