@@ -53,8 +53,7 @@ def build_program(
     their cache) instead of new ones; they go on running. Raises ShapeError for unknown shapes, UnsupportedError with
     every node that has no kernel, InternalError with a reproducer where a kernel cannot be compiled.
     """
-    _refuse_unsupported(model.graph)
-    _require_shapes(model)
+    check_model(model)
     ports = _ports(model.graph)
     progress("plan", 0, 1)
     plan = make_plan(clone(model).graph, target)
@@ -76,6 +75,21 @@ def _running(compiler: Compiler | None, target: Target, cache_dir: Path | None, 
         return
     with Compiler(target, Cache(cache_dir), workers) as made:
         yield made
+
+
+def check_model(model: Model) -> None:
+    """Raises UnsupportedError for operators without a kernel, ShapeError for unknown shapes."""
+    _refuse_unsupported(model.graph)
+    _require_shapes(model)
+
+
+def plan_of(model: Model, target: Target, tuning: Records | None = None) -> Plan:
+    """The plan that `build_program` makes. Raises as it does."""
+    check_model(model)
+    plan = make_plan(clone(model).graph, target)
+    if tuning is not None:
+        apply_records(plan, target, tuning)
+    return plan
 
 
 def assemble_glue(

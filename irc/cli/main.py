@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "bench": "measure latency, also against other runtimes",
     "tune": "measure the kernels of a model on this machine, for irc compile --tuning",
     "inspect": "operators, parameters, multiply-adds and bytes of a model or an artifact",
-    "explain": "what passes did to a model, and what they left alone and why",
+    "explain": "what passes did to a model and left alone, and what was chosen for each kernel",
     "passes": "list the passes, their options and the presets",
     "targets": "list the targets",
     "doctor": "check the installation and the tools that irc can use",

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from rich.table import Table
 
+from irc.report.model import count_text, shortened
+
 
 class Measured(Protocol):
     """A tuning record, as far as reports know it."""
@@ -36,6 +38,71 @@ class Summary(Protocol):
     def tuned_ms(self) -> float | None: ...
     @property
     def notes(self) -> Sequence[str]: ...
+
+
+class Explained(Protocol):
+    """A kernel and its choice, as far as reports know it."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def nodes(self) -> Sequence[str]: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def choice(self) -> Mapping[str, Any]: ...
+    @property
+    def cycles(self) -> float | None: ...
+    @property
+    def bound(self) -> Mapping[str, float]: ...
+    @property
+    def others(self) -> Sequence[tuple[Mapping[str, Any], float]]: ...
+    @property
+    def tuned(self) -> tuple[float, float] | None: ...
+
+
+def kernels_table(rows: Sequence[Explained]) -> Table:
+    """One row for each kernel: its choice, the cycles predicted, what bounds it, what else there was."""
+    table = Table(title="kernels", title_justify="left", box=None, header_style="bold")
+    table.add_column("kernel", overflow="fold")
+    table.add_column("calls", justify="right")
+    table.add_column("choice")
+    table.add_column("cycles", justify="right")
+    table.add_column("bound by", overflow="fold")
+    table.add_column("next best", overflow="fold")
+    if any(row.tuned for row in rows):
+        table.add_column("measured", overflow="fold")
+    table.add_column("nodes", overflow="fold")
+    for row in rows:
+        others = ", ".join(f"{choice_text(c)} {count_text(round(cycles))}" for c, cycles in row.others)
+        cells = [
+            row.text,
+            str(row.calls),
+            choice_text(row.choice),
+            "" if row.cycles is None else count_text(round(row.cycles)),
+            bound_text(row.bound),
+            others,
+        ]
+        if any(r.tuned for r in rows):
+            cells.append("" if row.tuned is None else tuned_text(*row.tuned))
+        table.add_row(*cells, shortened(row.nodes, 2))
+    return table
+
+
+def bound_text(bound: Mapping[str, float]) -> str:
+    """What takes most, and how much of that the next would take: "multiply-adds, loads 57 %"."""
+    named = sorted(((cost, name) for name, cost in bound.items() if cost > 0), reverse=True)
+    if not named:
+        return ""
+    most = named[0][0]
+    return ", ".join([named[0][1], *(f"{name} {cost / most:.0%}" for cost, name in named[1:3])])
+
+
+def tuned_text(us: float, analytic_us: float) -> str:
+    """ "tuned: 3.1 us instead of 3.6"."""
+    if us == analytic_us:
+        return f"{us:.1f} us, nothing better found"
+    return f"tuned: {us:.1f} us instead of {analytic_us:.1f}"
 
 
 def choice_text(choice: Mapping[str, Any]) -> str:
