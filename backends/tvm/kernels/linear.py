@@ -7,6 +7,7 @@ rows*columns*vectors multiply-adds. Tiles at the border of the output get code o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
@@ -15,6 +16,10 @@ from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.kernels.steps import choose_step
 from irc.backends.tvm.specs import LinearSpec
 from irc.targets.target import Target
+
+_LINE = 64  # bytes of a cache line
+_BUSY = 6  # places from which on arithmetic takes as long as weights from memory
+_FEW_TILES = 16  # register tiles that share their weights
 
 
 class _Linear:
@@ -111,6 +116,8 @@ class _Linear:
         x_base = k.let(a * sa + b * sb + h * (spec.stride[0] * sh) + w * (spec.stride[1] * sw), "xb")
         reduction = spec.kernel[0] * spec.kernel[1] * steps
         bases, w_step = self._weights(a * spec.w_strides[0] + b * spec.w_strides[1], vector, vectors, start, reduction)
+        image = a * spec.batch[1] + b
+        ahead = self._ahead((image * spec.out[0] + h) * spec.out[1] + w, bases[0], vectors, reduction, len(places))
         with (
             k.loop(spec.kernel[0], "kh") as kh,
             k.loop(spec.kernel[1], "kw") as kw,
@@ -118,6 +125,8 @@ class _Linear:
         ):
             tap = (kh * spec.kernel[1] + kw) * steps + i
             weights = [step.load_w(k, self.w, base + tap * w_step) for base in bases]
+            for at in ahead(tap):
+                k.prefetch(self.w, at)
             x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
             for p, (r, c) in enumerate(places):
                 place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
@@ -128,6 +137,28 @@ class _Linear:
                 if self.sums is not None:
                     total = step.mac(k.load(self.sums, p * lanes, lanes), value, step.ones)
                     k.store(self.sums, p * lanes, total, lanes)
+
+    def _ahead(
+        self, place: Expr, first: Expr, vectors: int, reduction: int, places: int
+    ) -> Callable[[Expr], list[Expr]]:
+        """Step of the reduction -> the weights to ask for: those of the next tile of channels, spread evenly over the
+        places, so that they come from memory while this tile is computed.
+
+        `place` is the first of a register tile of `places`, `first` where its weights begin. Where many register tiles
+        share their weights, waiting for them once does not count.
+        """
+        spec = self.spec
+        total = spec.batch[0] * spec.batch[1] * spec.out[0] * spec.out[1]
+        some = _BUSY <= total <= _FEW_TILES * spec.tile[0] * spec.tile[1]
+        if spec.order != "channels" or spec.w_rows or spec.block or not some:
+            return lambda step: []
+        size = vectors * self.lanes * self.step.channels  # of a step
+        line = _LINE if self.w.dtype == "int8" else _LINE // 4
+        pace = -(-size * places // total)
+        lines = -(-pace // line)
+        pace = pace if lines == 1 else lines * line
+        start = self.k.let(first + (place * reduction // total + reduction) * size, "wa")
+        return lambda step: [start + step * pace + n * line for n in range(lines)]
 
     def _weights(self, base: Expr, vector: Expr, vectors: int, start: int, reduction: int) -> tuple[list[Expr], int]:
         """Where the weights of each vector begin, and how many elements on they go with the next step.
