@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import itertools
 import os
 import signal
 import tempfile
@@ -37,6 +38,7 @@ __all__ = ["Network", "aligned_empty", "load_artifact", "load_program", "read_ma
 
 
 _FD_FOLDER = "/proc/self/fd"
+_paths = itertools.count(1)
 
 
 class _TensorInfo(ctypes.Structure):
@@ -95,12 +97,11 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
     check_library(folder, manifest, f"lib/shared/lib{name}.so")
     fd = None
     if os.path.isdir(_FD_FOLDER):
-        # The loader knows libraries by path and would hand out an older artifact of this path that is still open.
         try:
             fd = os.open(library, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise OptionError("cannot read the library", where=str(library), got=str(error)) from None
-        library = Path(f"{_FD_FOLDER}/{fd}")
+        library = _path_of(fd)
     network = Network(library, name, fd=fd, where=str(folder))
     try:
         if threads is not None:
@@ -109,6 +110,16 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
         network.close()
         raise
     return network
+
+
+def _path_of(fd: int) -> str:
+    """A path of the open file that no library has had before.
+
+    The loader knows libraries by path and would hand out another one that is still open: of an artifact that was
+    replaced, or of a number that was given twice. So each path has a number of its own, written in ways to say nothing.
+    """
+    number = format(next(_paths), "b")
+    return f"{_FD_FOLDER}/{''.join('./' if digit == '1' else '/' for digit in number)}{fd}"
 
 
 def load_program(program: Program, glue_object: bytes, *, threads: int | None = None) -> Network:
@@ -135,7 +146,7 @@ def load_program(program: Program, glue_object: bytes, *, threads: int | None = 
 def _open_chunks(chunks: Sequence[elf.Bytes], name: str) -> Network:
     fd = _anonymous_file(chunks)
     if fd is not None:
-        return Network(Path(f"{_FD_FOLDER}/{fd}"), name, fd=fd)
+        return Network(_path_of(fd), name, fd=fd)
     with tempfile.NamedTemporaryFile(prefix="irc-", suffix=".so") as file:
         try:
             file.writelines(chunks)
@@ -146,10 +157,7 @@ def _open_chunks(chunks: Sequence[elf.Bytes], name: str) -> Network:
 
 
 def _anonymous_file(chunks: Sequence[elf.Bytes]) -> int | None:
-    """A file in memory that holds `chunks`. None where the system has no such thing.
-
-    It stays open as long as the library: the loader knows libraries by path, and an open number is not given twice.
-    """
+    """A file in memory that holds `chunks`. None where the system has no such thing."""
     if not hasattr(os, "memfd_create"):
         return None
     try:
@@ -175,7 +183,7 @@ Calls take a frame from a list and put it back, so there are as many as there ev
 class Network:
     """A network that is ready to run. `inputs` and `outputs` describe the arrays."""
 
-    def __init__(self, library: Path, name: str, *, fd: int | None = None, where: str = "") -> None:
+    def __init__(self, library: Path | str, name: str, *, fd: int | None = None, where: str = "") -> None:
         """`fd` is a file that stays open as long as the network; `where` names the library in errors."""
         self.name = name
         self.inputs: tuple[Port, ...] = ()
@@ -398,7 +406,7 @@ def aligned_empty(size: int, align: int) -> Array:
     return raw[start : start + size]
 
 
-def _open(library: Path, where: str) -> ctypes.CDLL:
+def _open(library: Path | str, where: str) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:

@@ -182,6 +182,17 @@ def test_threads_can_be_changed(net):
         _check(net(*inputs), inputs)
 
 
+def test_a_number_of_a_file_that_is_given_twice_opens_the_right_network(tmp_path):
+    """The loader gives two openings of one file one library, which keeps the paths of both."""
+    for name in ("toy", "other"):
+        write_artifact(toy.toy(name=name), tmp_path / name, manifest={}, glue_object=toy.glue(name))
+    first, second = load_artifact(tmp_path / "toy"), load_artifact(tmp_path / "toy")
+    first.close()
+    with load_artifact(tmp_path / "other") as other:
+        _check(other(*toy.toy_inputs()), toy.toy_inputs())
+    second.close()
+
+
 def test_networks_of_one_name_do_not_meet():
     program = toy.chain("copy")
     other = toy.chain("exp")
