@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("script", ["latency", "presets", "compile_time", "nncf_models"])
+@pytest.mark.parametrize("script", ["latency", "presets", "compile_time", "nncf_models", "speed"])
 def test_help(root: Path, script: str) -> None:
     command = [sys.executable, str(root / "benchmarks" / f"{script}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
