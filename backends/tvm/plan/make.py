@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from irc.backends.tvm.plan.empty import fold_empty
+from irc.backends.tvm.plan.half import keep_half
+from irc.backends.tvm.plan.lower_attention import find_attention, lower_attention
 from irc.backends.tvm.plan.lower_conv import lower_conv
 from irc.backends.tvm.plan.lower_library import lower_library
 from irc.backends.tvm.plan.lower_others import lower_elementwise, lower_pool, lower_reduce, lower_rows
@@ -59,12 +61,20 @@ def make_plan(graph: Graph, target: Target) -> Plan:
     fold_empty(graph)
     normalize(graph, target)
     planner = Planner(graph, target)
-    for region in find_regions(graph):
-        planner.origin = region.origin
-        if _is_empty(region):
+    regions = find_regions(graph)
+    attention = {id(a.values): a for a in find_attention(regions, target)}
+    inner = {id(r) for a in attention.values() for r in a.inner}
+    for region in regions:
+        if id(region) in inner or _is_empty(region):
             continue
+        if id(region) in attention:
+            planner.origin = attention[id(region)].origin
+            lower_attention(planner, attention[id(region)])
+            continue
+        planner.origin = region.origin
         _LOWERINGS[region.kind](planner, region)
     _finish_outputs(planner)
+    keep_half(planner, graph)
     return Plan(planner, planner.calls, planner.constants)
 
 

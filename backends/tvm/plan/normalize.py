@@ -1,7 +1,7 @@
 """Last rewrites of the graph before the plan, on a copy that only the backend sees.
 
 - Dequantizations sink below operators that only move elements, so that these move bytes.
-- Quantize(Concat(...)) becomes Concat(Quantize(...)).
+- Quantize(Concat(...)) becomes Concat(Quantize(...)), and quantizations rise above operators that only move elements.
 - Quantize of a dequantization with the same parameters is the integers themselves.
 - 8-bit activations take the sign that the target's dot product wants: q and q xor 0x80 with the zero point moved by 128
   mean the same real values, so no result changes. The rest of the program and the network's interface keep theirs
@@ -19,6 +19,7 @@ from irc.ir.types import DType, TensorType
 from irc.targets.target import Target
 
 _BYTES = (DType.INT8, DType.UINT8)
+_WHOLE = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")  # views of every element, each once
 
 
 def normalize(graph: Graph, target: Target) -> None:
@@ -28,7 +29,8 @@ def normalize(graph: Graph, target: Target) -> None:
         for node in graph.nodes:
             if node.graph is None:
                 continue
-            changed |= _hoist_quantize(graph, node) or _sink_dequantize(graph, node) or _cancel(graph, node)
+            changed |= _hoist_quantize(graph, node) or _raise_quantize(graph, node)
+            changed |= node.graph is not None and (_sink_dequantize(graph, node) or _cancel(graph, node))
         _drop_dead(graph)
     _choose_signs(graph, target)
     _drop_dead(graph)
@@ -110,6 +112,40 @@ def _hoist_quantize(graph: Graph, node: Node) -> bool:
     return True
 
 
+def _raise_quantize(graph: Graph, node: Node) -> bool:
+    """Q(view(x)) -> view(Q(x)) where nobody else reads: Q joins the kernel that makes x, the view moves bytes."""
+    if not node.is_op("QuantizeLinear") or quantization(node) is None:
+        return False
+    view = node.need(0).producer
+    if view is None or not view.is_op(*_WHOLE) or not is_view(view):
+        return False
+    source = view.need(0)
+    if is_weight(source) or any(len(v.uses) != 1 or v.is_output for v in (source, view.output)):
+        return False
+    if source.producer is None:
+        return False
+    q = graph.add(
+        "QuantizeLinear",
+        [source, *node.inputs[1:]],
+        attributes=node.attributes,
+        types=[TensorType(node.output.tensor.dtype, source.shape)],
+        origin=node.origin,
+        before=view,
+    )
+    moved = graph.add(
+        view.op_type,
+        [q.output, *view.inputs[1:]],
+        attributes=view.attributes,
+        types=[node.output.type],
+        origin=view.origin,
+        before=view,
+    )
+    graph.replace_uses(node.output, moved.output)
+    graph.remove(node)
+    graph.remove(view)
+    return True
+
+
 def _choose_signs(graph: Graph, target: Target) -> None:
     wanted = DType.UINT8 if target.activations == "uint8" else DType.INT8
     if target.dot == "widening":
@@ -118,10 +154,11 @@ def _choose_signs(graph: Graph, target: Target) -> None:
     for node in graph.nodes:
         if kind_of(node) not in ("linear", "depthwise"):
             continue
-        found = dequantized(node.need(0))
-        if found is None or found[0].dtype is wanted or id(found[0]) in done:
-            continue
-        _flip_component(graph, found[0], wanted, done)
+        for factor in node.inputs[: 2 if node.is_op("MatMul") else 1]:
+            found = dequantized(factor) if factor is not None and not is_weight(factor) else None
+            if found is None or found[0].dtype is wanted or id(found[0]) in done:
+                continue
+            _flip_component(graph, found[0], wanted, done)
     graph.sort()  # Flips were added at the end
 
 

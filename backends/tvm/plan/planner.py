@@ -80,6 +80,7 @@ class Planner:
         self.constants: list[tuple[int, Array, str]] = []  # (storage, data, name)
         self._by_digest: dict[str, int] = {}
         self._padded: dict[tuple[int, Demand], View] = {}
+        self.turned: dict[tuple[int, int], View] = {}  # masks with their rows innermost, by (value, lanes)
         self.origin: tuple[str, ...] = ()
         for port, value in enumerate(graph.inputs):
             shape = value.static_shape()
