@@ -42,7 +42,8 @@ class LinearSpec:
     `x_strides`, `y_strides`: (a, b, h, w); channels have stride 1. Two batch dimensions a, b: of a batched matrix
     product, or (images, groups). Weights are packed by `pack.py`, with element strides `w_strides` (a, b): in blocks of
     `block` channels whatever the tile and the vectors of the machine, or with `block` 0 in tiles of the kernel's.
-    `w_rows` > 0 instead reads them unpacked, row i at i * w_rows.
+    `w_rows` > 0 instead reads them unpacked, row i at i * w_rows. `w_dtype`: weights of float32 data that are stored
+    as "float16" or "bfloat16" and widened when loaded; "" otherwise.
     """
 
     x_dtype: str
@@ -67,6 +68,7 @@ class LinearSpec:
     y_size: int = 0
     w_size: int = 0
     block: int = 0
+    w_dtype: str = ""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,15 @@ def normalized(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
 
 
 def is_dequantized(value: Value | None) -> bool:
-    """Whether a value is a quantized constant behind DequantizeLinear: a weight that must stay as small as it is."""
+    """Whether a value is a constant behind DequantizeLinear: a weight that must stay as small as it is."""
     producer = None if value is None else value.producer
     return producer is not None and producer.is_op("DequantizeLinear") and producer.need(0).is_constant
+
+
+def is_half_weight(node: Node) -> bool:
+    """Whether `node` restores float32 weights of a linear operator that somebody stored in 16 bits on purpose."""
+    if not node.is_op("Cast") or not node.need(0).is_constant or node.output.dtype is not DType.FLOAT:
+        return False
+    if node.need(0).dtype not in (DType.FLOAT16, DType.BFLOAT16):
+        return False
+    return any(use.index == 1 and use.node.is_op("Conv", "Gemm", "MatMul") for use in node.output.uses)

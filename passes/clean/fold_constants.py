@@ -4,7 +4,7 @@ Three things make constants: nodes that read only constants (run by onnxruntime,
 shapes that are known although the data is not, and If with a constant condition (its branch is inlined).
 
 Left alone: what is not deterministic; a result that is larger than `max_bytes` and than what it was computed from;
-and DequantizeLinear of a constant, which is a weight that somebody made small on purpose.
+DequantizeLinear of a constant, and Cast of a 16-bit one that is a weight: somebody made them small on purpose.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from irc.ir.types import Array, Constant, Shape
 from irc.passes.clean.evaluate import CannotEvaluate, evaluate
 from irc.pipeline.contract import Pass, PassContext, PassResult
 from irc.rewrite import NOT_A_CANDIDATE, Editor, Match, Rule, apply_rules, op, var
-from irc.rewrite.facts import ints, static
+from irc.rewrite.facts import ints, is_half_weight, static
 from irc.rewrite.tracer import Tracer
 
 
@@ -99,6 +99,8 @@ def _foldable(graph: Graph, max_bytes: int, tracer: Tracer) -> list[Node]:
 def _refusal(node: Node, size: int, max_bytes: int) -> str | None:
     if node.is_op("DequantizeLinear") and node.need(0).is_constant:
         return "a quantized weight stays as small as it is"
+    if is_half_weight(node):
+        return "a weight stored in 16 bits stays so"
     if not ops.is_deterministic(node):
         return "its result is not determined by its inputs"
     made = [_nbytes(v) for v in node.outputs]

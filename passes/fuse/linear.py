@@ -17,7 +17,7 @@ import numpy.typing as npt
 from irc.ir.graph import Node, Value
 from irc.ir.types import Array
 from irc.rewrite import Editor
-from irc.rewrite.facts import is_dequantized, is_float, rank
+from irc.rewrite.facts import is_dequantized, is_float, is_half_weight, rank
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -68,6 +68,8 @@ def linear_before(value: Value, *, with_add: bool = True) -> Linear | str:
     weight = node.need(1)
     if is_dequantized(weight):
         return f"the weight of {node.label} is quantized"
+    if weight.producer is not None and is_half_weight(weight.producer):
+        return f"the weight of {node.label} is stored in 16 bits"
     if not weight.is_constant or not is_float(weight):
         return f"the weight of {node.label} is not a floating-point constant"
     bias = node.input(2)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.emit import emit_expression
-from irc.backends.tvm.kernels.steps import choose_step
+from irc.backends.tvm.kernels.steps import choose_step, weight_type
 from irc.backends.tvm.specs import LinearSpec
 from irc.targets.target import Target
 
@@ -26,10 +28,10 @@ class _Linear:
     def __init__(self, symbol: str, spec: LinearSpec, target: Target) -> None:
         self.spec = spec
         self.lanes = lanes_of(target)
-        self.step = choose_step(spec.x_dtype, target, spec.ic)
+        self.step = choose_step(spec.x_dtype, target, spec.ic, spec.w_dtype)
         k = self.k = KernelBuilder(symbol)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
-        self.w = k.pointer("w", "float32" if spec.x_dtype == "float32" else "int8", spec.w_size)
+        self.w = k.pointer("w", weight_type(spec.x_dtype, spec.w_dtype, target), spec.w_size)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
         self.y = k.pointer("y", spec.y_dtype, spec.y_size)
         rows, columns, vectors = spec.tile
@@ -153,7 +155,7 @@ class _Linear:
         if spec.order != "channels" or spec.w_rows or spec.block or not some:
             return lambda step: []
         size = vectors * self.lanes * self.step.channels  # of a step
-        line = _LINE if self.w.dtype == "int8" else _LINE // 4
+        line = _LINE // np.dtype(self.w.dtype).itemsize
         pace = -(-size * places // total)
         lines = -(-pace // line)
         pace = pace if lines == 1 else lines * line

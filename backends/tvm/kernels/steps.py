@@ -1,7 +1,7 @@
 """One step of a reduction in registers: which input channels it sums, and with which instructions.
 
 Instructions per step:
-  float32    fma, one input channel
+  float32    fma, one input channel; weights of 16 bits are widened when they are loaded
   vpdpbusd   4 channels, uint8 x int8 -> int32 (AVX-512 VNNI, AVX-VNNI)
   sdot       4 channels, int8 x int8 -> int32 (Arm dotprod)
   pmaddwd    4 uint8 or 2 channels, widened to int16 first, so nothing saturates (x86 without VNNI)
@@ -17,8 +17,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm import tirx
+
 from irc.backends.tvm.geometry import dot_of, lanes_of
-from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic, reinterpret
+from irc.backends.tvm.kernels.builder import (
+    Buffer,
+    Expr,
+    KernelBuilder,
+    broadcast,
+    cast,
+    const,
+    intrinsic,
+    reinterpret,
+    vector_type,
+)
 from irc.targets.target import Target
 
 PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
@@ -40,12 +52,44 @@ class Step:
     ones: Value = ()
 
 
-def _float_step(lanes: int) -> Step:
+def weight_type(x_dtype: str, w_dtype: str, target: Target) -> str:
+    """Element type of the weights' buffer. float16 has it only where the machine converts it: others take the bits."""
+    if x_dtype != "float32":
+        return "int8"
+    if not w_dtype:
+        return "float32"
+    converts = target.arch != "x86-64" or target.vector_bytes >= 32  # F16C comes with AVX2
+    return "float16" if w_dtype == "float16" and converts else "uint16"
+
+
+def widened(k: KernelBuilder, value: Expr, w_dtype: str, dtype: str, lanes: int) -> Expr:
+    """Loaded weights as float32. `dtype` is the buffer's type: uint16 are the bits of `w_dtype`, finite numbers."""
+    if dtype == "float32":
+        return value
+    if dtype == "float16":
+        return cast(value, "float32", lanes)
+    wide, real = vector_type("uint32", lanes), vector_type("float32", lanes)
+    bits = k.let(cast(value, "uint32", lanes), "b")
+    if w_dtype == "bfloat16":
+        return reinterpret(bits << const(16, "uint32", lanes), real)
+    # Exponent and mantissa move into place and the exponent's bias changes. Subnormal numbers have no hidden one: they
+    # get it, as a number of the next exponent, and it is subtracted.
+    sign = (bits & const(0x8000, "uint32", lanes)) << const(16, "uint32", lanes)
+    rest = k.let((bits & const(0x7FFF, "uint32", lanes)) << const(13, "uint32", lanes), "b")
+    normal = rest + const(112 << 23, "uint32", lanes)
+    hidden = reinterpret(rest + const(113 << 23, "uint32", lanes), real) - const(2.0**-14, "float32", lanes)
+    small = rest < const(1 << 23, "uint32", lanes)
+    magnitude = tirx.Select(small, reinterpret(hidden, wide), normal)
+    return reinterpret(magnitude | sign, real)
+
+
+def _float_step(lanes: int, w_dtype: str, target: Target) -> Step:
+    dtype = weight_type("float32", w_dtype, target)
     return Step(
         1,
         "float32",
         lambda k, x, i: (k.let(broadcast(k.load(x, i), lanes), "d"),),
-        lambda k, w, i: (k.let(k.load(w, i, lanes), "w"),),
+        lambda k, w, i: (k.let(widened(k, k.load(w, i, lanes), w_dtype, dtype, lanes), "w"),),
         lambda acc, x, w: acc + x[0] * w[0],
         (const(1.0, "float32", lanes),),
     )
@@ -127,11 +171,11 @@ def _widening_step(lanes: int) -> Step:
     )
 
 
-def choose_step(x_dtype: str, target: Target, channels: int) -> Step:
-    """The step for x with `channels` input channels."""
+def choose_step(x_dtype: str, target: Target, channels: int, w_dtype: str = "") -> Step:
+    """The step for x with `channels` input channels; `w_dtype` as in LinearSpec."""
     lanes = lanes_of(target)
     if x_dtype == "float32":
-        return _float_step(lanes)
+        return _float_step(lanes, w_dtype, target)
     dot = dot_of(x_dtype, target, channels)
     if dot == "vpdpbusd":
         return _dot4_step(lanes, VPDPBUSD[lanes])

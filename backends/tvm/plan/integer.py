@@ -55,11 +55,13 @@ class IntegerWeights:
 
 
 def float_weights(value: Value) -> Array:
-    """The real values of a constant, or of a dequantized one (per tensor, per axis or blocked)."""
+    """The real values of a constant, one stored in 16 bits, or a dequantized one (per tensor, per axis or blocked)."""
     if value.is_constant:
         return value.numpy()
     node = value.producer
     assert node is not None
+    if node.is_op("Cast"):
+        return np.asarray(node.need(0).numpy().astype(np.float32))
     q = node.need(0).numpy().astype(np.float64)
     scale = node.need(1).numpy().astype(np.float64)
     zero_value = node.input(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from irc.backends.tvm.plan.translate import builder_of, quantization
 from irc.backends.tvm.plan.window import all_inside_padding, two, window
 from irc.backends.tvm.specs import ReduceKind
@@ -26,7 +28,7 @@ def kind_of(node: Node) -> str:
     """One of view, weights, concat, dequantize, linear, depthwise, pool, rows, reduce, elementwise, library."""
     if is_view(node):
         return "view"
-    if node.is_op("DequantizeLinear") and is_weight(node.output):
+    if node.is_op("DequantizeLinear", "Cast") and is_weight(node.output):
         return "weights"
     if node.is_op("DequantizeLinear") and builder_of(node) is not None:
         return "dequantize"
@@ -80,9 +82,19 @@ def dequantized(value: Value) -> tuple[Value, float, int] | None:
     return source, *parameters
 
 
+def stored_half(value: Value) -> Literal["float16", "bfloat16"] | None:
+    """How `value`, float32 numbers that a Cast makes of a constant, is stored; None for any other value."""
+    node = value.producer
+    if node is None or not node.is_op("Cast") or not node.need(0).is_constant or value.dtype is not DType.FLOAT:
+        return None
+    if node.need(0).dtype is DType.BFLOAT16:
+        return "bfloat16"
+    return "float16" if node.need(0).dtype is DType.FLOAT16 else None
+
+
 def is_weight(value: Value) -> bool:
-    """A constant, or the dequantization of one."""
-    if value.is_constant:
+    """A constant, the dequantization of one, or one stored in 16 bits."""
+    if value.is_constant or stored_half(value) is not None:
         return True
     node = value.producer
     return node is not None and node.is_op("DequantizeLinear") and all(v is None or v.is_constant for v in node.inputs)

@@ -17,7 +17,7 @@ import numpy as np
 from irc.backends.tvm.geometry import lanes_of, spans
 from irc.backends.tvm.plan import lower_conv as conv
 from irc.backends.tvm.plan.integer import float_weights, integer_weights
-from irc.backends.tvm.plan.kinds import kind_of
+from irc.backends.tvm.plan.kinds import kind_of, stored_half
 from irc.backends.tvm.plan.pack import pack_linear
 from irc.backends.tvm.plan.planner import Planner, Pointer
 from irc.backends.tvm.plan.regions import Region
@@ -72,6 +72,8 @@ def winograd_choice(region: Region, target: Target) -> Choice | None:
         return None
     if integer_weights(node) is not None or storage_dtype(region.output.dtype) != "float32":
         return None
+    if stored_half(node.need(1)) is not None:
+        return None  # transformed weights need float32: many times the bytes of those that were made small
     if target.l2_bytes < 256 * 1024 or target.vector_registers < 16:
         return None  # small machines, where the size of weights counts more
     n, oc, height, width = region.output.static_shape()
