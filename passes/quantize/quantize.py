@@ -36,12 +36,14 @@ from irc.passes.quantize.ranges import Calibrator, Range, choose, decibel, satur
 from irc.passes.quantize.regions import NO_KERNEL, Kernel, Linear, Regions, find_regions
 from irc.passes.quantize.rewrite import NAME, Inserter
 from irc.passes.quantize.rounding import mean_error, round_least_squares
+from irc.passes.quantize.store_half import store_half
 from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Options. `activations=none` stores weights in int8 and computes in floating point.
+    """Options. `activations=none` stores weights in int8 (or, `weights=float16`, in 16 bits: `store_half.py`) and
+    computes in floating point.
 
     `scheme` is that of the activations: asymmetric ones have the 8-bit type that the target's dot product wants
     (uint8 without a target), symmetric ones are int8 with zero point 0. `percentile` counts for that calibrator only.
@@ -52,7 +54,7 @@ class Quantize(Pass):
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "8-bit weights and activations from calibration data"
 
-    weights: Literal["int8"] = "int8"
+    weights: Literal["int8", "float16", "bfloat16"] = "int8"
     activations: Literal["int8", "none"] = "int8"
     per_channel: bool = True
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
@@ -66,10 +68,18 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise OptionError("percentile is out of range", where=NAME, expected="(50, 100]", got=str(self.percentile))
+        if self.weights != "int8" and self.activations != "none":
+            raise OptionError(
+                f"{self.weights} weights are multiplied in floating point, so that activations stay so too",
+                where=NAME,
+                hint=f"quantize{{weights={self.weights} activations=none}}",
+            )
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration data (where activations are quantized), OptionError for `skip`."""
         _check_skip(model.graph, self.skip)
+        if self.weights != "int8":
+            return store_half(model.graph, self.weights, self.skip)
         if self.activations == "none":
             return self._weights_only(model.graph)
         if ctx.calibration is None:
