@@ -138,7 +138,8 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     vectors = -(-per_group // lanes)
     steps = g.kernel[0] * g.kernel[1] * ic // step
     uops = uops_of(x.dtype, p.target)
-    tile = choose_tile(p.target, out_hw, vectors, steps, sums=sums, uops=uops)
+    apart = (x_strides[1] * g.stride[0] * x.itemsize, x_strides[2] * g.stride[1] * x.itemsize)
+    tile = choose_tile(p.target, out_hw, vectors, steps, sums=sums, uops=uops, apart=apart)
     packed = [pack_for(p.target, w[i * per_group : (i + 1) * per_group], tile.vectors, step) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), node.need(1).name)
     order = choose_order(p.target, weights.extent * weights.itemsize, x.extent * x.itemsize, out_hw[0])

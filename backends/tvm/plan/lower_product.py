@@ -134,7 +134,8 @@ def _constant_weights(p: Planner, region: Region) -> None:
     lanes = lanes_of(p.target)
     vectors = -(-columns // lanes)
     uops = uops_of(x.dtype, p.target)
-    tile = choose_tile(p.target, (1, rows), vectors, inner_padded // step, sums=sums, uops=uops)
+    apart = (0, x.strides[0] * x.itemsize)
+    tile = choose_tile(p.target, (1, rows), vectors, inner_padded // step, sums=sums, uops=uops, apart=apart)
     packed = pack_for(p.target, w.reshape(columns, 1, 1, inner_padded), tile.vectors, step)
     weights = p.constant(packed, node.need(1).name)
     spec = LinearSpec(
@@ -225,7 +226,7 @@ def _computed_weights(p: Planner, region: Region) -> None:
     assert shaped is not None
     views = [_operand_full(p, v, out_shape, full) for v in operands.values]
     lanes = lanes_of(p.target)
-    tile = choose_tile(p.target, (1, rows), -(-columns // lanes), inner)
+    tile = choose_tile(p.target, (1, rows), -(-columns // lanes), inner, apart=(0, x.strides[-2] * x.itemsize))
     dims, strides = collapse(batch, [v.strides[:-2] for v in (x, w, shaped, *views)])
     extra, dims2 = dims[: max(len(dims) - 2, 0)], (1, 1, *dims)[-2:]
     padded = [(0, 0, *s)[-2:] for s in strides]

@@ -1,7 +1,9 @@
 """The analytic model that picks register tiles: cycles of a whole layer under a simple machine.
 
 Two multiply-adds and two loads per cycle, multiply-add latency 4; a tile costs per reduction step the largest of the
-three, and per tile a fixed overhead for its epilogue. Remainder tiles are counted as they are.
+three, something for each vector of weights, which comes from the second-level cache, and something for each place when
+more places fall into one set of the first-level cache than it has ways. Per tile there is a fixed overhead for its
+epilogue. Remainder tiles are counted as they are.
 """
 
 from __future__ import annotations
@@ -9,12 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
 from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
 _LATENCY = 4.0
 _EPILOGUE = 6.0  # cycles per vector that is written
+_WEIGHTS = 0.15  # cycles per vector of weights: what multiply-adds do not hide of its way
+_CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
+_LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,22 @@ def _parts(total: int, tile: int) -> list[tuple[int, int]]:
 
 
 def choose_tile(
-    target: Target, out: tuple[int, int], vectors: int, steps: int, *, sums: bool = False, uops: float = 1.0
+    target: Target,
+    out: tuple[int, int],
+    vectors: int,
+    steps: int,
+    *,
+    sums: bool = False,
+    uops: float = 1.0,
+    apart: tuple[int, int] = (0, 0),
 ) -> TileChoice:
     """The cheapest (rows, columns, vectors) for `out` places, `vectors` of channels, `steps` reduction steps.
 
-    `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more).
+    `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more). `apart`:
+    bytes from the inputs of one place to those of the next, down and across (0: not known).
     """
     best: TileChoice | None = None
-    for choice in _tiles(target, out, vectors, steps, sums, uops):
+    for choice in _tiles(target, out, vectors, steps, sums, uops, apart):
         if best is None or choice.cycles < best.cycles * 0.999:
             best = choice
     assert best is not None
@@ -49,15 +64,29 @@ def choose_tile(
 
 
 def rank_tiles(
-    target: Target, out: tuple[int, int], vectors: int, steps: int, *, sums: bool = False, uops: float = 1.0
+    target: Target,
+    out: tuple[int, int],
+    vectors: int,
+    steps: int,
+    *,
+    sums: bool = False,
+    uops: float = 1.0,
+    apart: tuple[int, int] = (0, 0),
 ) -> list[TileChoice]:
     """All tiles that `choose_tile` looks at, cheapest first."""
-    return sorted(_tiles(target, out, vectors, steps, sums, uops), key=lambda t: t.cycles)
+    return sorted(_tiles(target, out, vectors, steps, sums, uops, apart), key=lambda t: t.cycles)
 
 
 def _tiles(
-    target: Target, out: tuple[int, int], vectors: int, steps: int, sums: bool, uops: float
+    target: Target,
+    out: tuple[int, int],
+    vectors: int,
+    steps: int,
+    sums: bool,
+    uops: float,
+    apart: tuple[int, int],
 ) -> Iterator[TileChoice]:
+    ways = target.l1_bytes // _PAGE
     free = target.vector_registers - 1 - (2 if uops > 1 else 0)
     for v in range(1, min(vectors, 8) + 1):
         for r in (1, 2, 3, 4):
@@ -69,14 +98,31 @@ def _tiles(
                 places = r * c
                 if places * (v + sums) + v > free:
                     break
-                yield TileChoice(r, c, v, *_cycles(out, vectors, steps, r, c, v, sums, uops))
+                conflict = _CONFLICT if _share_a_set(r, c, apart) > ways else 0.0
+                yield TileChoice(r, c, v, *_cycles(out, vectors, steps, r, c, v, sums, uops, conflict))
+
+
+def _share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
+    """The most places of a tile whose inputs fall into the same set of the first-level cache."""
+    if not any(apart):
+        return 1
+    sets = [(r * apart[0] + c * apart[1]) % _PAGE // _LINE for r in range(rows) for c in range(columns)]
+    return max(sets.count(s) for s in set(sets))
 
 
 def _cycles(
-    out: tuple[int, int], vectors: int, steps: int, rows: int, columns: int, v: int, sums: bool, uops: float
+    out: tuple[int, int],
+    vectors: int,
+    steps: int,
+    rows: int,
+    columns: int,
+    v: int,
+    sums: bool,
+    uops: float,
+    conflict: float,
 ) -> tuple[float, dict[str, float]]:
     total = 0.0
-    bound = {"multiply-adds": 0.0, "loads": 0.0, "latency": 0.0, "epilogue": 0.0}
+    bound = {"multiply-adds": 0.0, "loads": 0.0, "latency": 0.0, "caches": 0.0, "epilogue": 0.0}
     for n_r, r in _parts(out[0], rows):
         for n_c, c in _parts(out[1], columns):
             for n_v, size in _parts(vectors, v):
@@ -86,8 +132,9 @@ def _cycles(
                 latency = _LATENCY if places * size < 8 else 0.0
                 epilogue = _EPILOGUE * places * size + 8
                 tiles = n_r * n_c * n_v
-                total += tiles * (steps * max(work, loads, latency) + epilogue)
-                for name, cost in (("multiply-adds", work), ("loads", loads), ("latency", latency)):
+                caches = _WEIGHTS * size + conflict * places
+                total += tiles * (steps * (max(work, loads, latency) + caches) + epilogue)
+                for name, cost in (("multiply-adds", work), ("loads", loads), ("latency", latency), ("caches", caches)):
                     bound[name] += tiles * steps * cost
                 bound["epilogue"] += tiles * epilogue
     return total, bound
@@ -119,8 +166,15 @@ def retiled(spec: Spec, target: Target) -> Spec:
         return spec
     steps = spec.kernel[0] * spec.kernel[1] * spec.ic // step_channels(spec.x_dtype, target, spec.ic)
     vectors = -(-spec.oc // lanes_of(target))
-    chosen = choose_tile(target, spec.out, vectors, steps, sums=spec.sum_x, uops=uops_of(spec.x_dtype, target))
+    uops = uops_of(spec.x_dtype, target)
+    chosen = choose_tile(target, spec.out, vectors, steps, sums=spec.sum_x, uops=uops, apart=places_apart(spec))
     return replace(spec, tile=(chosen.rows, chosen.columns, chosen.vectors))
+
+
+def places_apart(spec: LinearSpec) -> tuple[int, int]:
+    """Bytes from the inputs of one place to those of the next, down and across."""
+    size = np.dtype(spec.x_dtype).itemsize
+    return spec.x_strides[2] * spec.stride[0] * size, spec.x_strides[3] * spec.stride[1] * size
 
 
 def uops_of(x_dtype: str, target: Target) -> float:

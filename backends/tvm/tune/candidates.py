@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from irc.backends.tvm.geometry import dot_of, lanes_of, step_channels
-from irc.backends.tvm.plan.tiles import TileChoice, rank_tiles
+from irc.backends.tvm.plan.tiles import TileChoice, places_apart, rank_tiles
 from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec
 from irc.targets.target import Target
 
@@ -19,7 +19,8 @@ def ranked(spec: LinearSpec, target: Target) -> list[TileChoice]:
     steps = spec.kernel[0] * spec.kernel[1] * (spec.ic // step)
     single = spec.x_dtype == "float32" or dot_of(spec.x_dtype, target, spec.ic) in ("vpdpbusd", "sdot")
     vectors = -(-spec.oc // lanes_of(target))
-    return rank_tiles(target, spec.out, vectors, steps, sums=spec.sum_x, uops=1.0 if single else 2.0)
+    uops = 1.0 if single else 2.0
+    return rank_tiles(target, spec.out, vectors, steps, sums=spec.sum_x, uops=uops, apart=places_apart(spec))
 
 
 def predicted(spec: Spec, target: Target) -> TileChoice | None:
