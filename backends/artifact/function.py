@@ -30,6 +30,11 @@ class Function:
             os.close(self._fd)
             raise
 
+    @property
+    def address(self) -> int:
+        """Of its code: for functions that take functions."""
+        return ctypes.cast(self._call, ctypes.c_void_p).value or 0
+
     def bind(self, addresses: Sequence[int]) -> list[ctypes.c_void_p | ctypes.c_int]:
         """Arguments for `__call__`: the whole of the work as part 0 of 1."""
         return [*(ctypes.c_void_p(a) for a in addresses), ctypes.c_int(0), ctypes.c_int(1)]

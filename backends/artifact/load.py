@@ -89,7 +89,7 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
     manifest = read_manifest(folder)
     name = manifest["name"]
     check_host(manifest["target"], where=str(folder))
-    library = folder / "lib" / "shared" / f"lib{name}.so"
+    library: Path | str = folder / "lib" / "shared" / f"lib{name}.so"
     if not library.is_file():
         raise OptionError(
             "the artifact holds no shared library", where=str(folder), expected=f"lib/shared/lib{name}.so"
@@ -257,6 +257,12 @@ class Network:
         ram = aligned_empty(ram_bytes(threads), self._align)
         _check(self._set_threads(self._ctx, ram.ctypes.data, ram.nbytes, threads), "set_threads")
         self._ram = ram  # the pool's: it lives as long as its threads
+
+    def use_parallel_for(self, function: int | None, user: int | None, parts: int = 1) -> None:
+        """Lets machine code at the address `function` (an irc_parallel_for of the header) run the parallel steps; None
+        takes it away. No call may be under way."""
+        given = ctypes.cast(ctypes.c_void_p(function), _PARALLEL_FOR)
+        _check(self._set_parallel(self._ctx, given, user, parts), "set_parallel")
 
     def trial(self) -> None:
         """Runs once on zeros in a child process. Raises InternalError when that ends in a crash."""

@@ -273,6 +273,14 @@ class FillSpec:
 
 
 @dataclass(frozen=True)
+class PeakSpec:
+    """Nothing but multiply-adds in registers, `rounds` times over: measures the machine (`kernels/peak.py`)."""
+
+    x_dtype: str
+    rounds: int
+
+
+@dataclass(frozen=True)
 class LibrarySpec:
     """A region of ONNX (one-node model, serialized) lowered by `irc.backends.tvm.library`."""
 
@@ -290,6 +298,7 @@ Spec = (
     | ReduceSpec
     | FillSpec
     | AttentionSpec
+    | PeakSpec
     | LibrarySpec
 )
 
@@ -306,6 +315,7 @@ _CLASSES = {
         ReduceSpec,
         FillSpec,
         AttentionSpec,
+        PeakSpec,
         LibrarySpec,
         Operand,
         Instr,

@@ -6,13 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from irc.backends.tvm.geometry import depthwise_rows
-from irc.backends.tvm.kernels import attention, channels, depthwise, elementwise, interleave, linear, rows, winograd
+from irc.backends.tvm.kernels import (
+    attention,
+    channels,
+    depthwise,
+    elementwise,
+    interleave,
+    linear,
+    peak,
+    rows,
+    winograd,
+)
 from irc.backends.tvm.specs import (
     AttentionSpec,
     DepthwiseSpec,
     ElementwiseSpec,
     FillSpec,
     LinearSpec,
+    PeakSpec,
     PoolSpec,
     ReduceSpec,
     RowsSpec,
@@ -44,6 +55,7 @@ _BUILDERS: dict[type, Callable[..., Any]] = {
     FillSpec: elementwise.build_fill,
     RowsSpec: rows.build_rows,
     ReduceSpec: rows.build_reduce,
+    PeakSpec: peak.build,
 }
 
 
