@@ -25,9 +25,8 @@ def onnxruntime_session(model: Path, threads: int = 1) -> Session:
 
 
 def openvino_request(model: Path, feed: Mapping[str, Array], threads: int = 1, hint: str | None = "f32") -> Session:
-    """One stream, shapes of `feed`. The arrays of a feed are bound when it comes first and shared with OpenVINO, which is
-    its fastest way. `hint`: precision of float layers; None leaves it to OpenVINO, which takes bfloat16 where the
-    machine has it."""
+    """One stream, shapes of `feed`. The arrays of a feed are bound when it comes first, OpenVINO's fastest way, and
+    shared. `hint`: precision of float layers; None leaves it to OpenVINO: bfloat16 where the machine has it."""
     import openvino as ov
 
     core = ov.Core()

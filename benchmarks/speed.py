@@ -32,8 +32,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-from common import Task, data_dir, machine, models
+from common import Task, data_dir, machine, models, save_npz
 from compile_time import compile_once
 from prepare import FEEDS, Workshop, ports, run
 from speed_report import document
@@ -91,7 +90,7 @@ class Speed:
         task = Task.load("imagenet")
         calibration = self.shop.folder / "calibration" / f"{task.model.stem}.npz"
         if not calibration.is_file():
-            np.savez(calibration, **{task.input: task.calibration[:64]})
+            save_npz(calibration, {task.input: task.calibration[:64]})
         feeds = self.shop.keep_feeds(task.model.stem, {task.input: task.x[:FEEDS, None]})
         return task.model, feeds
 
@@ -136,7 +135,7 @@ class Speed:
         return self.shop.compiled(source, path.name, "--passes", "none")
 
     def tiny(self) -> list[dict[str, Any]]:
-        rows = []
+        rows: list[dict[str, Any]] = []
         if not self.options.data:
             return rows
         tasks = Task.load("ic").module.TASKS
