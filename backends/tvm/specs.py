@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -25,12 +26,14 @@ ReduceKind = Literal["sum", "max", "min", "prod"]
 class Operand:
     """An extra input of an expression. `strides` over the kernel's output dimensions (0: broadcast).
 
-    In kernels with channels the last stride is 0 (one value per place) or 1.
+    In kernels with channels the last stride is 0 (one value per place) or 1. `limit` bounds the magnitude of what is
+    known at compile time (`magnitude.py`).
     """
 
     dtype: str
     strides: Strides
     size: int  # elements that may be addressed
+    limit: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import tvm
 from tvm import tirx
 from tvm.ir import PointerType
 
+from irc.targets.target import Target
+
 Expr = Any  # a TIR expression; tvm ships no usable annotations
 Buffer = Any
 
@@ -28,8 +30,9 @@ def vector_type(dtype: str, lanes: int) -> str:
 class KernelBuilder:
     """Builds one kernel `void symbol(T0* p0, ..., int32 part, int32 parts)`."""
 
-    def __init__(self, symbol: str) -> None:
+    def __init__(self, symbol: str, target: Target | None = None) -> None:
         self.symbol = symbol
+        self.target = target  # None: nothing is supposed of the machine
         self._params: list[Any] = []
         self._declared: list[Any] = []
         self._blocks: list[list[Any]] = [[]]

@@ -44,7 +44,7 @@ def operand_reader(
 def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
     """`symbol(x, w, operands..., y, part, parts)`; w is [kh, kw, padded channels]."""
     lanes = lanes_of(target)
-    k = KernelBuilder(symbol)
+    k = KernelBuilder(symbol, target)
     padded = depthwise_channels(spec.channels)
     x = k.pointer("x", spec.x_dtype, spec.x_size)
     w = k.pointer("w", spec.w_dtype, spec.kernel[0] * spec.kernel[1] * padded)
@@ -107,7 +107,7 @@ def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
     lanes = lanes_of(target)
     if spec.kind == "max" and spec.x_dtype in ("uint8", "int8"):
         lanes *= 4
-    k = KernelBuilder(symbol)
+    k = KernelBuilder(symbol, target)
     x = k.pointer("x", spec.x_dtype, spec.x_size)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size)

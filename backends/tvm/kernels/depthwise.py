@@ -27,7 +27,7 @@ class _Depthwise:
         self.spec, self.target = spec, target
         self.lanes = lanes_of(target)
         self.rows = depthwise_rows(spec.x_dtype, spec.w_dtype, target)
-        k = self.k = KernelBuilder(symbol)
+        k = self.k = KernelBuilder(symbol, target)
         self.padded = depthwise_channels(spec.channels)
         self.halves = self.rows == 4 and target.dot != "vpdpbusd"
         self.groups = -(-spec.kernel[0] // self.rows)

@@ -16,7 +16,7 @@ _BLOCK = 4096  # elements of a one-dimensional range that one work item takes
 
 def build_elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
     """`symbol(operands..., y, part, parts)`."""
-    k = KernelBuilder(symbol)
+    k = KernelBuilder(symbol, target)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size)
     shape = spec.shape or (1,)
@@ -82,7 +82,7 @@ def _lanes(spec: ElementwiseSpec, target: Target) -> int:
 
 def build_fill(symbol: str, spec: FillSpec, target: Target) -> Any:
     """`symbol(y, part, parts)`: the border of an image gets one value."""
-    k = KernelBuilder(symbol)
+    k = KernelBuilder(symbol, target)
     y = k.pointer("y", spec.dtype, spec.size)
     images, height, width, channels = spec.shape
     top, left, rows, columns, inner = spec.inner

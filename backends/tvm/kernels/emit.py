@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from irc.backends.tvm.expression import Expression, Instr, needs_scalar
+from irc.backends.tvm.kernels import rounding
 from irc.backends.tvm.kernels.builder import (
     Expr,
     KernelBuilder,
@@ -27,6 +28,7 @@ from irc.backends.tvm.kernels.builder import (
     reinterpret,
     vector_type,
 )
+from irc.backends.tvm.magnitude import magnitudes
 
 Operand = Callable[[int, int], Expr]
 """(operand number, lanes) -> its value at the current place."""
@@ -47,23 +49,59 @@ def emit_expression(
     operand: Operand,
     accumulator: Expr | None = None,
     table: Callable[[int, Expr], Expr] | None = None,
+    limits: Sequence[float] | None = None,
 ) -> Expr:
     """The value of the last instruction for `lanes` neighbouring elements.
 
     The instruction `accumulator` gives `accumulator`, what the kernel summed. `table(n, index)` looks a value up in
-    operand n.
+    operand n. `limits` bound the magnitude of each instruction's value (`irc.backends.tvm.magnitude`).
     """
     if not expression:
         return accumulator
+    return _values(k, expression, lanes, operand, accumulator, table, limits)[-1]
+
+
+def emit_levels(
+    k: KernelBuilder,
+    expression: Expression,
+    lanes: int,
+    operand: Operand,
+    accumulator: Expr,
+    limits: Sequence[float],
+) -> Expr:
+    """For an expression that ends in a requantization: the rounded int32 before its zero point and its clamp, for
+    `rounding.pack`."""
+    last = expression[-1]
+    values = _values(k, expression, lanes, operand, accumulator, None, limits, len(expression) - 1)
+    source, limit = _requantize_source(expression, values, last, lanes, limits)
+    return rounding.levels(k, source, last, lanes, limit)
+
+
+def _values(
+    k: KernelBuilder,
+    expression: Expression,
+    lanes: int,
+    operand: Operand,
+    accumulator: Expr | None,
+    table: Callable[[int, Expr], Expr] | None,
+    limits: Sequence[float] | None,
+    count: int | None = None,
+) -> list[Expr]:
+    """The values of the first `count` instructions, or of all."""
     exact = any(i.op in _INTEGER_SEMANTICS for i in expression)
+    if limits is None:
+        limits = magnitudes(expression, math.inf, ())
     values: list[Expr] = []
-    for instr in expression:
+    for instr in expression[:count]:
         if instr.op == "accumulator":
             value = accumulator
         elif instr.op == "operand":
             value = k.let(operand(int(instr.params[0]), lanes), "o")
         elif instr.op == "table":
             value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]  # only with a table
+        elif instr.op == "requantize":
+            source, limit = _requantize_source(expression, values, instr, lanes, limits)
+            value = k.let(rounding.requantize(k, source, instr, lanes, limit))
         else:
             args, sources = [values[a] for a in instr.args], [expression[a] for a in instr.args]
             coarse = _COARSE.get(instr.op) if exact else None
@@ -72,7 +110,7 @@ def emit_expression(
             else:
                 value = k.let(_emit(k, instr, args, sources, lanes, exact))
         values.append(value)
-    return values[-1]
+    return values
 
 
 _INTEGER_SEMANTICS = frozenset({"requantize", "dequantize", "scale"})
@@ -90,8 +128,6 @@ def _emit(
         return _truth(args[0] != const(0, sources[0].dtype, lanes), lanes)
     if op == "dequantize":
         return _dequantize(args[0], instr, lanes)
-    if op == "requantize":
-        return _requantize(k, args[0], instr, lanes)
     if op == "scale":  # product rounded on its own: the first step of every requantization
         return fence(args[0] * args[1], lanes)
     if op == "sum":  # sum of fenced products
@@ -126,16 +162,18 @@ def _dequantize(q: Expr, instr: Instr, lanes: int) -> Expr:
     return fence(cast(wide, "float32", lanes) * const(scale, "float32", lanes), lanes)
 
 
-def _requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int) -> Expr:
-    low, high, zero_point, scale = instr.params
-    zp = int(zero_point)
+def _requantize_source(
+    expression: Expression, values: Sequence[Expr], instr: Instr, lanes: int, limits: Sequence[float]
+) -> tuple[Expr, float]:
+    """What a requantization rounds, times its factor, and a limit of that."""
+    low, _, zero_point, scale = instr.params
+    at = instr.args[0]
+    if expression[at].op == "relu" and low == zero_point and scale > 0:  # the clamp does it
+        at = expression[at].args[0]
+    x, limit = values[at], limits[at]
     if scale != 1.0:
-        x = fence(x * const(scale, "float32", lanes), lanes)
-    # NaN > low is false: it becomes the lowest value
-    clamped = tirx.Max(x, const(low - zp, "float32", lanes))
-    clamped = tirx.Min(clamped, const(high - zp, "float32", lanes))
-    bits = reinterpret(clamped + const(_MAGIC, "float32", lanes), vector_type("int32", lanes))
-    return cast(bits - const(_MAGIC_BITS - zp, "int32", lanes), instr.dtype, lanes)
+        x, limit = fence(x * const(scale, "float32", lanes), lanes), limit * abs(scale)
+    return x, limit
 
 
 def _clip(x: Expr, low: float, high: float, dtype: str, lanes: int) -> Expr:
@@ -497,4 +535,15 @@ _POLYNOMIALS: dict[str, Callable[[KernelBuilder, Expr, int, bool], Expr]] = {
 }
 
 
-__all__ = ["broadcast", "decay", "emit_expression", "erf", "exp", "fence", "needs_scalar", "sigmoid", "tanh"]
+__all__ = [
+    "broadcast",
+    "decay",
+    "emit_expression",
+    "emit_levels",
+    "erf",
+    "exp",
+    "fence",
+    "needs_scalar",
+    "sigmoid",
+    "tanh",
+]

@@ -33,7 +33,7 @@ def fits(spec: ElementwiseSpec, target: Target) -> bool:
 
 def build(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
     """`symbol(operands..., y, part, parts)`."""
-    k = KernelBuilder(symbol)
+    k = KernelBuilder(symbol, target)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size)
     *outer, columns, channels = spec.shape

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from irc.backends.tvm.expression import Expression, Instr
 from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const
-from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.kernels.emit import Operand, emit_expression, emit_levels
+from irc.backends.tvm.kernels.rounding import pack, packs, piece
 from irc.backends.tvm.kernels.steps import choose_step, weight_type
+from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.specs import LinearSpec
 from irc.targets.target import Target
 
@@ -29,7 +32,7 @@ class _Linear:
         self.spec = spec
         self.lanes = lanes_of(target)
         self.step = choose_step(spec.x_dtype, target, spec.ic, spec.w_dtype)
-        k = self.k = KernelBuilder(symbol)
+        k = self.k = KernelBuilder(symbol, target)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
         self.w = k.pointer("w", weight_type(spec.x_dtype, spec.w_dtype, target), spec.w_size)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
@@ -38,6 +41,11 @@ class _Linear:
         self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
         self.sums = k.local(rows * columns * self.lanes, "int32", "sum") if spec.sum_x else None
         self.channel_spans = channel_tiles(spec.oc, self.lanes, vectors)
+        self.start, self.expression = _split_start(spec)
+        limit = sum_limit(spec.x_dtype, spec.kernel[0] * spec.kernel[1] * spec.ic)
+        if self.start is not None:
+            limit += spec.operands[self.start].limit
+        self.limits = magnitudes(self.expression, limit, [o.limit for o in spec.operands])
 
     def build(self) -> Any:
         spec, k = self.spec, self.k
@@ -93,13 +101,24 @@ class _Linear:
     ) -> None:
         k, lanes = self.k, self.lanes
         places = [(r, c) for r in range(rows) for c in range(columns)]
-        for i in range(len(places) * vectors):
-            k.store(self.acc, i * lanes, const(0, self.step.acc_dtype, lanes), lanes)
+        channel = k.let(vector * lanes, "ch")
+        bases = [k.let(_address(o.strides, a, b, h, w, channel), "eb") for o in self.spec.operands]
+        for v in range(vectors):
+            first = const(0, self.step.acc_dtype, lanes)
+            if self.start is not None and not self._is_partial(start + v):
+                first = k.let(k.load(self.operands[self.start], bases[self.start] + v * lanes, lanes), "first")
+            for p in range(len(places)):
+                k.store(self.acc, (p * vectors + v) * lanes, first, lanes)
         if self.sums is not None:
             for i in range(len(places)):
                 k.store(self.sums, i * lanes, const(0, "int32", lanes), lanes)
         self._reduce(a, b, h, w, vector, places, vectors, start)
-        self._write(a, b, h, w, vector, places, vectors, start)
+        y_base = k.let(_address(self.spec.y_strides, a, b, h, w, channel), "yb")
+        self._write(y_base, bases, places, vectors, start)
+
+    def _is_partial(self, vector: int) -> bool:
+        """Whether only some lanes of this vector of channels exist."""
+        return bool(self.spec.oc % self.lanes) and vector == self.spec.oc // self.lanes
 
     def _reduce(
         self,
@@ -184,46 +203,113 @@ class _Linear:
         each = [vector + v for v in range(vectors)]
         return [k.let(base + (n // ratio) * stride + (n % ratio) * size, "wb") for n in each], ratio * size
 
-    def _write(
-        self,
-        a: Expr,
-        b: Expr,
-        h: Expr,
-        w: Expr,
-        vector: Expr,
-        places: list[tuple[int, int]],
-        vectors: int,
-        start: int,
-    ) -> None:
-        spec, k, lanes = self.spec, self.k, self.lanes
-        last = -(-spec.oc // lanes) - 1
-
-        def address(strides: tuple[int, ...], channel: Expr) -> Expr:
-            sa, sb, sh, sw, *sc = strides
-            return a * sa + b * sb + h * sh + w * sw + channel * (sc[0] if sc else 1)
-
-        channel = k.let(vector * lanes, "ch")
-        y_base = k.let(address(spec.y_strides, channel), "yb")
-        bases = [k.let(address(o.strides, channel), "eb") for o in spec.operands]
-        for p, (r, c) in enumerate(places):
+    def _write(self, y_base: Expr, bases: list[Expr], places: list[tuple[int, int]], vectors: int, start: int) -> None:
+        lanes = self.lanes
+        whole: list[tuple[int, int]] = []
+        for p in range(len(places)):
             for v in range(vectors):
-                is_last = start + v == last and spec.oc % lanes
-                for offset, size in chunks(lanes, spec.oc % lanes if is_last else lanes):
-                    inner = v * lanes + offset
+                if self._is_partial(start + v):
+                    for offset, size in chunks(lanes, self.spec.oc % lanes):
+                        self._write_vector(y_base, bases, places, p, v, vectors, offset, size, partial=True)
+                else:
+                    whole.append((p, v))
+        if self._packs():
+            while len(whole) > 1:
+                self._write_packed(y_base, bases, places, whole[:4], vectors)
+                whole = whole[4:]
+        for p, v in whole:
+            self._write_vector(y_base, bases, places, p, v, vectors, 0, lanes)
 
-                    def operand(n: int, size: int, r: int = r, c: int = c, inner: int = inner, p: int = p) -> Expr:
-                        if n < 0:  # the sum of x, for weights with a zero point
-                            return k.load(self.sums, p * lanes, size)
-                        o = spec.operands[n]
-                        place = bases[n] + r * o.strides[2] + c * o.strides[3]
-                        if o.strides[4] == 0:
-                            return broadcast(k.load(self.operands[n], place), size)
-                        return k.load(self.operands[n], place + inner, size)
+    def _packs(self) -> bool:
+        """Whether four vectors of results are narrowed to bytes at a time."""
+        return bool(self.expression) and self.expression[-1].op == "requantize" and packs(self.k, self.lanes)
 
-                    acc = k.load(self.acc, (p * vectors + v) * lanes + offset, size)
-                    value = emit_expression(k, spec.expression, size, operand, acc)
-                    place = r * spec.y_strides[2] + c * spec.y_strides[3] + inner
-                    k.store(self.y, y_base + place, value, size)
+    def _write_packed(
+        self,
+        y_base: Expr,
+        bases: list[Expr],
+        places: list[tuple[int, int]],
+        group: list[tuple[int, int]],
+        vectors: int,
+    ) -> None:
+        """The results of up to four (place, vector), narrowed together, stored in pieces that lie side by side."""
+        k, lanes, dtype = self.k, self.lanes, self.spec.y_dtype
+        found = []
+        for p, v in group:
+            read = self._reader(bases, places, p, v * lanes)
+            acc = k.load(self.acc, (p * vectors + v) * lanes, lanes)
+            found.append(emit_levels(k, self.expression, lanes, read, acc, self.limits))
+        packed = pack(k, [found[i % len(found)] for i in range(4)], self.expression[-1], lanes)
+        at = 0
+        while at < len(group):
+            p, v = group[at]
+            side_by_side = sum(1 for i, g in enumerate(group[at:]) if g == (p, v + i))
+            size = 1 << (side_by_side.bit_length() - 1)
+            place = self._y_place(places[p]) + v * lanes
+            part = piece(packed, dtype, at * lanes, size * lanes, 4 * lanes)
+            k.store(self.y, y_base + place, part, size * lanes)
+            at += size
+
+    def _write_vector(
+        self,
+        y_base: Expr,
+        bases: list[Expr],
+        places: list[tuple[int, int]],
+        p: int,
+        v: int,
+        vectors: int,
+        offset: int,
+        size: int,
+        partial: bool = False,
+    ) -> None:
+        k, lanes = self.k, self.lanes
+        inner = v * lanes + offset
+        read = self._reader(bases, places, p, inner)
+        acc = k.load(self.acc, (p * vectors + v) * lanes + offset, size)
+        if partial and self.start is not None:  # the operand ends with the last channel: no whole vector to start from
+            acc = acc + read(self.start, size)
+        value = emit_expression(k, self.expression, size, read, acc, limits=self.limits)
+        k.store(self.y, y_base + self._y_place(places[p]) + inner, value, size)
+
+    def _y_place(self, place: tuple[int, int]) -> int:
+        return place[0] * self.spec.y_strides[2] + place[1] * self.spec.y_strides[3]
+
+    def _reader(self, bases: list[Expr], places: list[tuple[int, int]], p: int, inner: int) -> Operand:
+        k, (r, c) = self.k, places[p]
+
+        def operand(n: int, size: int) -> Expr:
+            if n < 0:  # the sum of x, for weights with a zero point
+                return k.load(self.sums, p * self.lanes, size)
+            o = self.spec.operands[n]
+            place = bases[n] + r * o.strides[2] + c * o.strides[3]
+            if o.strides[4] == 0:
+                return broadcast(k.load(self.operands[n], place), size)
+            return k.load(self.operands[n], place + inner, size)
+
+        return operand
+
+
+def _address(strides: tuple[int, ...], a: Expr, b: Expr, h: Expr, w: Expr, channel: Expr) -> Expr:
+    """Of the first place and channel of a tile."""
+    sa, sb, sh, sw, *sc = strides
+    return a * sa + b * sb + h * sh + w * sw + channel * (sc[0] if sc else 1)
+
+
+def _split_start(spec: LinearSpec) -> tuple[int | None, Expression]:
+    """An operand per channel that is added to the sum at once: where the sum can start instead of zero, and what then
+    remains of the expression. Integer addition is exact; for floats it is another order of the same sum."""
+    found = spec.expression
+    for i, instr in enumerate(found):
+        if instr.op != "add" or len(instr.args) != 2:
+            continue
+        acc, other = (found[a] for a in instr.args)
+        if acc.op != "accumulator" or other.op != "operand":
+            continue
+        number, users = int(other.params[0]), sum(instr.args[0] in n.args for n in found)
+        strides = spec.operands[number].strides if number >= 0 else ()
+        if users == 1 and strides[2:] == (0, 0, 1):
+            return number, (*found[:i], Instr("accumulator", instr.dtype), *found[i + 1 :])
+    return None, found
 
 
 class _maybe:

@@ -76,7 +76,7 @@ def reduce_row(
 
 def build_rows(symbol: str, spec: RowsSpec, target: Target) -> Any:
     """`symbol(x, operands..., y, part, parts)`."""
-    k = KernelBuilder(symbol)
+    k = KernelBuilder(symbol, target)
     x = k.pointer("x", spec.x_dtype, spec.x_size)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size)
@@ -147,7 +147,7 @@ def _normalize(
 
 def build_reduce(symbol: str, spec: ReduceSpec, target: Target) -> Any:
     """`symbol(x, operands..., y, part, parts)`; the accumulator has the prologue's type."""
-    k = KernelBuilder(symbol)
+    k = KernelBuilder(symbol, target)
     x = k.pointer("x", spec.x_dtype, spec.x_size)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size)

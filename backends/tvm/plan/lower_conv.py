@@ -157,7 +157,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         g.stride,
         g.dilation,
         b.finish(result),
-        tuple(_operand(v, per_group, groups) for v in views),
+        tuple(_operand(p, v, per_group, groups) for v in views),
         0,
         sums,
         (tile.rows, tile.columns, tile.vectors),
@@ -192,10 +192,10 @@ def _channel_ready(p: Planner, view: View) -> View:
     return made
 
 
-def _operand(view: View, per_group: int, groups: int) -> Operand:
+def _operand(p: Planner, view: View, per_group: int, groups: int) -> Operand:
     n, h, w = _nhw(view)
     c = view.strides[1]
-    return Operand(view.dtype, (n, per_group * c if groups > 1 else 0, h, w, c), view.extent)
+    return Operand(view.dtype, (n, per_group * c if groups > 1 else 0, h, w, c), view.extent, p.limit(view))
 
 
 def _collapsible(

@@ -152,7 +152,7 @@ def _constant_weights(p: Planner, region: Region) -> None:
         (1, 1),
         (1, 1),
         b.finish(result),
-        tuple(Operand(v.dtype, (0, 0, 0, v.strides[0], v.strides[1]), v.extent) for v in views),
+        tuple(Operand(v.dtype, (0, 0, 0, v.strides[0], v.strides[1]), v.extent, p.limit(v)) for v in views),
         0,
         sums,
         (1, tile.columns, tile.vectors),

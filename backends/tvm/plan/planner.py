@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
+from irc.backends.tvm.magnitude import limit_of
 from irc.backends.tvm.plan.integer import float_weights
 from irc.backends.tvm.plan.kinds import dequantized, is_view, is_weight
 from irc.backends.tvm.plan.moves import view_output
@@ -78,6 +79,7 @@ class Planner:
         self.views: dict[int, View] = {}
         self.calls: list[Call] = []
         self.constants: list[tuple[int, Array, str]] = []  # (storage, data, name)
+        self._data: dict[int, Array] = {}  # by storage
         self._by_digest: dict[str, int] = {}
         self._padded: dict[tuple[int, Demand], View] = {}
         self.turned: dict[tuple[int, int], View] = {}  # masks with their rows innermost, by (value, lanes)
@@ -104,7 +106,13 @@ class Planner:
         if number is None:
             number = self._by_digest[digest] = self.new_storage(data.dtype.name, data.size, "weights")
             self.constants.append((number, data, name))
+            self._data[number] = data
         return View(number, data.dtype.name, tuple(data.shape), row_major(data.shape))
+
+    def limit(self, view: View) -> float:
+        """A bound of the magnitude of a constant view; infinity for others."""
+        data = self._data.get(view.storage)
+        return math.inf if data is None else limit_of(data)
 
     def pointer(self, view: View) -> Pointer:
         return Pointer(view.storage, view.offset * view.itemsize)
