@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from irc.backends.tvm.plan.views import View, row_major
+from irc.backends.tvm.plan.join import joined_view
+from irc.backends.tvm.plan.views import View, row_major, same_place
 from irc.ir.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -84,15 +84,20 @@ def _select(node: Node, source: View, shape: tuple[int, ...]) -> View:
 
 
 def lower_concat(p: Planner, node: Node) -> None:
-    """Every input is copied into its part of the output."""
+    """Inputs that do not lie in their part of the output yet are copied there."""
     axis = node.get_int("axis", 0) % len(node.output.static_shape())
     views = [p.view(v) for v in node.inputs if v is not None and math.prod(v.static_shape()) > 0]
-    order: Sequence[int] = views[0].order if views else row_major(node.output.static_shape())
-    out = p.output_view(node.output, order)
+    out = p.joined.get(id(node.output))
+    if out is None and views and not node.output.is_output:
+        out = joined_view(views, axis)
+    if out is None:
+        out = p.output_view(node.output, views[0].order if views else row_major(node.output.static_shape()))
     start = 0
     for view in views:
         starts = [0] * len(out.shape)
         starts[axis] = start
-        p.copy(view, out.sliced(starts, view.shape, [1] * len(out.shape)), "Concat")
+        part = out.sliced(starts, view.shape, [1] * len(out.shape))
+        if not same_place(view, part):
+            p.copy(view, part, "Concat")
         start += view.shape[axis]
     p.views[id(node.output)] = out

@@ -14,6 +14,7 @@ from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.magnitude import limit_of
 from irc.backends.tvm.plan.integer import float_weights
 from irc.backends.tvm.plan.kinds import dequantized, is_view, is_weight
+from irc.backends.tvm.plan.join import image_axis, slot_of
 from irc.backends.tvm.plan.moves import view_output
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import builder_of, data_inputs, storage_dtype
@@ -53,6 +54,10 @@ class Demand:
     halo: Halo
     fill: float
 
+    def without_channels(self) -> Demand:
+        """The same for some of the channels: others lie behind them."""
+        return replace(self, halo=((0, 0), (0, 0), *self.halo[2:]))
+
 
 @dataclass
 class RegionOperands:
@@ -77,6 +82,7 @@ class Planner:
         self.target = target
         self.storages: list[Storage] = []
         self.views: dict[int, View] = {}
+        self.joined: dict[int, View] = {}  # outputs of concatenations that got their place before they were reached
         self.calls: list[Call] = []
         self.constants: list[tuple[int, Array, str]] = []  # (storage, data, name)
         self._data: dict[int, Array] = {}  # by storage
@@ -168,6 +174,9 @@ class Planner:
             strides = row_major(shape)
             if innermost is None or strides[innermost] == 1 or shape[innermost] == 1:
                 return View(self.new_storage(dtype, math.prod(shape), "output", port), dtype, shape, strides)
+        slot = slot_of(self, value, order, innermost)
+        if slot is not None:
+            return slot
         demand = self.demand(value)
         if demand is not None and (innermost is None or demand.order[-1] == innermost):
             return self._with_border(shape, dtype, demand)
@@ -190,16 +199,20 @@ class Planner:
         from irc.backends.tvm.plan.lower_conv import conv_demand
 
         found: list[Demand] = []
-        pending = [value]
+        pending = [(value, True)]
+        if value.producer is not None and value.producer.is_op("Concat") and image_axis(value.producer) == 1:
+            pending += [(v, False) for v in value.producer.inputs if v is not None]  # parts are read by themselves, too
         while pending:
-            current = pending.pop()
+            current, whole = pending.pop()
             for use in current.uses:
                 if use.node.is_op("DequantizeLinear") and use.index == 0 and dequantized(use.node.output):
-                    pending.append(use.node.output)
+                    pending.append((use.node.output, whole))
+                elif use.node.is_op("Split") and use.index == 0 and image_axis(use.node) == 1:
+                    pending += [(v, False) for v in use.node.outputs]
                 else:
                     demand = conv_demand(self, use.node, use.index)
                     if demand is not None:
-                        found.append(demand)
+                        found.append(demand if whole else demand.without_channels())
         if not found or len({(d.order, d.fill) for d in found}) != 1:
             return None
         halo = tuple(

@@ -62,10 +62,15 @@ class View:
         )
 
     def sliced(self, starts: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> View:
-        """Element i of a dimension becomes element start + i * step of this view."""
+        """Element i of a dimension becomes element start + i * step of this view. Dimensions that stay whole keep
+        their halo."""
         offset = self.offset + sum(a * s for a, s in zip(starts, self.strides, strict=True))
         strides = tuple(s * p for s, p in zip(self.strides, steps, strict=True))
-        return replace(self, shape=tuple(sizes), strides=strides, offset=offset, halo=None)
+        halo = self.halo
+        if halo is not None:
+            whole = [a == 0 and n == d and p == 1 for a, n, d, p in zip(starts, sizes, self.shape, steps, strict=True)]
+            halo = tuple(h if w else (0, 0) for h, w in zip(halo, whole, strict=True))
+        return replace(self, shape=tuple(sizes), strides=strides, offset=offset, halo=halo)
 
     def broadcast_to(self, shape: Sequence[int]) -> View:
         """Numpy broadcasting: repeated dimensions get stride 0."""
@@ -90,6 +95,13 @@ class View:
     def order(self) -> tuple[int, ...]:
         """Dimensions from the outermost to the innermost in memory (broadcast and unit dimensions stay in place)."""
         return tuple(sorted(range(len(self.shape)), key=lambda i: (-self.strides[i], i)))
+
+
+def same_place(a: View, b: View) -> bool:
+    """Whether two views of one shape are the same elements of memory."""
+    if (a.storage, a.dtype, a.shape, a.offset) != (b.storage, b.dtype, b.shape, b.offset):
+        return False
+    return all(s == t or d == 1 for d, s, t in zip(a.shape, a.strides, b.strides, strict=True))
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

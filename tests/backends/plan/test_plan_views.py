@@ -141,10 +141,11 @@ def test_orders(order: tuple[int, ...]) -> None:
     assert view.extent == 24
 
 
-def test_halo_goes_with_transposes_and_is_lost_by_slices() -> None:
+def test_halo_goes_with_transposes_and_with_dimensions_that_slices_leave_whole() -> None:
     view = View(0, "int8", (1, 2, 3), (20, 1, 5), 5, ((0, 0), (0, 3), (1, 1)), 7.0)
     turned = view.transposed((0, 2, 1))
     assert turned.halo == ((0, 0), (1, 1), (0, 3))
     assert turned.fill == 7.0
-    assert view.sliced((0, 0, 1), (1, 2, 2), (1, 1, 1)).halo is None
+    assert view.sliced((0, 0, 1), (1, 2, 2), (1, 1, 1)).halo == ((0, 0), (0, 3), (0, 0))
+    assert view.sliced((0, 1, 0), (1, 1, 3), (1, 1, 1)).halo == ((0, 0), (0, 0), (1, 1))
     assert view.broadcast_to((4, 2, 3)).halo is None
