@@ -31,6 +31,7 @@ class Step:
     Part p of n computes its share of the work; shares touch disjoint memory. `parallel` False: only (0, 1) is legal.
     `waits`: all shares of all earlier steps have ended before it starts. Where that is False it meets none of the steps
     since the last one that waits in memory that one of the two writes, or they all run on one thread.
+    `variants`: in a program of several levels the kernel of each, weakest first (`symbol` is the first of them).
     `nodes` are the ONNX nodes computed, `macs` its multiply-adds: for reports.
     """
 
@@ -41,6 +42,7 @@ class Step:
     label: str = ""
     macs: int = 0
     waits: bool = True
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,4 @@ class Program:
     alignment: int = 64  # of weights and workspace
     statistics: dict[str, Any] = field(default_factory=dict)
     threads: int = 1  # of the pool that is compiled in; 1: none
+    levels: tuple[Target, ...] = ()  # whose kernels it holds, weakest first, to pick from when it starts; (): target's

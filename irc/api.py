@@ -54,9 +54,9 @@ class Artifact:
         """The static library."""
         return self.directory / "lib" / f"lib{self.name}.a"
 
-    def load(self, *, threads: int | None = None) -> Network:
+    def load(self, *, threads: int | None = None, level: str | None = None) -> Network:
         """Open it in this process; see `load`. Raises OptionError where it was made for another machine."""
-        return load_artifact(self.directory, threads=threads)
+        return load_artifact(self.directory, threads=threads, level=level)
 
     @staticmethod
     def open(directory: PathLike) -> Artifact:
@@ -157,14 +157,15 @@ def tune(
     return done
 
 
-def load(directory: PathLike, *, threads: int | None = None) -> Network:
+def load(directory: PathLike, *, threads: int | None = None, level: str | None = None) -> Network:
     """Open an artifact for this machine: `net(x)`, or `net.run({"x": x})` by name. Needs no compiler or linker.
 
     `threads`: how many share the work, at most as many as there are processors; default is what it was compiled with.
+    `level`: of a library for several levels of x86-64 the kernels to take; default is the best that this machine runs.
 
     Raises OptionError where the folder is no artifact, or one for another machine.
     """
-    return load_artifact(directory, threads=threads)
+    return load_artifact(directory, threads=threads, level=level)
 
 
 def evaluate(

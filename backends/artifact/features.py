@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irc.errors import OptionError
-from irc.targets.catalogue import host_arch, host_features
+from irc.targets.catalogue import host_arch, host_features, levels_of
 from irc.targets.target import Target
 
 # /proc/cpuinfo flags of the micro-architecture levels (x86-64 psABI); each level contains the ones before.
@@ -56,7 +56,9 @@ def required_flags(target: Target) -> tuple[str, ...]:
 
 
 def target_facts(target: Target) -> dict[str, Any]:
-    """What the manifest says about the machine (key "target")."""
+    """What the manifest says about the machine (key "target"). "levels": those whose kernels the library holds, with
+    what each needs of the machine; where there are none, all of it is for the target."""
+    levels = levels_of(target) if target.upgrades else ()
     return {
         "name": target.name,
         "arch": target.arch,
@@ -64,7 +66,21 @@ def target_facts(target: Target) -> dict[str, Any]:
         "cpu": target.cpu,
         "features": list(target.features),
         "cpu_flags": list(required_flags(target)),
+        "levels": [{"name": level.name, "cpu_flags": list(required_flags(level))} for level in levels],
     }
+
+
+def level_names(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """All levels of a library with these facts, weakest first."""
+    return tuple(level["name"] for level in facts.get("levels", ()))
+
+
+def levels_here(facts: Mapping[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Levels of a library with these facts that this machine runs, weakest first; the library takes the last."""
+    if obstacle(facts, cpuinfo):
+        return []
+    flags = host_features(cpuinfo)
+    return [level["name"] for level in facts.get("levels", ()) if flags.issuperset(level["cpu_flags"])]
 
 
 def obstacle(facts: Mapping[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

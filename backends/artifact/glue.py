@@ -17,7 +17,7 @@ import struct
 from collections.abc import Sequence
 
 from irc.backends.artifact import interface as abi
-from irc.backends.artifact import pool
+from irc.backends.artifact import levels, pool
 from irc.backends.program import Arg, Port, Program, Step
 from irc.errors import InternalError
 
@@ -65,6 +65,8 @@ class _Glue:
             out.append(f"@{weights_symbol(p)} = external hidden constant {size}, align {p.alignment}")
         out += self._declarations()
         out += self._tables()
+        if p.levels:
+            out += levels.levels_ll(p, self._check_ctx())
         out += self._init()
         out += self._set_parallel()
         out += self._deinit()
@@ -83,11 +85,12 @@ class _Glue:
 
     def _declarations(self) -> list[str]:
         arity: dict[str, int] = {}
-        for step in self.p.steps:
-            if arity.setdefault(step.symbol, len(step.args)) != len(step.args):
-                raise InternalError("a kernel is called with different numbers of arguments", where=step.symbol)
-            if step.symbol not in self.p.kernels:
-                raise InternalError("a step calls a kernel that was not compiled", where=step.symbol)
+        calls = [(symbol, step) for step in self.p.steps for symbol in (step.symbol, *step.variants)]
+        for symbol, step in calls:
+            if arity.setdefault(symbol, len(step.args)) != len(step.args):
+                raise InternalError("a kernel is called with different numbers of arguments", where=symbol)
+            if symbol not in self.p.kernels:
+                raise InternalError("a step calls a kernel that was not compiled", where=symbol)
         return [
             f"declare hidden void {_at(name)}({', '.join(['ptr'] * n + ['i32', 'i32'])}) #0"
             for name, n in arity.items()
@@ -165,6 +168,8 @@ class _Glue:
             value = {abi.CTX_WEIGHTS: f"ptr {weights}", abi.CTX_PARTS: f"{w} 1"}.get(i, f"{w} 0")
             value = f"{w} {abi.interface_hash(p)}" if i == abi.CTX_TAG else value
             out += [*self._field(f"%c{i}", "%ctx", i), f"  store {value}, ptr %c{i}"]
+        if p.levels:
+            out += levels.start(p)
         if p.threads > 1:
             out.append(f"  call void @pool_start(ptr %ctx, ptr %ram, i32 {p.threads})")
         return [
@@ -358,6 +363,7 @@ class _Glue:
     def _bases(self, steps: Sequence[Step]) -> list[str]:
         """Loads of the base pointers that `steps` use, from %frame."""
         used = {_base(a) for step in steps for a in step.args}
+        used |= {"ctx" for step in steps if step.variants}
         out: list[str] = []
         for name, index in _BASES:
             if name in used:
@@ -394,7 +400,11 @@ class _Glue:
         out: list[str] = []
         values = [self._pointer(f"%s{i}_{j}", arg, out) for j, arg in enumerate(step.args)]
         args = ", ".join([f"ptr {v}" for v in values] + [parts])
-        return [*out, f"  tail call void {_at(step.symbol)}({args})"]
+        kernel = _at(step.symbol)
+        if step.variants:
+            kernel = f"%k{i}"
+            out += levels.kernel_pointer(self.p, step, kernel)
+        return [*out, f"  tail call void {kernel}({args})"]
 
     def _pointer(self, name: str, arg: Arg, out: list[str]) -> str:
         """Appends the code that computes the pointer; gives its LLVM name."""
@@ -508,6 +518,7 @@ def public_symbols(program: Program, *, threads: bool = False) -> tuple[str, ...
     kinds: tuple[str, ...] = ("init", "init_checked", "deinit", "set_parallel", "run", "info", "inputs", "outputs")
     if program.threads > 1 or (threads and pool.has_pool(program.target)):
         kinds += ("set_threads", "threads")
+    kinds += levels.symbols(program)
     return tuple(f"{program.name}_{k}" for k in kinds)
 
 

@@ -127,7 +127,7 @@ int @NAME@_init_checked(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, unsigned i
 /* Ends what @NAME@_init began@JOINS@. The context cannot be used any more, and its RAM is free.
    No call may be under way. Returns IRC_OK, IRC_ERROR_NULL or IRC_ERROR_UNINITIALISED. */
 int @NAME@_deinit(@NAME@_ctx *ctx);
-@POOL@
+@POOL@@LEVELS@
 /* Optional, after @NAME@_init: from now on @NAME@_run shares its work through `f`, in `parts` parts (at least 1).
    `user` is handed to `f`. A null `f` means @WITHOUT@ again.
    Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_UNINITIALISED or IRC_ERROR_ARGUMENT. */
@@ -169,6 +169,17 @@ int @NAME@_set_threads(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, int threads
 int @NAME@_threads(const @NAME@_ctx *ctx);
 """
 
+_LEVELS = """
+/* The library holds kernels for several machines:
+@LEVEL_LIST@
+   @NAME@_init takes the last of them that the processor and the operating system support.
+   @NAME@_level: the number of those that `ctx` uses, or would use when `ctx` is null.
+   @NAME@_set_level: takes others, for tests; no call may be under way. Returns IRC_OK, IRC_ERROR_NULL,
+   IRC_ERROR_UNINITIALISED, or IRC_ERROR_ARGUMENT where there is no such level or this machine does not run it. */
+int @NAME@_level(const @NAME@_ctx *ctx);
+int @NAME@_set_level(@NAME@_ctx *ctx, int level);
+"""
+
 
 def header_text(program: Program) -> str:
     """The header. Its constants are the library's; `NAME_init` checks that they are (through NAME_INTERFACE)."""
@@ -202,9 +213,19 @@ def header_text(program: Program) -> str:
         "JOINS": ": the threads of the pool have ended when it returns" if pooled else "",
         "POOL": _POOL if pooled else "",
         "WITHOUT": "the pool" if pooled else "one thread",
+        "LEVELS": _LEVELS if program.levels else "",
+        "LEVEL_LIST": "\n".join(f"       {i}  {_comment(t.name)}" for i, t in enumerate(program.levels)),
     }
     text = _TEMPLATE
-    for key in ("PROMISE", "INIT", "JOINS", "POOL", "WITHOUT"):  # the first of them have values of their own
+    for key in (
+        "PROMISE",
+        "INIT",
+        "JOINS",
+        "POOL",
+        "WITHOUT",
+        "LEVELS",
+        "LEVEL_LIST",
+    ):  # the first of them have values of their own
         text = text.replace(f"@{key}@", values[key])
     for key in ("THREADS", "SHARED", "ABI", "ERRORS", "NAME", "UPPER", "TARGET", "WORKSPACE", "ALIGN", "RAM"):
         text = text.replace(f"@{key}@", values[key])

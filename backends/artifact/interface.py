@@ -20,7 +20,7 @@ from irc.ir.types import DType
 ABI_VERSION = 1
 CTX_WORDS = 16
 """Pointer-sized words of a context. Their use is private to the library; what is not used is zero."""
-CTX_TAG, CTX_WEIGHTS, CTX_PARALLEL_FOR, CTX_PARALLEL_USER, CTX_PARTS, CTX_POOL = range(6)
+CTX_TAG, CTX_WEIGHTS, CTX_PARALLEL_FOR, CTX_PARALLEL_USER, CTX_PARTS, CTX_POOL, CTX_KERNELS = range(7)
 
 OK, ERROR_NULL, ERROR_ALIGN, ERROR_UNINITIALISED, ERROR_VERSION, ERROR_RAM, ERROR_ARGUMENT = range(7)
 ERRORS = {

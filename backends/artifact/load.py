@@ -25,7 +25,7 @@ import numpy as np
 
 from irc.backends.artifact import elf
 from irc.backends.artifact import interface as abi
-from irc.backends.artifact.features import check_host, target_facts
+from irc.backends.artifact.features import check_host, level_names, levels_here, target_facts
 from irc.backends.artifact.link import link
 from irc.backends.artifact.manifest import check_library, read_manifest
 from irc.backends.artifact.pool import ram_bytes
@@ -79,18 +79,22 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
 _PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 
 
-def load_artifact(directory: str | os.PathLike[str], *, threads: int | None = None) -> Network:
-    """Opens the shared library of an artifact directory. `threads`: default is what it was compiled with.
+def load_artifact(
+    directory: str | os.PathLike[str], *, threads: int | None = None, level: str | None = None
+) -> Network:
+    """Opens the shared library of an artifact directory. `threads`: default is what it was compiled with. `level`: one
+    of the targets that the library holds kernels for; default is the best that this machine runs.
 
     Raises OptionError when the directory is no artifact, holds no shared library or a damaged one, or was made
-    for a machine that this one is not (architecture or CPU features).
+    for a machine that this one is not (architecture or CPU features), or where there is no such level.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
     name = manifest["name"]
     check_host(manifest["target"], where=str(folder))
-    library: Path | str = folder / "lib" / "shared" / f"lib{name}.so"
-    if not library.is_file():
+    file = folder / "lib" / "shared" / f"lib{name}.so"
+    library: Path | str = file
+    if not file.is_file():
         raise OptionError(
             "the artifact holds no shared library", where=str(folder), expected=f"lib/shared/lib{name}.so"
         )
@@ -102,8 +106,10 @@ def load_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
         except OSError as error:
             raise OptionError("cannot read the library", where=str(library), got=str(error)) from None
         library = _path_of(fd)
-    network = Network(library, name, fd=fd, where=str(folder))
+    network = Network(library, name, fd=fd, where=str(folder), levels=level_names(manifest["target"]))
     try:
+        if level is not None:
+            network.use_level(level)
         if threads is not None:
             network.use_threads(threads)
     except BaseException:
@@ -122,19 +128,29 @@ def _path_of(fd: int) -> str:
     return f"{_FD_FOLDER}/{''.join('./' if digit == '1' else '/' for digit in number)}{fd}"
 
 
-def load_program(program: Program, glue_object: bytes, *, threads: int | None = None) -> Network:
+def load_program(
+    program: Program, glue_object: bytes, *, threads: int | None = None, level: str | None = None
+) -> Network:
     """Links `program` in memory and opens it: for checking results before anything is written.
 
     Raises OptionError when the program is for another kind of machine, and InternalError when its code crashes: it
-    runs once on zeros in a child process first, as a crash in this one would end the compiler. Workspace and outputs
-    are filled with ones (float NaNs) before each call: what reads or leaves them as they were is found.
+    runs once on zeros in a child process first (the kernels of each level do), as a crash in this one would end the
+    compiler. Workspace and outputs are filled with ones (float NaNs) before each call: what reads or leaves them as
+    they were is found.
     """
     check_host(target_facts(program.target), where=program.name)
     chunks = shared_chunks(link(program, glue_object, threads=True), program.target, f"lib{program.name}.so")
-    network = _open_chunks(chunks, program.name)
+    network = _open_chunks(chunks, program.name, tuple(t.name for t in program.levels))
     network.poison = True
     try:
         network.trial()
+        best = network.level
+        for other in levels_here(target_facts(program.target)) if network.levels else ():
+            if other != best:
+                network.use_level(other)
+                network.trial()
+        if best is not None:
+            network.use_level(level or best)
         if threads is not None:
             network.use_threads(threads)
     except BaseException:
@@ -143,17 +159,17 @@ def load_program(program: Program, glue_object: bytes, *, threads: int | None = 
     return network
 
 
-def _open_chunks(chunks: Sequence[elf.Bytes], name: str) -> Network:
+def _open_chunks(chunks: Sequence[elf.Bytes], name: str, levels: tuple[str, ...]) -> Network:
     fd = _anonymous_file(chunks)
     if fd is not None:
-        return Network(_path_of(fd), name, fd=fd)
+        return Network(_path_of(fd), name, fd=fd, levels=levels)
     with tempfile.NamedTemporaryFile(prefix="irc-", suffix=".so") as file:
         try:
             file.writelines(chunks)
             file.flush()
         except OSError as error:
             raise OutputError("cannot write a temporary library", where=file.name, got=str(error)) from error
-        return Network(Path(file.name), name)  # mapped: the name may go
+        return Network(Path(file.name), name, levels=levels)  # mapped: the name may go
 
 
 def _anonymous_file(chunks: Sequence[elf.Bytes]) -> int | None:
@@ -181,11 +197,15 @@ Calls take a frame from a list and put it back, so there are as many as there ev
 
 
 class Network:
-    """A network that is ready to run. `inputs` and `outputs` describe the arrays."""
+    """A network that is ready to run. `inputs` and `outputs` describe the arrays; `levels` are the targets that it has
+    kernels for, where it has several."""
 
-    def __init__(self, library: Path | str, name: str, *, fd: int | None = None, where: str = "") -> None:
+    def __init__(
+        self, library: Path | str, name: str, *, fd: int | None = None, where: str = "", levels: tuple[str, ...] = ()
+    ) -> None:
         """`fd` is a file that stays open as long as the network; `where` names the library in errors."""
         self.name = name
+        self.levels = levels
         self.inputs: tuple[Port, ...] = ()
         self.outputs: tuple[Port, ...] = ()
         self.workspace_bytes = 0
@@ -263,6 +283,27 @@ class Network:
         takes it away. No call may be under way."""
         given = ctypes.cast(ctypes.c_void_p(function), _PARALLEL_FOR)
         _check(self._set_parallel(self._ctx, given, user, parts), "set_parallel")
+
+    @property
+    def level(self) -> str | None:
+        """The target whose kernels run; None where the network has kernels for one only."""
+        if self._library is None or not self.levels:
+            return None
+        number: int = self._library[f"{self.name}_level"](self._ctx)
+        return self.levels[number]
+
+    def use_level(self, level: str) -> None:
+        """Takes the kernels for `level`, one of `levels`, from now on. No call may be under way. Raises OptionError
+        where there is no such level or this machine does not run it."""
+        if self._library is None or level not in self.levels:
+            raise OptionError(
+                f"the network holds no kernels for '{level}'",
+                where=self.name,
+                expected=", ".join(self.levels) or "no level: it was compiled for one target",
+                hint="--target x86-64, which holds several",
+            )
+        if self._library[f"{self.name}_set_level"](self._ctx, self.levels.index(level)):
+            raise OptionError(f"this machine does not run code for '{level}'", where=self.name)
 
     def trial(self) -> None:
         """Runs once on zeros in a child process. Raises InternalError when that ends in a crash."""

@@ -6,16 +6,19 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from irc.backends.program import Arg, Blob, Port, Program, Step
+from irc.backends.tvm import specs
 from irc.backends.tvm.cache import Cache, Compiled, code_digest
 from irc.backends.tvm.plan.kinds import dequantized
+from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, lower_bound, place
 from irc.backends.tvm.plan.planner import Call, Pointer
-from irc.backends.tvm.specs import LibrarySpec, key, to_json
+from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
 from irc.backends.tvm.tune.apply import apply_records
 from irc.backends.tvm.tune.records import Records
 from irc.backends.tvm.workers import Compiler, kernel_error
@@ -23,6 +26,7 @@ from irc.errors import ShapeError, UnsupportedError
 from irc.ir.clone import clone
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import TensorType
+from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -56,13 +60,13 @@ def build_program(
     check_model(model)
     ports = _ports(model.graph)
     progress("plan", 0, 1)
-    plan = make_plan(clone(model).graph, target)
+    plan = make_plan(clone(model).graph, planning_target(target))
     tuned = None if tuning is None else apply_records(plan, target, tuning)
     progress("plan", 1, 1)
-    keys = _keys(plan, target)
+    kernels = _kernels(plan, target)
     with _running(compiler, target, cache_dir, workers or default_workers()) as running:
-        kernels = _compile(plan, keys, running, progress)
-    program = _assemble(name, target, ports, plan, keys, kernels)
+        compiled = _compile(plan, kernels, running, progress)
+    program = _assemble(name, target, ports, plan, kernels, compiled)
     if tuned is not None:
         program.statistics["tuned"] = tuned
     return program
@@ -86,10 +90,21 @@ def check_model(model: Model) -> None:
 def plan_of(model: Model, target: Target, tuning: Records | None = None) -> Plan:
     """The plan that `build_program` makes. Raises as it does."""
     check_model(model)
-    plan = make_plan(clone(model).graph, target)
+    plan = make_plan(clone(model).graph, planning_target(target))
     if tuning is not None:
         apply_records(plan, target, tuning)
     return plan
+
+
+def compile_kernel(spec: Spec, target: Target, symbol: str, *, cache_dir: Path | None = None) -> bytes:
+    """The object of one kernel that belongs to no network, compiled in a worker, cached."""
+    kernel_key = key(spec, target, code_digest())
+    with _running(None, target, cache_dir, 1) as running:
+        request = {"kind": "kernel", "spec": to_json(spec), "symbol": symbol}
+        done, failed = running.compile({kernel_key: request}, _quiet, lambda k: symbol)
+        if failed:
+            raise kernel_error(symbol, request, running.target_text, failed[kernel_key])
+        return done[kernel_key].data
 
 
 def assemble_glue(
@@ -167,29 +182,47 @@ def _ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     return tuple(inputs), tuple(outputs)
 
 
-def _keys(plan: Plan, target: Target) -> list[str]:
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel of a call for one level of the target, and its content address."""
+
+    spec: Spec
+    target: Target
+    key: str
+
+
+def _kernels(plan: Plan, target: Target) -> list[tuple[_Kernel, ...]]:
+    """The kernels of every call: one for each level of `target`, weakest first."""
     code = code_digest()
-    known: dict[str, str] = {}
-    keys = []
+    known: dict[str, tuple[_Kernel, ...]] = {}
+    found = []
     for call in plan.calls:
-        text = to_json(call.spec)
+        text = to_json(call.spec)  # equal specifications may differ in the sign of a zero
         if text not in known:
-            known[text] = key(call.spec, target, code)
-        keys.append(known[text])
-    return keys
+            versions = versions_of(call.spec, target)
+            known[text] = tuple(_Kernel(spec, level, key(spec, level, code)) for spec, level in versions)
+        found.append(known[text])
+    return found
 
 
 def _symbol(kernel_key: str) -> str:
     return "irc_k_" + kernel_key[:24]
 
 
-def _compile(plan: Plan, keys: list[str], compiler: Compiler, progress: Progress) -> dict[str, Compiled]:
+def _compile(
+    plan: Plan, kernels: list[tuple[_Kernel, ...]], compiler: Compiler, progress: Progress
+) -> dict[str, Compiled]:
     requests: dict[str, dict[str, Any]] = {}
     labels: dict[str, str] = {}
-    for call, kernel_key in zip(plan.calls, keys, strict=True):
-        if kernel_key not in requests:
-            requests[kernel_key] = {"kind": "kernel", "spec": to_json(call.spec), "symbol": _symbol(kernel_key)}
-            labels[kernel_key] = f"{', '.join(call.nodes[:3])} ({call.label})"
+    for call, versions in zip(plan.calls, kernels, strict=True):
+        for kernel in versions:
+            if kernel.key in requests:
+                continue
+            request = {"kind": "kernel", "spec": to_json(kernel.spec), "symbol": _symbol(kernel.key)}
+            if kernel.target != compiler.target:
+                request["target"] = specs.target_json(kernel.target)
+            requests[kernel.key] = request
+            labels[kernel.key] = f"{', '.join(call.nodes[:3])} ({call.label})"
     done, failed = compiler.compile(requests, progress, lambda k: labels[k])
     failures = [(k, failed[k]) for k in requests if k in failed]  # in the network's order
     _raise_unsupported([(labels[k], reply["error"]) for k, reply in failures if reply.get("unsupported")])
@@ -203,45 +236,51 @@ def _assemble(
     target: Target,
     ports: tuple[tuple[Port, ...], tuple[Port, ...]],
     plan: Plan,
-    keys: list[str],
-    kernels: dict[str, Compiled],
+    kernels: list[tuple[_Kernel, ...]],
+    compiled: dict[str, Compiled],
 ) -> Program:
     planner = plan.planner
-    calls = [_with_scratch(plan, call, kernels[k]) for call, k in zip(plan.calls, keys, strict=True)]
+    calls = [
+        _with_scratch(plan, call, [compiled[v.key] for v in versions])
+        for call, versions in zip(plan.calls, kernels, strict=True)
+    ]
     _lifetimes(plan, calls)
     # Vector loads of a computed second factor may reach one vector beyond its last row.
     workspace = place(planner.storages)
-    workspace += target.vector_bytes if workspace else 0
+    workspace += planner.target.vector_bytes if workspace else 0
     weights, total = _place_weights(plan, calls)
     steps = []
-    for call, kernel_key in zip(calls, keys, strict=True):
+    for call, versions in zip(calls, kernels, strict=True):
         args = tuple(_arg(plan, pointer) for pointer in call.args)
-        steps.append(Step(_symbol(kernel_key), args, call.parallel, call.nodes, call.label, call.macs))
+        symbols = tuple(_symbol(v.key) for v in versions)
+        variants = symbols if len(symbols) > 1 else ()
+        steps.append(Step(symbols[0], args, call.parallel, call.nodes, call.label, call.macs, variants=variants))
     return Program(
         name,
         target,
         ports[0],
         ports[1],
         tuple(steps),
-        {_symbol(k): kernels[k].data for k in dict.fromkeys(keys)},
+        {_symbol(v.key): compiled[v.key].data for versions in kernels for v in versions},
         weights,
         total,
         align(workspace),
         target.alignment,
         {
             "workspace_lower_bound": lower_bound(planner.storages),
-            "kernels": len(kernels),
+            "kernels": len(compiled),
             "calls": len(calls),
             "macs": sum(c.macs for c in calls),
         },
+        levels=levels_of(target) if target.upgrades else (),
     )
 
 
-def _with_scratch(plan: Plan, call: Call, compiled: Compiled) -> Call:
+def _with_scratch(plan: Plan, call: Call, versions: list[Compiled]) -> Call:
     """Library kernels get their scratch as the last pointer and are not shared out."""
     if not isinstance(call.spec, LibrarySpec):
         return call
-    number = plan.planner.new_storage("uint8", max(int(compiled.info.get("scratch", 0)), 1))
+    number = plan.planner.new_storage("uint8", max(1, *(int(c.info.get("scratch", 0)) for c in versions)))
     args = (*call.args, Pointer(number, 0))
     return Call(call.spec, args, (*call.writes, number), call.label, call.nodes, call.macs, parallel=False)
 

@@ -130,7 +130,8 @@ class Compiler:
     def compile(
         self, requests: dict[str, dict[str, Any]], progress: Progress, describe: Callable[[str], str]
     ) -> tuple[dict[str, Compiled], dict[str, dict[str, Any]]]:
-        """Results by key, and the answers of those that failed. `requests`: key -> request without its target."""
+        """Results by key, and the answers of those that failed. `requests`: key -> request,
+        without its target where that is this compiler's."""
         done: dict[str, Compiled] = {}
         missing: queue.SimpleQueue[str] = queue.SimpleQueue()
         wanted = 0
@@ -152,7 +153,7 @@ class Compiler:
                     key = missing.get_nowait()
                 except queue.Empty:
                     return
-                reply = worker.ask({**requests[key], "target": self.target_text})
+                reply = worker.ask({"target": self.target_text, **requests[key]})
                 with lock:
                     if reply["ok"]:
                         done[key] = Compiled(base64.b64decode(reply["object"]), reply["info"])
@@ -193,7 +194,7 @@ def reproducer(request: dict[str, Any], target_text: str, error: str) -> Path:
     """A folder with what is needed to see a failed compilation again. Raises OSError, and leaves nothing then."""
     folder = Path(tempfile.mkdtemp(prefix="irc-kernel-"))
     try:
-        (folder / "request.json").write_text(json.dumps({**request, "target": target_text}) + "\n")
+        (folder / "request.json").write_text(json.dumps({"target": target_text, **request}) + "\n")
         (folder / "error.txt").write_text(error + "\n")
         (folder / "README.txt").write_text("python -m irc.backends.tvm.worker < request.json\n")
     except OSError:

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _artifact(args: argparse.Namespace) -> int:
+    from irc.backends.artifact.features import levels_here
     from irc.backends.artifact.manifest import read_manifest
 
     manifest = read_manifest(args.subject)
@@ -50,7 +51,7 @@ def _artifact(args: argparse.Namespace) -> int:
     from irc.report.text import costs_tables, manifest_table
 
     console = output.console()
-    console.print(manifest_table(manifest))
+    console.print(manifest_table(manifest, levels_here(manifest["target"])))
     model = args.subject / f"{manifest['name']}.onnx"
     if model.is_file() and not args.no_layers:
         for part in costs_tables(costs(load_model(model))):

@@ -102,6 +102,11 @@ def verify(done: Compilation, twin: Twin, data: Dataset | None) -> Verification:
     right_by_layer = quantized and any(failure(d, exported) for d in found) and _right_by_layer(done, twin, feeds)
     if not right_by_layer:
         check(found, exported, model.name, wrong_node)
+    for level, run in execution.levels.items():
+        if run is execution.run or right_by_layer:
+            continue
+        found = result.against[f"{exported.name}, {level}"] = measure(run, exported, feeds)
+        check(found, exported, f"{model.name}: kernels for {level}", wrong_node)
     found = result.against[originally.name] = measure(execution.run, originally, feeds)
     if right_by_layer:  # then what is left to ask is whether the passes kept the model
         found = measure(exported.run, originally, feeds)

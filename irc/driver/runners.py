@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from irc.backends.artifact.features import levels_here, target_facts
 from irc.backends.program import Program
 from irc.errors import OptionError
 from irc.ir.types import Array
@@ -15,19 +16,22 @@ from irc.targets.target import Target
 
 Where = Literal["target", "host-equivalent"]
 Feed = dict[str, Array]
+Run = Callable[[Feed], dict[str, Array]]
 Build = Callable[[Target], Program]
 """Compiles the same model for another target."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A way to run a program. `detail` in words for reports ("in process", "qemu-aarch64"); `slow`: emulated."""
+    """A way to run a program. `detail` in words for reports ("in process", "qemu-aarch64"); `slow`: emulated.
+    `levels`: ways to run the kernels of each level that this machine has, where the program holds several."""
 
-    run: Callable[[Feed], dict[str, Array]]
+    run: Run
     where: Where
     detail: str
     close: Callable[[], None]
     slow: bool = False
+    levels: Mapping[str, Run] = field(default_factory=dict)
 
 
 def glue_object(program: Program, cache_dir: Path | None) -> bytes:
@@ -43,7 +47,19 @@ def in_process(program: Program, *, cache_dir: Path | None = None, threads: int 
     from irc.backends.artifact.load import load_program
 
     network = load_program(program, glue_object(program, cache_dir), threads=threads)
-    return Execution(network.run, "target", "in process", network.close)
+    best = network.level
+    if best is None:
+        return Execution(network.run, "target", "in process", network.close)
+
+    def run_at(level: str) -> Run:
+        def run(feed: Feed) -> dict[str, Array]:
+            network.use_level(level)
+            return network.run(feed)
+
+        return run
+
+    levels = {name: run_at(name) for name in levels_here(target_facts(program.target))}
+    return Execution(levels[best], "target", f"in process, {best}", network.close, levels=levels)
 
 
 def emulated(program: Program, *, cache_dir: Path | None = None) -> Execution:

@@ -166,22 +166,23 @@ def latency_table(rows: Sequence[Latency]) -> Table:
     return table
 
 
-def manifest_table(manifest: Mapping[str, Any]) -> Table:
-    """An artifact in short; its manifest.json has the rest."""
+def manifest_table(manifest: Mapping[str, Any], here: Sequence[str] = ()) -> Table:
+    """An artifact in short; its manifest.json has the rest. `here`: its levels that this machine runs, best last."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, lines in _manifest_lines(manifest):
+    for name, lines in _manifest_lines(manifest, here):
         for i, line in enumerate(lines):
             table.add_row(name if i == 0 else "", line)
     return table
 
 
-def _manifest_lines(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _manifest_lines(manifest: Mapping[str, Any], here: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     interface, target = manifest["interface"], manifest["target"]
     yield "name", [manifest["name"]]
     yield "model", [str(manifest.get("model", {}).get("file", "?"))]
     yield "target", [", ".join([target["name"], target["triple"], target["cpu"], *target["features"]])]
+    yield "levels", _level_lines(target, here)
     yield "inputs", [_port(p) for p in interface["inputs"]]
     yield "outputs", [_port(p) for p in interface["outputs"]]
     weights, workspace = (bytes_text(interface[k]) for k in ("weights_bytes", "workspace_bytes"))
@@ -191,6 +192,12 @@ def _manifest_lines(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[str
     yield "accuracy", [accuracy_text(manifest["accuracy"])] if manifest.get("accuracy") else []
     yield "notes", list(manifest.get("notes", []))
     yield "files", [f"{name}, {bytes_text(facts['bytes'])}" for name, facts in manifest["files"].items()]
+
+
+def _level_lines(target: Mapping[str, Any], here: Sequence[str]) -> list[str]:
+    """Targets that a library holds kernels for, where there are several."""
+    notes = dict.fromkeys(here, "runs here") | dict.fromkeys(here[-1:], "taken here")
+    return [f"{level['name']} ({notes.get(level['name'], 'not here')})" for level in target.get("levels", ())]
 
 
 def _port(port: Mapping[str, Any]) -> str:

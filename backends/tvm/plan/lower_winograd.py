@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irc.backends.tvm.geometry import lanes_of, spans
+from irc.backends.tvm.geometry import block_of, lanes_of, spans
 from irc.backends.tvm.plan import lower_conv as conv
 from irc.backends.tvm.plan.integer import float_weights, integer_weights
 from irc.backends.tvm.plan.kinds import kind_of, stored_half
@@ -74,6 +74,8 @@ def winograd_choice(region: Region, target: Target) -> Choice | None:
         return None
     if stored_half(node.need(1)) is not None:
         return None  # transformed weights need float32: many times the bytes of those that were made small
+    if block_of(target):
+        return None  # its weights are packed in tiles
     if target.l2_bytes < 256 * 1024 or target.vector_registers < 16:
         return None  # small machines, where the size of weights counts more
     n, oc, height, width = region.output.static_shape()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
-from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Order, Spec
+from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
 _LATENCY = 4.0
@@ -162,6 +162,9 @@ def retiled(spec: Spec, target: Target) -> Spec:
     if isinstance(spec, DepthwiseSpec):
         tile = depthwise_tile(target, spec.x_dtype, spec.w_dtype, spec.channels, spec.out[1])
         return replace(spec, tile=tile)
+    if isinstance(spec, AttentionSpec):
+        score, value = _attention_tiles(spec, target)
+        return replace(spec, score_tile=score, value_tile=value)
     if not isinstance(spec, LinearSpec):
         return spec
     steps = spec.kernel[0] * spec.kernel[1] * spec.ic // step_channels(spec.x_dtype, target, spec.ic)
@@ -180,3 +183,15 @@ def places_apart(spec: LinearSpec) -> tuple[int, int]:
 def uops_of(x_dtype: str, target: Target) -> float:
     """Instructions of one multiply-add of a linear kernel."""
     return 1.0 if x_dtype == "float32" or target.dot in ("vpdpbusd", "sdot") else 2.0
+
+
+def _attention_tiles(spec: AttentionSpec, target: Target) -> tuple[tuple[int, int], tuple[int, int]]:
+    vectors = spec.score_tile[1]
+    steps = spec.width // step_channels(spec.k_dtype, target, spec.width)
+    scores = rank_tiles(target, (1, spec.keys), vectors, steps, uops=uops_of(spec.k_dtype, target))
+    score = next(t for t in scores if t.vectors == vectors)
+    rows = min(spec.rows, vectors * lanes_of(target))
+    steps = -(-spec.keys // step_channels(spec.p_dtype, target))
+    columns = -(-spec.columns // lanes_of(target))
+    value = rank_tiles(target, (1, rows), columns, steps, uops=uops_of(spec.p_dtype, target))[0]
+    return (score.columns, vectors), (value.columns, value.vectors)
