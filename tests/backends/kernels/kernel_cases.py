@@ -42,6 +42,20 @@ def random(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
     return np.where(extremes, rng.choice([low, high], shape), data).astype(kind)
 
 
+def half_bits(values: np.ndarray, kind: str) -> np.ndarray:
+    """uint16: float16 by rounding, bfloat16 by cutting off."""
+    if kind == "float16":
+        return values.astype(np.float16).view(np.uint16)
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def from_bits(bits: np.ndarray, kind: str) -> np.ndarray:
+    """The float32 numbers that the bits stand for."""
+    if kind == "float16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 # Expressions. Each gives (expression, data of its operands by role); operand 0, 1, ... in that order.
 def plain(rng: np.random.Generator, channels: int, kind: str) -> tuple[Expression, list[tuple[str, np.ndarray]]]:
     return (), []
@@ -139,6 +153,7 @@ def linear(
     gap: int = 0,
     seed: int = 0,
     block: int = 0,
+    w_dtype: str = "",
 ) -> Case:
     """A convolution over images [n, h, w, groups * ic (+ gap)]; `ic` and `oc` are per group."""
     rng = np.random.default_rng([seed, *name.encode()])
@@ -150,7 +165,11 @@ def linear(
     y_strides = (out[0] * out[1] * yc, oc if groups > 1 else 0, out[1] * yc, yc)
     x = random(rng, x_dtype, images * height * width * xc - gap)
     w = random(rng, "float32" if x_dtype == "float32" else "int8", 1, groups, oc, *kernel, ic)  # oc, kh, kw, ic
-    packed = [pack_linear(w[0, g], block or lanes, 1 if block else tile[2], step) for g in range(groups)]
+    if w_dtype:
+        bits = half_bits(w, w_dtype)
+        w = from_bits(bits, w_dtype)
+    stored = bits if w_dtype else w
+    packed = [pack_linear(stored[0, g], block or lanes, 1 if block else tile[2], step) for g in range(groups)]
     weights = np.concatenate(packed)
     made, data = expression(rng, groups * oc, x_dtype)
     outer = (images, groups, *out)
@@ -178,6 +197,7 @@ def linear(
         images * out[0] * out[1] * yc - gap,
         weights.size,
         block,
+        w_dtype,
     )
     operands = [d for _, d in pairs]
     return Case(name, spec, (x, weights, *operands), spec_reference.expected(spec, x, w, *operands))
