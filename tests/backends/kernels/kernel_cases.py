@@ -15,6 +15,7 @@ from kernel_harness import Case
 
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
+from irc.backends.tvm.magnitude import limit_of
 from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear
 from irc.backends.tvm.plan.views import row_major
 from irc.backends.tvm.specs import (
@@ -123,7 +124,7 @@ def _operand_data(
         strides = [0] * len(outer)
         if repeat > 1:
             strides[1] = group
-        return Operand(data.dtype.name, (*strides, 1), data.size), data
+        return Operand(data.dtype.name, (*strides, 1), data.size, limit_of(data)), data
     if role == "place":
         flat = random(rng, data.dtype.name, math.prod(outer))
         return Operand(flat.dtype.name, (*row_major(outer), 0), flat.size), flat
