@@ -25,7 +25,8 @@ _WIDEST_ROW = 16384  # elements: row kernels keep one row on the stack
 
 
 def kind_of(node: Node) -> str:
-    """One of view, weights, concat, dequantize, linear, depthwise, pool, rows, reduce, elementwise, library."""
+    """One of view, weights, concat, dequantize, linear, depthwise, transposed, pool, rows, reduce, elementwise,
+    library."""
     if is_view(node):
         return "view"
     if node.is_op("DequantizeLinear", "Cast") and is_weight(node.output):
@@ -36,6 +37,8 @@ def kind_of(node: Node) -> str:
         return "concat"
     if node.is_op("Conv") and _is_conv(node):
         return "depthwise" if _is_depthwise(node) else "linear"
+    if node.is_op("ConvTranspose") and _is_transposed(node):
+        return "transposed"
     if node.is_op("Gemm", "MatMul") and _is_product(node):
         return "linear"
     if node.is_op("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool") and _is_pool(node):
@@ -117,6 +120,17 @@ def _is_depthwise(node: Node) -> bool:
     groups = node.get_int("group", 1)
     x_shape, w_shape = node.need(0).static_shape(), node.need(1).static_shape()
     return groups > 1 and groups == x_shape[1] == w_shape[0]
+
+
+def _is_transposed(node: Node) -> bool:
+    """Every phase of the stride has taps, and the padding is written out."""
+    if not _is_conv(node) or node.get_str("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
+        return False
+    spatial = node.need(1).static_shape()[2:]
+    strides = node.get_ints("strides", (1,) * len(spatial))
+    pads = node.get_ints("pads", (0,) * (2 * len(spatial)))
+    dilated = any(d != 1 for d in node.get_ints("dilations", (1,) * len(spatial)))
+    return not dilated and min(pads) >= 0 and all(s <= k for s, k in zip(strides, spatial, strict=True))
 
 
 def _is_product(node: Node) -> bool:

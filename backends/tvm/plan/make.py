@@ -13,6 +13,7 @@ from irc.backends.tvm.plan.lower_conv import lower_conv
 from irc.backends.tvm.plan.lower_library import lower_library
 from irc.backends.tvm.plan.lower_others import lower_elementwise, lower_pool, lower_reduce, lower_rows
 from irc.backends.tvm.plan.lower_product import lower_product
+from irc.backends.tvm.plan.lower_transposed import lower_transposed
 from irc.backends.tvm.plan.lower_winograd import lower_winograd, winograd_choice
 from irc.backends.tvm.plan.moves import lower_concat
 from irc.backends.tvm.plan.normalize import normalize
@@ -47,6 +48,7 @@ def _lower_linear(p: Planner, region: Region) -> None:
 _LOWERINGS: dict[str, Callable[[Planner, Region], None]] = {
     "linear": _lower_linear,
     "depthwise": lower_conv,
+    "transposed": lower_transposed,
     "pool": lower_pool,
     "rows": lower_rows,
     "reduce": lower_reduce,

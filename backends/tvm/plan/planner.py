@@ -13,8 +13,8 @@ import numpy as np
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.magnitude import limit_of
 from irc.backends.tvm.plan.integer import float_weights
-from irc.backends.tvm.plan.kinds import dequantized, is_view, is_weight
 from irc.backends.tvm.plan.join import image_axis, slot_of
+from irc.backends.tvm.plan.kinds import dequantized, is_view, is_weight
 from irc.backends.tvm.plan.moves import view_output
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import builder_of, data_inputs, storage_dtype
@@ -197,6 +197,7 @@ class Planner:
     def demand(self, value: Value) -> Demand | None:
         """What the convolutions that read `value` (directly or dequantized) agree on, if any of them pads."""
         from irc.backends.tvm.plan.lower_conv import conv_demand
+        from irc.backends.tvm.plan.lower_transposed import transposed_demand
 
         found: list[Demand] = []
         pending = [(value, True)]
@@ -210,7 +211,8 @@ class Planner:
                 elif use.node.is_op("Split") and use.index == 0 and image_axis(use.node) == 1:
                     pending += [(v, False) for v in use.node.outputs]
                 else:
-                    demand = conv_demand(self, use.node, use.index)
+                    find = transposed_demand if use.node.is_op("ConvTranspose") else conv_demand
+                    demand = find(self, use.node, use.index)
                     if demand is not None:
                         found.append(demand if whole else demand.without_channels())
         if not found or len({(d.order, d.fill) for d in found}) != 1:
