@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -71,7 +72,8 @@ def test_irc_commands_parse(root: Path) -> None:
 
 
 def test_pipelines_in_documents_parse(root: Path) -> None:
-    texts = [match for text in irc_commands(root) for match in re.findall(r"--passes '?([^\s']+)", text)]
+    words = [shlex.split(text) for text in irc_commands(root)]
+    texts = [after for line in words for option, after in itertools.pairwise(line) if option == "--passes"]
     assert texts
     for text in texts:
         assert Pipeline.parse(text).passes
