@@ -26,7 +26,7 @@ class _InProcess(Compiler):
     ) -> tuple[dict[str, Compiled], dict[str, dict[str, Any]]]:
         for key, request in requests.items():
             if key not in _known:
-                reply = answer({**request, "target": self.target_text})
+                reply = answer({"target": self.target_text, **request})
                 _known[key] = Compiled(base64.b64decode(reply["object"]), reply["info"])
         return {key: _known[key] for key in requests}, {}
 

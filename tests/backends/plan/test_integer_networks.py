@@ -12,7 +12,7 @@ from quantized_networks import NETWORKS, Network, build_networks
 from irc.backends.artifact.qemu import Emulated, missing_tools
 from irc.ir.clone import clone
 from irc.ir.graph import Model
-from irc.targets.catalogue import TARGETS, runs_here
+from irc.targets.catalogue import TARGETS, host_features, runnable_levels, runs_here
 from irc.targets.target import Target
 
 
@@ -51,6 +51,17 @@ def test_bytes_are_the_defined_ones(number: int, target: Target) -> None:
         away = np.abs(got[name].astype(int) - near.astype(int))
         assert away.max() <= 1
         assert (away != 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.upgrades and runs_here(t)], ids=lambda t: t.name)
+def test_all_levels_of_a_library_give_the_same_bytes(target: Target) -> None:
+    home = outputs(next(t for t in TARGETS.values() if runs_here(t)))
+    with open_program(program_of(clone(networks()[0]), target)) as network:
+        for level in runnable_levels(target.arch, host_features()):
+            network.use_level(level)
+            assert network.level == level
+            for name, got in network.run(feeds()).items():
+                np.testing.assert_array_equal(got, home[name], f"{level}: {name}")
 
 
 @functools.cache
