@@ -2,8 +2,10 @@
 
   irc bench model-irc
   irc bench model.onnx --against onnxruntime,openvino
+  irc bench model.onnx --layers
 
 The peers run the same model as irc: the one the passes left. Ratios repeat; absolute times drift with the machine.
+--layers shows every kernel: time, what it reaches of the machine's peak, bytes, and what bounds it.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ import argparse
 from pathlib import Path
 
 from irc.cli import arguments, output
+from irc.errors import OptionError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subject", type=Path, metavar="MODEL|ARTIFACT")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of every runtime (default: 1)")
     parser.add_argument("--against", default="", metavar="NAMES", help="comma separated: onnxruntime, openvino")
+    parser.add_argument("--layers", action="store_true", help="times of single kernels, on one thread")
+    parser.add_argument("--sort", action="store_true", help="with --layers: the longest first, not in order")
     parser.add_argument("--peer-model", type=Path, metavar="MODEL", help="let the peers run this model instead")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="time for each runtime (default: 2)")
     arguments.add_target(parser)
@@ -30,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.layers:
+        return run_layers(args)
     from irc.driver.bench import bench, check_peers
 
     peers = tuple(p for p in args.against.split(",") if p)
@@ -57,4 +64,36 @@ def run(args: argparse.Namespace) -> int:
     from irc.report.text import latency_table
 
     output.console().print(latency_table(found.latencies))
+    return 0
+
+
+def run_layers(args: argparse.Namespace) -> int:
+    from irc.driver.layers import layers
+
+    if args.threads != 1 or args.against:
+        raise OptionError("--layers times irc's kernels on one thread", hint="it without --threads and --against")
+    with output.progress(quiet=args.json) as progress:
+        found = layers(
+            args.subject,
+            passes=arguments.pipeline_text(args),
+            target=args.target,
+            calibration=args.calibration,
+            shapes=arguments.shapes(args.shape),
+            dims=arguments.dims(args.dim),
+            seconds=args.seconds,
+            cache_dir=args.cache_dir,
+            workers=args.jobs,
+            tuning=args.tuning,
+            progress=progress,
+        ).to_json()
+    if args.sort:
+        found["layers"].sort(key=lambda row: -row["us"])
+    if args.json:
+        output.print_json({"subject": args.subject.name, **found})
+        return 0
+    from irc.report.layers import layers_table, layers_totals
+
+    console = output.console()
+    console.print(layers_table(found["layers"]))
+    console.print(layers_totals(found))
     return 0

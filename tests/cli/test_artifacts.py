@@ -212,6 +212,32 @@ def test_bench(call: Call, artifact: Path, work: Path, kernel_cache: Path) -> No
     assert "onnxruntime" in call("bench", work / "tiny.onnx", *quick, "--cache-dir", kernel_cache)[0]
 
 
+def test_bench_layers(call: Call, artifact: Path, work: Path, kernel_cache: Path) -> None:
+    quick = ["--layers", "--seconds", "0.02", "--cache-dir", kernel_cache, "--jobs", "1"]
+    whole = json.loads(call("bench", work / "tiny.onnx", *quick, "--json")[0])
+    rows = whole["layers"]
+    assert [row["number"] for row in rows] == list(range(len(rows)))
+    assert {name for row in rows for name in row["nodes"]} >= {"conv", "relu", "fc"}
+    # conv: 8 x 8 places, 8 channels of 3 x 3 x 3; fc: 512 x 5
+    assert whole["macs"] == sum(row["macs"] for row in rows) == 64 * 8 * 27 + 512 * 5
+    assert abs(sum(row["us"] for row in rows) - whole["kernels_us"]) < 0.01 * len(rows)
+    fc = next(row for row in rows if row["macs"] == 512 * 5)
+    assert fc["written_bytes"] == 5 * 4
+    assert fc["weights_bytes"] >= 513 * 5 * 4
+    assert fc["bound"] in ("arithmetic", "memory", "neither")
+    assert abs(fc["fraction"] - fc["gops"] / whole["peak"]["float32"]) < 0.01
+    assert whole["weighted_fraction_by_type"].keys() == {"float32"}
+    assert 0 < whole["weighted_fraction"] < 4  # Winograd's counts are those of the direct convolution
+
+    text = call("bench", artifact, *quick, "--sort")[0]
+    assert "linear 512->5" in text
+    assert "weighted by multiply-adds" in text
+    times = [row["us"] for row in json.loads(call("bench", artifact, *quick, "--sort", "--json")[0])["layers"]]
+    assert times == sorted(times, reverse=True)
+    assert "without --threads" in call("bench", artifact, "--layers", "--threads", "2", code=2)[1]
+    assert "target aarch64" in call("bench", work / "tiny.onnx", "--layers", "--target", "aarch64", code=2)[1]
+
+
 def test_over_budget(call: Call, work: Path, kernel_cache: Path, tmp_path: Path) -> None:
     """Half of the labels are wrong, but equally so for the original: no drop. A budget below zero is exceeded."""
     base = ("compile", work / "tiny.onnx", "-o", tmp_path / "o", "--cache-dir", kernel_cache)

@@ -9,7 +9,8 @@ from kernel_harness import native_targets
 from irc.backends.artifact.function import Function
 from irc.backends.artifact.load import aligned_empty
 from irc.backends.tvm.codegen import compile_object
-from irc.backends.tvm.kernels.peak import build, peak_macs, peak_sizes
+from irc.backends.tvm.kernels.peak import build
+from irc.backends.tvm.peak import peak_macs, peak_sizes
 from irc.backends.tvm.specs import PeakSpec, from_json, to_json
 
 
