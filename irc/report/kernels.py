@@ -107,8 +107,8 @@ def tuned_text(us: float, analytic_us: float) -> str:
 
 def choice_text(choice: Mapping[str, Any]) -> str:
     """ "1x14x2 rows"."""
-    tile = "x".join(map(str, choice.get("tile", ())))
-    return f"{tile} {choice['order']}" if "order" in choice else tile
+    tiles = ["x".join(map(str, v)) for v in choice.values() if not isinstance(v, str)]
+    return " ".join([*tiles, *(v for v in choice.values() if isinstance(v, str))])
 
 
 def tuned_table(records: Iterable[Measured]) -> Table:

@@ -10,9 +10,10 @@ from irc.backends.tvm.geometry import lanes_of, step_channels
 from irc.backends.tvm.plan.make import Plan
 from irc.backends.tvm.plan.pack import pack_linear
 from irc.backends.tvm.plan.planner import Call, Pointer
-from irc.backends.tvm.specs import LinearSpec, Spec
+from irc.backends.tvm.specs import LinearSpec, Spec, WinogradSpec
 from irc.backends.tvm.tune.classes import with_choice
 from irc.backends.tvm.tune.records import Records
+from irc.backends.tvm.winograd import input_size
 from irc.ir.types import Array
 from irc.targets.target import Target
 
@@ -39,8 +40,6 @@ def with_spec(plan: Plan, target: Target, call: Call, spec: Spec) -> Call:
     packed = constant_of(plan, call.args[1])
     if packed is None:
         return call
-    assert isinstance(spec, LinearSpec)
-    assert isinstance(call.spec, LinearSpec)
     name = next(name for number, _, name in plan.constants if number == call.args[1].storage)
     made = plan.planner.constant(repack(packed, call.spec, spec, target), name)
     return replace(call, spec=spec, args=(call.args[0], plan.planner.pointer(made), *call.args[2:]))
@@ -48,9 +47,14 @@ def with_spec(plan: Plan, target: Target, call: Call, spec: Spec) -> Call:
 
 def needs_packing(old: Spec, new: Spec) -> bool:
     """Whether the weights lie in another order for `new`."""
-    if not isinstance(old, LinearSpec) or not isinstance(new, LinearSpec) or old.w_rows or old.block:
-        return False
-    return old.tile[2] != new.tile[2]
+    return packed_vectors(old) != packed_vectors(new)
+
+
+def packed_vectors(spec: Spec) -> int:
+    """Vectors of channels in a tile of packed weights; 0 where the packing does not depend on the tile."""
+    if isinstance(spec, LinearSpec):
+        return 0 if spec.w_rows or spec.block else spec.tile[2]
+    return spec.block[2] if isinstance(spec, WinogradSpec) else 0
 
 
 def constant_of(plan: Plan, pointer: Pointer) -> Array | None:
@@ -60,9 +64,10 @@ def constant_of(plan: Plan, pointer: Pointer) -> Array | None:
     return next((data for number, data, _ in plan.constants if number == pointer.storage), None)
 
 
-def repack(packed: Array, old: LinearSpec, new: LinearSpec, target: Target) -> Array:
+def repack(packed: Array, old: Spec, new: Spec, target: Target) -> Array:
     """Weights packed for the tile of `old`, as `new` reads them."""
-    count = old.w_strides[1] or old.w_strides[0] or packed.size  # elements of a group
+    strides = old.w_strides if isinstance(old, LinearSpec) else (0, 0)
+    count = strides[1] or strides[0] or packed.size  # elements of a group
     sources = packed.reshape(-1, count)
     where = _order(old, target, count)
     there = _order(new, target, count)
@@ -73,12 +78,17 @@ def repack(packed: Array, old: LinearSpec, new: LinearSpec, target: Target) -> A
     return result.reshape(packed.shape)
 
 
-def _order(spec: LinearSpec, target: Target, count: int) -> Array:
+def _order(spec: Spec, target: Target, count: int) -> Array:
     """For each packed element the number of the weight that stands there; -1 for padding."""
-    shape = (spec.oc, *spec.kernel, spec.ic)
+    assert isinstance(spec, LinearSpec | WinogradSpec)
+    taps, step = spec.kernel, 1
+    if isinstance(spec, WinogradSpec):
+        taps = (input_size(spec.tile[0], spec.kernel[0]), input_size(spec.tile[1], spec.kernel[1]))
+    else:
+        step = step_channels(spec.x_dtype, target, spec.ic)
+    shape = (spec.oc, *taps, spec.ic)
     numbers = np.arange(1, np.prod(shape) + 1, dtype=np.int64).reshape(shape)
-    step = step_channels(spec.x_dtype, target, spec.ic)
-    order = pack_linear(numbers, lanes_of(target), spec.tile[2], step) - 1
+    order = pack_linear(numbers, lanes_of(target), packed_vectors(spec), step) - 1
     if order.size != count:
         raise ValueError(f"{order.size} packed weights, the constant has {count}")
     return order

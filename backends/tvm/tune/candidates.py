@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-from irc.backends.tvm.geometry import dot_of, lanes_of, step_channels
-from irc.backends.tvm.plan.tiles import TileChoice, places_apart, rank_tiles
-from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec
+from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.plan.tiles import TileChoice, places_apart, rank_tiles, uops_of
+from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec
 from irc.targets.target import Target
 
 _SLACK = 1.5  # predicted cycles over the best, up to which a tile is worth a look
@@ -17,9 +18,8 @@ def ranked(spec: LinearSpec, target: Target) -> list[TileChoice]:
     """The tiles of a linear kernel, cheapest by the model first."""
     step = step_channels(spec.x_dtype, target, spec.ic)
     steps = spec.kernel[0] * spec.kernel[1] * (spec.ic // step)
-    single = spec.x_dtype == "float32" or dot_of(spec.x_dtype, target, spec.ic) in ("vpdpbusd", "sdot")
     vectors = -(-spec.oc // lanes_of(target))
-    uops = 1.0 if single else 2.0
+    uops = uops_of(spec.x_dtype, target)
     return rank_tiles(target, spec.out, vectors, steps, sums=spec.sum_x, uops=uops, apart=places_apart(spec))
 
 
@@ -36,6 +36,10 @@ def candidates(spec: Spec, target: Target, count: int = 10) -> list[Spec]:
         found = _linear(spec, target)
     elif isinstance(spec, DepthwiseSpec):
         found = _depthwise(spec, target)
+    elif isinstance(spec, WinogradSpec):
+        found = _winograd(spec, target)
+    elif isinstance(spec, AttentionSpec):
+        found = _attention(spec, target)
     else:
         found = []
     return list(dict.fromkeys([spec, *found]))[:count]
@@ -87,3 +91,30 @@ def _depthwise(spec: DepthwiseSpec, target: Target) -> list[Spec]:
             seen[tile.tile[1]] = seen.get(tile.tile[1], 0) + 1
             kept.append(tile)
     return kept
+
+
+def _winograd(spec: WinogradSpec, target: Target) -> list[Spec]:
+    """Register tiles near the chosen one, with about as many tiles of the image on the stack."""
+    block, _, vectors = spec.block
+    tiles = spec.images * math.prod(-(-o // m) for o, m in zip(spec.out, spec.tile, strict=True))
+    most = min(block * vectors, tiles * vectors)
+    found: list[Spec] = []
+    for v in sorted(range(1, min(-(-spec.oc // lanes_of(target)), 6) + 1), key=lambda v: abs(v - vectors)):
+        room = min(most // v, tiles)
+        widest = min((target.vector_registers - 1 - v) // v, room)
+        for c in sorted({widest, widest - 1, -(-widest * 3 // 4)} & set(range(1, widest + 1)), reverse=True):
+            found.append(replace(spec, block=(room // c * c, c, v)))
+    return found
+
+
+def _attention(spec: AttentionSpec, target: Target) -> list[Spec]:
+    """The best tiles of both products by the model, one of them at a time; blocks of rows become no larger."""
+    lanes = lanes_of(target)
+    keys, vectors = spec.score_tile
+    rows = min(spec.rows, vectors * lanes)
+    score = rank_tiles(target, (1, spec.keys), vectors, spec.width, uops=uops_of(spec.k_dtype, target))
+    value = rank_tiles(target, (1, rows), -(-spec.columns // lanes), spec.keys, uops=uops_of(spec.p_dtype, target))
+    first = [replace(spec, score_tile=(t.columns, vectors)) for t in score if t.vectors == vectors][:3]
+    second = [replace(spec, value_tile=(t.columns, t.vectors)) for t in value][:4]
+    fewer = [replace(spec, score_tile=(keys, v)) for v in range(vectors - 1, 0, -1)]
+    return [*second, *first, *fewer]

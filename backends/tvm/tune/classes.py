@@ -13,16 +13,22 @@ from dataclasses import fields, replace
 from typing import Any
 
 from irc.backends.tvm.expression import Expression
-from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec, to_json
+from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec, to_json
 from irc.targets.target import Target
 
 Choice = Mapping[str, Any]
 """Values of the tuned fields as JSON has them: {"tile": [1, 14, 2], "order": "rows"}."""
 
-TUNED: Mapping[type, tuple[str, ...]] = {LinearSpec: ("tile", "order"), DepthwiseSpec: ("tile",)}
+TUNED: Mapping[type, tuple[str, ...]] = {
+    LinearSpec: ("tile", "order"),
+    DepthwiseSpec: ("tile",),
+    WinogradSpec: ("block",),
+    AttentionSpec: ("score_tile", "value_tile"),
+}
 
 _ORDERS = ("rows", "channels")
-_SIZES = ("x_size", "y_size", "w_size")
+_LARGEST = 512  # of a tile's extents
+_EXPRESSIONS = ("expression", "prologue", "scores", "probabilities")
 
 
 def tuned_fields(spec: Spec) -> tuple[str, ...]:
@@ -42,11 +48,17 @@ def with_choice(spec: Spec, choice: Choice) -> Spec | None:
     names = tuned_fields(spec)
     if not names or set(choice) != set(names):
         return None
-    tile, order = choice["tile"], choice.get("order", "rows")
-    whole = isinstance(tile, list | tuple) and len(tile) == len(getattr(spec, "tile", ()))
-    if not whole or not all(type(n) is int and 0 < n <= 64 for n in tile) or order not in _ORDERS:
+    if not all(_fits(getattr(spec, name), choice[name]) for name in names):
         return None
     return replace(spec, **{n: tuple(v) if isinstance(v := choice[n], list) else v for n in names})  # type: ignore[arg-type]  # the names are this class's
+
+
+def _fits(now: Any, value: Any) -> bool:
+    """Whether `value` can stand in a field that holds `now`."""
+    if not isinstance(now, tuple):
+        return value in _ORDERS
+    whole = isinstance(value, list | tuple) and len(value) == len(now)
+    return whole and all(type(n) is int and 0 < n <= _LARGEST for n in value)
 
 
 def class_key(spec: Spec, target: Target) -> str:
@@ -54,11 +66,11 @@ def class_key(spec: Spec, target: Target) -> str:
     neutral: dict[str, Any] = dict.fromkeys(tuned_fields(spec))
     for f in fields(spec):
         value = getattr(spec, f.name)
-        if f.name in _SIZES:
+        if f.name.endswith("_size"):
             neutral[f.name] = 0
-        elif f.name in ("expression", "prologue"):
+        elif f.name in _EXPRESSIONS:
             neutral[f.name] = _structure(value)
-        elif f.name == "operands":
+        elif f.name.endswith("operands"):
             neutral[f.name] = tuple(replace(o, size=0) for o in value)
     text = to_json(replace(spec, **neutral))
     return hashlib.sha256(f"{text}\n{target.key}".encode()).hexdigest()[:32]
@@ -77,4 +89,9 @@ def describe(spec: Spec) -> str:
     if isinstance(spec, DepthwiseSpec):
         size = f"{spec.kernel[0]}x{spec.kernel[1]}"
         return f"depthwise {size} {spec.channels} at {spec.out[0]}x{spec.out[1]} {spec.x_dtype}"
+    if isinstance(spec, WinogradSpec):
+        tile = f"F({spec.tile[0]}x{spec.tile[1]})"
+        return f"winograd {tile} {spec.ic}->{spec.oc} at {spec.images}x{spec.out[0]}x{spec.out[1]}"
+    if isinstance(spec, AttentionSpec):
+        return f"attention {spec.batch[0]}x{spec.batch[1]} of {spec.rows}x{spec.keys}x{spec.width} {spec.q_dtype}"
     return type(spec).__name__.removesuffix("Spec").lower()

@@ -13,8 +13,8 @@ from irc.backends.artifact.function import Function
 from irc.backends.artifact.load import aligned_empty
 from irc.backends.tvm.plan.make import Plan
 from irc.backends.tvm.plan.planner import Call
-from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec
-from irc.backends.tvm.tune.apply import constant_of, needs_packing, repack
+from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec
+from irc.backends.tvm.tune.apply import constant_of, needs_packing, packed_vectors, repack
 from irc.ir.types import Array
 from irc.targets.target import Target
 
@@ -89,7 +89,7 @@ class Bench:
         assert self._expected is not None
         if np.array_equal(output, self._expected):
             return True
-        if getattr(self._call.spec, "y_dtype", "") != "float32":
+        if getattr(self._call.spec, "y_dtype", "float32") != "float32":
             return False
         got, want = (v[: len(v) // 4 * 4].view(np.float32) for v in (output, self._expected))
         written = np.isfinite(want)
@@ -102,16 +102,14 @@ class Bench:
         """Addresses of the copies of the weights for `spec`; [0] where the kernel has none."""
         if not _has_weights(self._call.spec):
             return [0]
-        kind = spec.tile[2] if isinstance(spec, LinearSpec) and needs_packing(self._call.spec, spec) else 0
+        kind = packed_vectors(spec)
         if kind not in self._weights:
             pointer = self._call.args[1]
             constant = constant_of(self._plan, pointer)
             if constant is None:
                 self._weights[kind] = [self._address(1)]
                 return self._weights[kind]
-            if kind:
-                assert isinstance(spec, LinearSpec)
-                assert isinstance(self._call.spec, LinearSpec)
+            if needs_packing(self._call.spec, spec):
                 constant = repack(constant, self._call.spec, spec, self._target)
             raw = np.ascontiguousarray(constant).reshape(-1).view(np.uint8)
             size = -(-(raw.nbytes + _ALIGN) // _ALIGN) * _ALIGN
@@ -156,13 +154,19 @@ class Bench:
 
 
 def _has_weights(spec: Spec) -> bool:
-    return isinstance(spec, DepthwiseSpec) or (isinstance(spec, LinearSpec) and not spec.w_rows)
+    return isinstance(spec, DepthwiseSpec | WinogradSpec) or (isinstance(spec, LinearSpec) and not spec.w_rows)
 
 
 def _dtypes(call: Call) -> list[str]:
     """Element types of the arguments; "" for what is not known."""
     spec = call.spec
-    assert isinstance(spec, LinearSpec | DepthwiseSpec)
-    weights = getattr(spec, "w_dtype", "float32" if spec.x_dtype == "float32" else "int8")
-    known = [spec.x_dtype, weights, *(o.dtype for o in spec.operands), spec.y_dtype]
+    known: list[str] = []
+    if isinstance(spec, AttentionSpec):
+        operands = [o.dtype for o in (*spec.score_operands, *spec.operands)]
+        known = [spec.q_dtype, spec.k_dtype, spec.v_dtype, *operands, spec.y_dtype]
+    elif isinstance(spec, WinogradSpec):
+        known = ["float32", "float32", *(o.dtype for o in spec.operands), "float32"]
+    elif isinstance(spec, LinearSpec | DepthwiseSpec):
+        weights = spec.w_dtype or ("float32" if spec.x_dtype == "float32" else "int8")
+        known = [spec.x_dtype, weights, *(o.dtype for o in spec.operands), spec.y_dtype]
     return known if len(known) == len(call.args) else [""] * len(call.args)

@@ -13,8 +13,8 @@ from irc.backends.tvm.cache import code_digest
 from irc.backends.tvm.geometry import lanes_of, step_channels
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.pack import pack_linear
-from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec
-from irc.backends.tvm.tune.apply import apply_records, repack
+from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, WinogradSpec
+from irc.backends.tvm.tune.apply import apply_records, packed_vectors, repack
 from irc.backends.tvm.tune.candidates import candidates
 from irc.backends.tvm.tune.classes import choice_of, class_key, tuned_fields
 from irc.backends.tvm.tune.records import Record, Records
@@ -110,6 +110,38 @@ def test_a_record_that_is_no_choice_changes_nothing() -> None:
     wrong = Records(replace(r, choice={"tile": [1]}) for r in others(plan, target))
     assert apply_records(plan, target, wrong) == 0
     assert plan.calls == calls
+
+
+def heavy() -> Model:
+    """A convolution that Winograd's transforms make cheaper, and attention."""
+    b = GraphBuilder("heavy")
+    x = b.input("x", "float32", [1, 48, 40, 40])
+    image = b.conv(x, weights(80, 48, 3, 3), weights(80, seed=1), pads=[1, 1, 1, 1])
+    q, k, v = (b.input(name, "float32", [1, 2, 48, 32]) for name in "qkv")
+    scores = b.op("Mul", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2])), np.float32(0.2))
+    b.output(image, b.op("MatMul", b.op("Softmax", scores, axis=-1), v))
+    return b.build()
+
+
+@pytest.mark.parametrize("family", [WinogradSpec, AttentionSpec])
+def test_families_of_two_tiles_follow_records(family: type) -> None:
+    target = get_target("native")
+    if target.vector_bytes < 32:
+        pytest.skip("this CPU has neither: no AVX2")
+    model = heavy()
+    call = next(c for c in plan_of(model, target).calls if isinstance(c.spec, family))
+    found = [c for c in candidates(call.spec, target, 40)[1:] if packed_vectors(c) != packed_vectors(call.spec)]
+    chosen = (found or candidates(call.spec, target, 40)[1:])[0]
+    name, choice = class_key(call.spec, target), choice_of(chosen)
+    records = Records([Record(name, target.key, code_digest(), choice, choice_of(call.spec), 1.0, 2.0)])
+    tuned = program_of(model, target, tuning=records)
+    assert tuned.statistics["tuned"] >= 1
+    rng = np.random.default_rng(0)
+    with open_program(program_of(model, target)) as plain, open_program(tuned) as other:
+        feeds = {p.name: rng.standard_normal(p.shape).astype(np.float32) for p in plain.inputs}
+        want, got = plain.run(feeds), other.run(feeds)
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
