@@ -47,6 +47,7 @@ class Quantize(Pass):
 
     `scheme` is that of the activations: asymmetric ones have the 8-bit type that the target's dot product wants
     (uint8 without a target), symmetric ones are int8 with zero point 0. `percentile` counts for that calibrator only.
+    `attention`: its two products take 8 bits too (queries, keys, values and softmax results).
     `rounding=least-squares` rounds weights for the least change of the layer's output. `skip` names nodes that stay
     in floating point.
     """
@@ -63,6 +64,7 @@ class Quantize(Pass):
     rounding: Literal["nearest", "least-squares"] = "least-squares"
     equalize: bool = True
     correct_bias: bool = True
+    attention: bool = True
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -90,11 +92,11 @@ class Quantize(Pass):
                 got="none",
                 hint="--calibration samples.npz, or quantize{activations=none}",
             )
-        regions = find_regions(model.graph, self.skip)
+        regions = find_regions(model.graph, self.skip, attention=self.attention)
         if not any(k.kind == "linear" for k in regions.kernels):
             return PassResult(False, _summary([], [], _floating(regions)), tuple(regions.refusals))
         if self.equalize and _equalize(model, regions.kernels, ctx):
-            regions = find_regions(model.graph, self.skip)
+            regions = find_regions(model.graph, self.skip, attention=self.attention)
         statistics = collect(
             model, ctx.calibration, self._wanted(regions.kernels, len(ctx.calibration)), progress=ctx.progress
         )
@@ -232,7 +234,10 @@ class _Run:
         for value in held:
             found, key = self._range(value), root(id(value))
             ranges[key] = ranges[key].union(found) if key in ranges else found
-        return {id(v): self._affine(ranges[root(id(v))]) for v in held}
+        # zero points cost a product of two computed matrices a sum of each factor; softmax results have none
+        factors = (v for k in self.kernels if k.kind == "product" for v in k.inputs)
+        centred = {root(id(v)) for v in factors if id(v) in groups and ranges[root(id(v))].low < 0}
+        return {id(v): self._affine(ranges[root(id(v))], root(id(v)) in centred) for v in held}
 
     def _range(self, value: Value) -> Range:
         histogram = self.histograms[id(value)]
@@ -245,8 +250,8 @@ class _Run:
             self.notes.append(f"'{value.name}' was {histogram.low:g} in every calibration sample")
         return found
 
-    def _affine(self, found: Range) -> Affine:
-        if self.options.scheme == "symmetric":
+    def _affine(self, found: Range, centred: bool) -> Affine:
+        if self.options.scheme == "symmetric" or centred:
             return symmetric(found.low, found.high)
         return asymmetric(found.low, found.high, self.dtype)
 

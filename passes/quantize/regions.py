@@ -17,7 +17,7 @@ from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import DType
 from irc.pipeline.contract import Refusal
 
-Kind = Literal["linear", "binary", "unary", "average", "same"]
+Kind = Literal["linear", "product", "binary", "unary", "average", "same"]
 
 # One 256-entry table each; a backend may also fuse them behind a linear kernel.
 _FUNCTIONS = """
@@ -85,9 +85,13 @@ class Regions:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def find_regions(graph: Graph, skip: Collection[str] = ()) -> Regions:
-    """Kernels of `graph` (not of its subgraphs). `skip`: names of nodes that must stay in floating point."""
+def find_regions(graph: Graph, skip: Collection[str] = (), *, attention: bool = False) -> Regions:
+    """Kernels of `graph` (not of its subgraphs). `skip`: names of nodes that must stay in floating point.
+
+    `attention`: the two products of attention are kernels too.
+    """
     regions = Regions()
+    products = {id(k.nodes[0]): k for node in graph.nodes for k in (_attention(node) if attention else ())}
     claimed: set[int] = set()
     candidates: list[Kernel] = []
     for node in graph.nodes:
@@ -96,7 +100,9 @@ def find_regions(graph: Graph, skip: Collection[str] = ()) -> Regions:
         if node.is_op(*_FLOAT_ONLY) and any(v is not None and v.is_constant for v in node.inputs):
             regions.refusals.append(Refusal(node.label, "quantize", f"{node.op_type} {NO_KERNEL}"))
             continue
-        kernel = _linear_kernel(node, regions.refusals) if node.is_op(*_LINEAR) else _other_kernel(node)
+        kernel = products.get(id(node))
+        if kernel is None:
+            kernel = _linear_kernel(node, regions.refusals) if node.is_op(*_LINEAR) else _other_kernel(node)
         if kernel is None:
             continue
         if any(named(n, skip) for n in kernel.nodes):
@@ -144,6 +150,56 @@ def _linear_kernel(node: Node, refusals: list[Refusal]) -> Kernel | None:
             output = bias_add.output
     tail, output = _pointwise_tail(output)
     return Kernel("linear", (*nodes, *tail), (node.need(0),), output, Linear(node, weight, axis, bias, bias_add))
+
+
+_SCORES = frozenset(("Add", "Sub", "Mul", "Div", "Where"))
+_AFTER_SOFTMAX = frozenset(("Where", "IsNaN", "Identity", "Cast"))
+
+
+def _attention(softmax: Node) -> tuple[Kernel, ...]:
+    """The products q k^T and p v on both sides of a softmax over the last axis, where nothing else reads in between."""
+    if not softmax.is_op("Softmax") or not _is_float(softmax) or softmax.output.shape is None:
+        return ()
+    rank = softmax.output.shape.rank
+    if softmax.get_int("axis", -1) not in (-1, rank - 1):
+        return ()
+    nodes, scores = [softmax], softmax.need(0).producer
+    while scores is not None and scores.op_type in _SCORES and sole_user(scores.output) is not None:
+        nodes.append(scores)
+        behind = [v.producer for v in scores.inputs if v is not None and v.shape == softmax.output.shape]
+        scores = next((n for n in behind if n is not None and (n.is_op("MatMul") or n.op_type in _SCORES)), None)
+    values, output = _reader_of_probabilities(softmax)
+    if scores is None or values is None or not (_multiplies_computed(scores) and _multiplies_computed(values)):
+        return ()
+    if sole_user(scores.output) is None or values.need(0) is not output or values.need(1) is output:
+        return ()
+    first = Kernel("product", (scores, *nodes), (scores.need(0), scores.need(1)), output)
+    return first, Kernel("product", (values,), (output, values.need(1)), values.output)
+
+
+def _reader_of_probabilities(softmax: Node) -> tuple[Node | None, Value]:
+    """The product that alone reads a softmax, and the value that it reads (NaN may have been replaced on the way)."""
+    value = softmax.output
+    while True:
+        readers = {id(n): n for n in value.users}
+        if value.is_output or not readers or any(n.graph is not value.graph for n in readers.values()):
+            return None, value
+        following = [n for n in readers.values() if not n.is_op("IsNaN")]
+        if len(following) != 1:
+            return None, value
+        node = following[0]
+        if node.is_op("MatMul"):
+            return (node if len(readers) == 1 else None), value
+        if node.op_type not in _AFTER_SOFTMAX or node.output.shape != value.shape:
+            return None, value
+        value = node.output
+
+
+def _multiplies_computed(node: Node) -> bool:
+    """Whether it is a MatMul of two computed matrices (or stacks of them)."""
+    if not node.is_op("MatMul") or any(v.is_constant or v.shape is None for v in (node.need(0), node.need(1))):
+        return False
+    return all(v.shape is not None and v.shape.rank >= 2 for v in (node.need(0), node.need(1)))
 
 
 def output_axis(node: Node) -> int:
@@ -270,8 +326,8 @@ def _pads_zeros(node: Node) -> bool:
 def _between_kernels(candidates: Iterable[Kernel]) -> list[Kernel]:
     """Drops the operators that do not stand between integer kernels, until nothing changes.
 
-    Kept: every linear kernel, and others whose inputs all come from a kernel or a network input and whose output
-    some kernel reads.
+    Kept: every linear kernel, products of attention, and others whose inputs all come from a kernel or a network input
+    and whose output some kernel reads.
     """
     kept = list(candidates)
     while True:
@@ -280,7 +336,7 @@ def _between_kernels(candidates: Iterable[Kernel]) -> list[Kernel]:
         still = [
             k
             for k in kept
-            if k.kind == "linear"
+            if k.kind in ("linear", "product")
             or (id(k.output) in read and all(id(v) in made or comes_in_8_bits(v) for v in k.inputs))
         ]
         if len(still) == len(kept):
