@@ -98,7 +98,8 @@ class WinogradSpec:
     """Convolution of transformed tiles: for every point a matrix product, then the transform back, then `expression`.
 
     Weights are packed by `pack.py` with the points in the place of taps. `block`: tiles whose products are kept on
-    the stack at a time, columns of them in a register tile, vectors of output channels.
+    the stack at a time, columns of them in a register tile, vectors of output channels. `w_block` > 0: weights are
+    packed in blocks of that many channels, whatever the vectors (as in LinearSpec).
     """
 
     images: int
@@ -115,6 +116,7 @@ class WinogradSpec:
     v_size: int = 0
     y_size: int = 0
     w_size: int = 0
+    w_block: int = 0
 
 
 @dataclass(frozen=True)

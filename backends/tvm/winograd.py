@@ -7,7 +7,7 @@ A tile of m x m outputs of a convolution with an r x r kernel needs (m+r-1)^2 pr
 with d the (m+r-1)^2 inputs of the tile, g the kernel, * elementwise. Summed over input channels the products are
 (m+r-1)^2 matrix products. The matrices come from polynomial interpolation (Toom and Cook) at m+r-2 points and infinity.
 The points decide about rounding errors: these have small powers, stand far apart, and their powers are exact in binary,
-so that F(4x4, 3x3) errs no more than a direct sum does.
+so that F(4x4, 3x3) errs hardly more than a direct sum does. An axis with one tap has one point, and all matrices are 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from irc.ir.types import Array
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-_POINTS = {
-    2: (Fraction(0),),
+_POINTS: dict[int, tuple[Fraction, ...]] = {
+    1: (),
     4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2)),
 }

@@ -9,6 +9,7 @@ channels everywhere, so a transform is a few multiply-adds of whole vectors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -148,6 +149,49 @@ def build_input(symbol: str, spec: WinogradInputSpec, target: Target) -> Any:
     return k.finish()
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Elements of the weights that belong to a step of the reduction: each first one, and how far to the next step."""
+
+    first: list[Expr]
+    step: int
+
+    def addresses(self, number: Expr) -> list[Expr]:
+        return [first + number * self.step for first in self.first]
+
+
+class _Weights:
+    """Where the packed weights of a few vectors of channels stand."""
+
+    def __init__(self, product: _Product, vector: Expr, vectors: int) -> None:
+        self.k, self.ic = product.k, product.spec.ic
+        points, lanes, block = product.points, product.lanes, product.spec.w_block
+        self.width = block or vectors * lanes  # of what stands together at a step
+        size = points * self.ic
+        if not block:
+            first = self.k.let(vector * (size * lanes), "wb")
+            self.bases, self.streams = [first + v * lanes for v in range(vectors)], [first]
+            return
+        ratio = block // lanes
+        numbers = [vector + v for v in range(vectors)]
+        self.bases = [
+            self.k.let(n // ratio * (size * block) + (n % ratio * lanes if ratio > 1 else 0), "wb") for n in numbers
+        ]
+        self.streams = self.bases[::ratio]
+
+    def at(self, point: Expr) -> _Step:
+        return _Step([self.k.let(b + point * (self.ic * self.width), "wp") for b in self.bases], self.width)
+
+    def ahead(self, point: Expr, register_tile: Expr, register_tiles: int) -> _Step:
+        """The weights of the next point, each register tile its share: from memory they come while this one is
+        computed."""
+        pace = -(-self.width // register_tiles)
+        lines = -(-pace // _LINE)
+        pace = pace if lines == 1 else lines * _LINE
+        start = self.k.let((point + 1) * (self.ic * self.width) + register_tile * (self.ic * pace), "wa")
+        return _Step([stream + start + n * _LINE for stream in self.streams for n in range(lines)], pace)
+
+
 class _Product:
     def __init__(self, symbol: str, spec: WinogradSpec, target: Target) -> None:
         self.spec, self.lanes = spec, lanes_of(target)
@@ -185,20 +229,19 @@ class _Product:
         return k.finish()
 
     def _item(self, tile: Expr, tiles: int, vector: Expr, vectors: int, start: int) -> None:
+        """A block of tiles for a few vectors of channels."""
         spec, k, lanes = self.spec, self.k, self.lanes
-        w_base = k.let(vector * (self.points * spec.ic * lanes), "wb")
+        weights = _Weights(self, vector, vectors)
         v_base = k.let(tile * spec.v_strides[1], "vb")
+        register_tiles = spans(tiles, spec.block[1])
+        many, done = sum(count for _, count, _ in register_tiles), 0
         with k.loop(self.points, "p") as point:
-            w_at = k.let(w_base + point * (spec.ic * vectors * lanes), "wp")
             v_at = k.let(v_base + point * spec.v_strides[0], "vp")
-            done = 0
-            columns_spans = spans(tiles, spec.block[1])
-            register_tiles = sum(count for _, count, _ in columns_spans)
-            for column, count, columns in columns_spans:
+            for column, count, columns in register_tiles:
                 with k.loop(count, "x") as x:
                     at = k.let(x * columns + column, "col")
-                    ahead = self._ahead(w_at, (x + done), register_tiles, vectors)
-                    self._multiply(w_at, k.let(v_at + at * spec.v_strides[1], "va"), columns, vectors, ahead)
+                    ahead = weights.ahead(point, x + done, many)
+                    self._multiply(weights.at(point), ahead, k.let(v_at + at * spec.v_strides[1], "va"), columns)
                     sums = k.let((point * tiles + at) * (vectors * lanes), "sb")
                     for i in range(columns * vectors):
                         k.store(self.sums, sums + i * lanes, k.load(self.acc, i * lanes, lanes), lanes)
@@ -213,26 +256,21 @@ class _Product:
             if whole < vectors:
                 self._write(corner, t, tiles, const(whole, "int32"), vectors, vector, spec.oc % lanes)
 
-    def _ahead(self, w_at: Expr, register_tile: Expr, register_tiles: int, vectors: int) -> tuple[Expr, int]:
-        spec = self.spec
-        step = vectors * self.lanes
-        lines = -(-step // (_LINE * register_tiles))
-        return self.k.let(w_at + spec.ic * step + register_tile * (spec.ic * lines * _LINE), "wa"), lines
-
-    def _multiply(self, w_at: Expr, v_at: Expr, columns: int, vectors: int, ahead: tuple[Expr, int]) -> None:
-        """Sums of one point for `columns` tiles."""
+    def _multiply(self, weights: _Step, ahead: _Step, v_at: Expr, columns: int) -> None:
+        """Sums of one point for `columns` tiles. `weights` are read and `ahead` asked for at each step."""
         spec, k, lanes = self.spec, self.k, self.lanes
+        vectors = len(weights.first)
         for i in range(columns * vectors):
             k.store(self.acc, i * lanes, const(0, "float32", lanes), lanes)
         with k.loop(spec.ic, "i") as i:
-            weights = [k.let(k.load(self.w, w_at + (i * vectors + v) * lanes, lanes), "w") for v in range(vectors)]
-            for line in range(ahead[1]):
-                k.prefetch(self.w, ahead[0] + (i * ahead[1] + line) * _LINE)
+            factors = [k.let(k.load(self.w, at, lanes), "w") for at in weights.addresses(i)]
+            for at in ahead.addresses(i):
+                k.prefetch(self.w, at)
             for c in range(columns):
                 value = k.let(broadcast(k.load(self.v, v_at + c * spec.v_strides[1] + i), lanes), "d")
-                for v in range(vectors):
+                for v, factor in enumerate(factors):
                     at = (c * vectors + v) * lanes
-                    k.store(self.acc, at, k.load(self.acc, at, lanes) + value * weights[v], lanes)
+                    k.store(self.acc, at, k.load(self.acc, at, lanes) + value * factor, lanes)
 
     def _write(
         self, corner: tuple[Expr, ...], t: Expr, tiles: int, v: Expr, vectors: int, vector: Expr, used: int
