@@ -114,6 +114,36 @@ class KernelBuilder:
             yield item
 
     @contextmanager
+    def shares(self, outer: int, inner: int, by_outer: bool, name: str = "w") -> Iterator[tuple[Expr, Expr, Expr]]:
+        """The loop over `outer` x `inner` items that are shared out: (outer index, first inner index, one past the
+        last).
+
+        A part gets neighbours: along the outer index, and where the border of a share falls the inner ones up to
+        there; or the other way round (`by_outer` False: every outer index, and about the same inner ones of each).
+        """
+        low = self.let(tirx.truncdiv(self.part * (outer * inner), self.parts), "low")
+        high = self.let(tirx.truncdiv((self.part + 1) * (outer * inner), self.parts), "high")
+        if by_outer:
+            first = self.let(tirx.truncdiv(low, const(inner, "int32")), "first")
+            end = tirx.truncdiv(high + (inner - 1), const(inner, "int32"))
+            with self.loop(end - first, name, start=first) as o:
+                before = self.let(o * inner, "o")
+                begin = self.let(tirx.Max(low - before, const(0, "int32")), "from")
+                yield o, begin, self.let(tirx.Min(high - before, const(inner, "int32")), "to")
+        else:
+            with self.loop(outer, name) as o:
+                begin = self.let(tirx.truncdiv(low - o + (outer - 1), const(outer, "int32")), "from")
+                yield o, begin, self.let(tirx.truncdiv(high - o + (outer - 1), const(outer, "int32")), "to")
+
+    @contextmanager
+    def between(self, first: int, count: int, low: Expr, high: Expr, name: str = "i") -> Iterator[Expr]:
+        """A loop over those of the items first .. first + count - 1 that lie in [low, high), counted from `first`."""
+        begin = self.let(tirx.Max(low - first, const(0, "int32")), "from")
+        end = tirx.Min(high - first, const(count, "int32"))
+        with self.loop(tirx.Max(end - begin, const(0, "int32")), name, start=begin) as item:
+            yield item
+
+    @contextmanager
     def when(self, condition: Expr | None) -> Iterator[None]:
         """Under a condition; None: always."""
         if condition is None:

@@ -8,6 +8,7 @@ rows*columns*vectors multiply-adds. Tiles at the border of the output get code o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.specs import LinearSpec
 from irc.targets.target import Target
 
+_WORTH = 3  # bytes from memory that cost as much as one from another core's cache
 _LINE = 64  # bytes of a cache line
 _BUSY = 6  # places from which on arithmetic takes as long as weights from memory
 _FEW_TILES = 16  # register tiles that share their weights
@@ -48,19 +50,39 @@ class _Linear:
         self.limits = magnitudes(self.expression, limit, [o.limit for o in spec.operands])
 
     def build(self) -> Any:
+        """Work is shared out by places or by channels, in register tiles, so that shares are as even as can be."""
         spec, k = self.spec, self.k
-        images = spec.batch[0] * spec.batch[1]
+        tiles = sum(count for _, count, _ in self.channel_spans)
         row_tiles = -(-spec.out[0] // spec.tile[0])
+        rows = spec.batch[0] * spec.batch[1] * row_tiles
         if spec.order == "rows":
-            with k.work(images * row_tiles, "r") as item:
-                self._place(item // row_tiles, item % row_tiles, None)
+            with k.shares(rows, tiles, self._by_places(), "r") as (item, first, end):
+                self._place(item // row_tiles, item % row_tiles, partial(self._channels, first, end))
+        elif rows > 1:
+            with (
+                k.shares(tiles, rows, not self._by_places(), "t") as (tile, first, end),
+                k.loop(end - first, "r", start=first) as item,
+            ):
+                self._place(item // row_tiles, item % row_tiles, partial(self._channel_tile, tile, None))
         else:
-            tiles = sum(count for _, count, _ in self.channel_spans)
-            with k.work(tiles, "t") as tile, k.loop(images, "n") as image, k.loop(row_tiles, "r") as row:
-                self._place(image, row, tile)
+            columns = -(-spec.out[1] // spec.tile[1])
+            zero = const(0, "int32")
+            with k.shares(tiles, columns, not self._by_places(), "t") as (tile, first, end):
+                self._place(zero, zero, partial(self._channel_tile, tile, (first, end)))
         return k.finish()
 
-    def _place(self, image: Expr, row_tile: Expr, channel_tile: Expr | None) -> None:
+    def _by_places(self) -> bool:
+        """Whether threads get places or channels of the output.
+
+        Places: each reads all weights, but mostly data that it has written itself, as images are cut alike from layer
+        to layer. Channels: each reads its weights only, but all data, from the other's cache.
+        """
+        spec = self.spec
+        data = spec.x_size * np.dtype(spec.x_dtype).itemsize + spec.y_size * np.dtype(spec.y_dtype).itemsize
+        return bool(spec.w_size * np.dtype(self.w.dtype).itemsize <= _WORTH * data)
+
+    def _place(self, image: Expr, row_tile: Expr, inside: Callable[[Expr, Expr, Expr, int], None]) -> None:
+        """Calls `inside` with the indices of an image, the row, and how many rows its tiles have."""
         spec, k = self.spec, self.k
         a = k.let(image // spec.batch[1], "a") if spec.batch[1] > 1 else image
         b = k.let(image % spec.batch[1], "b") if spec.batch[1] > 1 else const(0, "int32")
@@ -69,32 +91,50 @@ class _Linear:
             whole = len(row_spans) == 1
             condition = row_tile < count if start == 0 else row_tile >= start // spec.tile[0]
             with _maybe(k, None if whole else condition):
-                h = k.let(row_tile * spec.tile[0], "h")
-                self._channels(a, b, h, rows, channel_tile)
+                inside(a, b, k.let(row_tile * spec.tile[0], "h"), rows)
 
-    def _channels(self, a: Expr, b: Expr, h: Expr, rows: int, channel_tile: Expr | None) -> None:
+    def _channels(self, low: Expr, high: Expr, a: Expr, b: Expr, h: Expr, rows: int) -> None:
+        """Tiles [low, high) of channels, all columns."""
         k, first = self.k, 0
         for start, count, vectors in self.channel_spans:
-            if channel_tile is None:
-                with k.loop(count, "c") as tile:
-                    self._columns(a, b, h, rows, start, tile, vectors)
-            else:
-                inside = None
-                if len(self.channel_spans) > 1:
-                    inside = channel_tile < first + count if first == 0 else channel_tile >= first
-                    if first > 0 and first + count < sum(c for _, c, _ in self.channel_spans):
-                        inside = (channel_tile >= first) & (channel_tile < first + count)
-                with _maybe(k, inside):
-                    self._columns(a, b, h, rows, start, k.let(channel_tile - first, "c"), vectors)
+            with k.between(first, count, low, high, "c") as tile:
+                self._columns(a, b, h, rows, start, tile, vectors, None)
             first += count
 
-    def _columns(self, a: Expr, b: Expr, h: Expr, rows: int, start: int, tile: Expr, vectors: int) -> None:
+    def _channel_tile(
+        self, channel_tile: Expr, columns: tuple[Expr, Expr] | None, a: Expr, b: Expr, h: Expr, rows: int
+    ) -> None:
+        """One tile of channels; of the tiles of columns those in the range, or all."""
+        k, first = self.k, 0
+        for start, count, vectors in self.channel_spans:
+            inside = None
+            if len(self.channel_spans) > 1:
+                inside = channel_tile < first + count if first == 0 else channel_tile >= first
+                if first > 0 and first + count < sum(c for _, c, _ in self.channel_spans):
+                    inside = (channel_tile >= first) & (channel_tile < first + count)
+            with _maybe(k, inside):
+                self._columns(a, b, h, rows, start, k.let(channel_tile - first, "c"), vectors, columns)
+            first += count
+
+    def _columns(
+        self,
+        a: Expr,
+        b: Expr,
+        h: Expr,
+        rows: int,
+        start: int,
+        tile: Expr,
+        vectors: int,
+        some: tuple[Expr, Expr] | None,
+    ) -> None:
         spec, k = self.spec, self.k
         vector = k.let(tile * vectors + start, "v")
+        first = 0
         for column, count, columns in spans(spec.out[1], spec.tile[1]):
-            with k.loop(count, "x") as x:
+            with k.loop(count, "x") if some is None else k.between(first, count, *some, "x") as x:
                 w = k.let(x * columns + column, "col")
                 self._tile(a, b, h, w, vector, rows, columns, vectors, start)
+            first += count
 
     def _tile(
         self, a: Expr, b: Expr, h: Expr, w: Expr, vector: Expr, rows: int, columns: int, vectors: int, start: int
