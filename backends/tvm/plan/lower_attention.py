@@ -184,31 +184,44 @@ def lower_attention(p: Planner, attention: Attention) -> None:
     pieces = (q, k, v, out, *s_views, *e_views)
     dims, strides = collapse(lead, [view.strides[:-2] for view in pieces])
     extra, batch = dims[: max(len(dims) - 2, 0)], (1, 1, *dims)[-2:]
-    heads = [(0, 0, *s)[-2:] for s in strides]
+    layouts = [(*(0, 0, *s)[-2:], *view.strides[-2:]) for s, view in zip(strides, pieces, strict=True)]
+    read = [Operand(w.dtype, s, _addressed(w, batch, s)) for w, s in zip(pieces, layouts, strict=True)]
+    scored = [replace(o, size=o.size + -rows % lanes * o.strides[2]) for o in read[4 : 4 + len(s_views)]]
+    spec = AttentionSpec(
+        q_dtype=q.dtype,
+        k_dtype=k.dtype,
+        v_dtype=v.dtype,
+        p_dtype=p_dtype,
+        y_dtype=out.dtype,
+        batch=(batch[0], batch[1]),
+        rows=rows,
+        keys=keys,
+        width=width,
+        columns=columns,
+        q_strides=layouts[0],
+        k_strides=layouts[1],
+        v_strides=layouts[2],
+        y_strides=layouts[3],
+        scores=scores,
+        score_operands=tuple(scored),
+        probabilities=probabilities,
+        expression=expression,
+        operands=tuple(read[4 + len(s_views) :]),
+        zeros=(q_zero, k_zero, p_zero, v_zero),
+        score_tile=tiles[0],
+        value_tile=tiles[1],
+        q_size=read[0].size,
+        k_size=read[1].size,
+        v_size=read[2].size,
+        y_size=read[3].size,
+    )
+    macs = math.prod(batch) * rows * keys * (width + columns)
     for index in itertools.product(*(range(d) for d in extra)):
         at = [
             replace(view, offset=view.offset + sum(i * t for i, t in zip(index, s, strict=False)))
             for view, s in zip(pieces, strides, strict=True)
         ]
-        layouts = [(*h, *view.strides[-2:]) for h, view in zip(heads, pieces, strict=True)]
-        operands = [Operand(w.dtype, s, _addressed(w, batch, s)) for w, s in zip(pieces, layouts, strict=True)]
-        scored, written = operands[4 : 4 + len(s_views)], operands[4 + len(s_views) :]
-        scored = [replace(o, size=o.size + -rows % lanes * o.strides[2]) for o in scored]
-        spec = AttentionSpec(
-            *(q.dtype, k.dtype, v.dtype, p_dtype, out.dtype),
-            *((batch[0], batch[1]), rows, keys, width, columns),
-            *layouts[:4],
-            scores,
-            tuple(scored),
-            probabilities,
-            expression,
-            tuple(written),
-            (q_zero, k_zero, p_zero, v_zero),
-            *tiles,
-            *(o.size for o in operands[:4]),
-        )
         args = [p.pointer(view) for view in (*at[:3], *at[4:], at[3])]
-        macs = math.prod(batch) * rows * keys * (width + columns)
         p.call(spec, args, (out.storage,), attention.label, macs=macs)
     p.views[id(attention.values.output)] = out
 
