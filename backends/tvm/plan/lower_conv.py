@@ -21,7 +21,7 @@ from irc.backends.tvm.plan.kinds import dequantized, kind_of
 from irc.backends.tvm.plan.pack import pack_depthwise, pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import choose_order, choose_tile, depthwise_tile, uops_of
+from irc.backends.tvm.plan.tiles import choose_order, choose_tile, depthwise_tile, epilogue_cycles, uops_of
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, strides_in_order
 from irc.backends.tvm.plan.window import Window, two, window
@@ -139,7 +139,9 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     steps = g.kernel[0] * g.kernel[1] * ic // step
     uops = uops_of(x.dtype, p.target)
     apart = (x_strides[1] * g.stride[0] * x.itemsize, x_strides[2] * g.stride[1] * x.itemsize)
-    tile = choose_tile(p.target, out_hw, vectors, steps, sums=sums, uops=uops, apart=apart)
+    expression = b.finish(result)
+    ending = epilogue_cycles(expression)
+    tile = choose_tile(p.target, out_hw, vectors, steps, sums=sums, uops=uops, apart=apart, epilogue=ending)
     packed = [pack_for(p.target, w[i * per_group : (i + 1) * per_group], tile.vectors, step) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), node.need(1).name)
     order = choose_order(p.target, weights.extent * weights.itemsize, x.extent * x.itemsize, out_hw[0])
@@ -156,7 +158,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         (0, packed[0].size if groups > 1 else 0),
         g.stride,
         g.dilation,
-        b.finish(result),
+        expression,
         tuple(_operand(p, v, per_group, groups) for v in views),
         0,
         sums,

@@ -22,7 +22,7 @@ from irc.backends.tvm.plan.kinds import is_weight
 from irc.backends.tvm.plan.pack import pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import choose_tile, uops_of
+from irc.backends.tvm.plan.tiles import choose_tile, epilogue_cycles, uops_of
 from irc.backends.tvm.plan.views import View, collapse, row_major
 from irc.backends.tvm.specs import LinearSpec, Operand
 from irc.ir.graph import Node, Value
@@ -135,7 +135,17 @@ def _constant_weights(p: Planner, region: Region) -> None:
     vectors = -(-columns // lanes)
     uops = uops_of(x.dtype, p.target)
     apart = (0, x.strides[0] * x.itemsize)
-    tile = choose_tile(p.target, (1, rows), vectors, inner_padded // step, sums=sums, uops=uops, apart=apart)
+    expression = b.finish(result)
+    tile = choose_tile(
+        p.target,
+        (1, rows),
+        vectors,
+        inner_padded // step,
+        sums=sums,
+        uops=uops,
+        apart=apart,
+        epilogue=epilogue_cycles(expression),
+    )
     packed = pack_for(p.target, w.reshape(columns, 1, 1, inner_padded), tile.vectors, step)
     weights = p.constant(packed, node.need(1).name)
     spec = LinearSpec(
@@ -151,7 +161,7 @@ def _constant_weights(p: Planner, region: Region) -> None:
         (0, 0),
         (1, 1),
         (1, 1),
-        b.finish(result),
+        expression,
         tuple(Operand(v.dtype, (0, 0, 0, v.strides[0], v.strides[1]), v.extent, p.limit(v)) for v in views),
         0,
         sums,
@@ -226,7 +236,8 @@ def _computed_weights(p: Planner, region: Region) -> None:
     assert shaped is not None
     views = [_operand_full(p, v, out_shape, full) for v in operands.values]
     lanes = lanes_of(p.target)
-    tile = choose_tile(p.target, (1, rows), -(-columns // lanes), inner, apart=(0, x.strides[-2] * x.itemsize))
+    apart, ending = (0, x.strides[-2] * x.itemsize), epilogue_cycles(expression)
+    tile = choose_tile(p.target, (1, rows), -(-columns // lanes), inner, apart=apart, epilogue=ending)
     dims, strides = collapse(batch, [v.strides[:-2] for v in (x, w, shaped, *views)])
     extra, dims2 = dims[: max(len(dims) - 2, 0)], (1, 1, *dims)[-2:]
     padded = [(0, 0, *s)[-2:] for s in strides]

@@ -1,9 +1,12 @@
 """The analytic model that picks register tiles: cycles of a whole layer under a simple machine.
 
-Two multiply-adds and two loads per cycle, multiply-add latency 4; a tile costs per reduction step the largest of the
-three, something for each vector of weights, which comes from the second-level cache, and something for each place when
-more places fall into one set of the first-level cache than it has ways. Per tile there is a fixed overhead for its
-epilogue. Remainder tiles are counted as they are.
+Two multiply-adds and nearly two loads per cycle, multiply-add latency 4; a tile costs per reduction step the largest
+of the three, something for each vector of weights, more when they do not stay in the first-level cache, and something
+for each place when more places fall into one set of that cache than it has ways. Remainder tiles are counted as they
+are.
+
+The epilogue of a tile overlaps with the first steps of the next one as far as the processor looks ahead: each vector
+costs the cycles of its instructions, and those beyond what fits that window stand in the way for longer.
 """
 
 from __future__ import annotations
@@ -13,15 +16,26 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from irc.backends.tvm.expression import Expression
 from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
-_LATENCY = 4.0
-_EPILOGUE = 6.0  # cycles per vector that is written
-_WEIGHTS = 0.15  # cycles per vector of weights: what multiply-adds do not hide of its way
+_LATENCY = 4.6  # cycles until a sum can be added to again, and what is lost around it
+_SLOT = 0.58  # cycles per load
+_EPILOGUE = 1.6  # cycles per vector that is written: conversion, factor, conversion back, narrowing
+_INSTRUCTION = 0.45  # cycles per vector of what an expression does beyond that
+_NARROW = 0.4  # cycles per vector where a place has fewer vectors than are narrowed together
+_FUNCTION = 12.0  # cycles per vector of a polynomial
+_WINDOW = 16  # vectors of an epilogue that the next tile's work overtakes
+_EXPOSED = 1.9  # by how much a vector beyond costs more
+_TILE = 4.0  # cycles of a tile's addresses and loops
+_WEIGHTS = (0.06, 0.3)  # cycles per vector of weights in the first-level cache and from the second
 _CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
+
+
+_FUNCTIONS = frozenset({"exp", "sigmoid", "tanh", "erf", "gelu", "gelu_tanh", "div", "sqrt", "reciprocal"})
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,16 @@ def choose_tile(
     sums: bool = False,
     uops: float = 1.0,
     apart: tuple[int, int] = (0, 0),
+    epilogue: float = _EPILOGUE,
 ) -> TileChoice:
     """The cheapest (rows, columns, vectors) for `out` places, `vectors` of channels, `steps` reduction steps.
 
     `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more). `apart`:
-    bytes from the inputs of one place to those of the next, down and across (0: not known).
+    bytes from the inputs of one place to those of the next, down and across (0: not known). `epilogue`: cycles of a
+    vector of results (`epilogue_cycles`).
     """
     best: TileChoice | None = None
-    for choice in _tiles(target, out, vectors, steps, sums, uops, apart):
+    for choice in _tiles(target, out, vectors, steps, sums, uops, apart, epilogue):
         if best is None or choice.cycles < best.cycles * 0.999:
             best = choice
     assert best is not None
@@ -72,9 +88,10 @@ def rank_tiles(
     sums: bool = False,
     uops: float = 1.0,
     apart: tuple[int, int] = (0, 0),
+    epilogue: float = _EPILOGUE,
 ) -> list[TileChoice]:
     """All tiles that `choose_tile` looks at, cheapest first."""
-    return sorted(_tiles(target, out, vectors, steps, sums, uops, apart), key=lambda t: t.cycles)
+    return sorted(_tiles(target, out, vectors, steps, sums, uops, apart, epilogue), key=lambda t: t.cycles)
 
 
 def _tiles(
@@ -85,6 +102,7 @@ def _tiles(
     sums: bool,
     uops: float,
     apart: tuple[int, int],
+    epilogue: float,
 ) -> Iterator[TileChoice]:
     ways = target.l1_bytes // _PAGE
     free = target.vector_registers - 1 - (2 if uops > 1 else 0)
@@ -99,7 +117,11 @@ def _tiles(
                 if places * (v + sums) + v > free:
                     break
                 conflict = _CONFLICT if _share_a_set(r, c, apart) > ways else 0.0
-                yield TileChoice(r, c, v, *_cycles(out, vectors, steps, r, c, v, sums, uops, conflict))
+                stay = v * steps * target.vector_bytes <= target.l1_bytes
+                weights = _WEIGHTS[0 if stay else 1]
+                yield TileChoice(
+                    r, c, v, *_cycles(out, vectors, steps, r, c, v, sums, uops, conflict, weights, epilogue)
+                )
 
 
 def _share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
@@ -120,6 +142,8 @@ def _cycles(
     sums: bool,
     uops: float,
     conflict: float,
+    weights: float,
+    epilogue: float,
 ) -> tuple[float, dict[str, float]]:
     total = 0.0
     bound = {"multiply-adds": 0.0, "loads": 0.0, "latency": 0.0, "caches": 0.0, "epilogue": 0.0}
@@ -127,17 +151,31 @@ def _cycles(
         for n_c, c in _parts(out[1], columns):
             for n_v, size in _parts(vectors, v):
                 places = r * c
+                written = places * size
                 work = places * (size + sums) * uops / 2
-                loads = (places + size) / 2
-                latency = _LATENCY if places * size < 8 else 0.0
-                epilogue = _EPILOGUE * places * size + 8
+                loads = (places + size) * _SLOT
+                latency = _LATENCY if written <= 8 else 0.0
+                out_of_sight = max(written - _WINDOW, 0)
+                narrow = _NARROW if size % 4 else 0.0
+                ending = (epilogue + narrow) * (written + _EXPOSED * out_of_sight) + _TILE
                 tiles = n_r * n_c * n_v
-                caches = _WEIGHTS * size + conflict * places
-                total += tiles * (steps * (max(work, loads, latency) + caches) + epilogue)
+                caches = weights * size + conflict * places
+                total += tiles * (steps * (max(work, loads, latency) + caches) + ending)
                 for name, cost in (("multiply-adds", work), ("loads", loads), ("latency", latency), ("caches", caches)):
                     bound[name] += tiles * steps * cost
-                bound["epilogue"] += tiles * epilogue
+                bound["epilogue"] += tiles * ending
     return total, bound
+
+
+def epilogue_cycles(expression: Expression) -> float:
+    """Of one vector of results, as the tile model counts them."""
+    total = _EPILOGUE
+    for instr in expression:
+        if instr.op in ("operand", "constant", "accumulator", "requantize"):
+            continue
+        total += _FUNCTION if instr.op in _FUNCTIONS else _INSTRUCTION * (3 if instr.op == "dequantize" else 1)
+    standard = sum(instr.op in ("cast", "scale") for instr in expression)
+    return total - _INSTRUCTION * standard
 
 
 def choose_order(target: Target, weight_bytes: int, activation_bytes: int, rows: int) -> Order:
@@ -170,7 +208,16 @@ def retiled(spec: Spec, target: Target) -> Spec:
     steps = spec.kernel[0] * spec.kernel[1] * spec.ic // step_channels(spec.x_dtype, target, spec.ic)
     vectors = -(-spec.oc // lanes_of(target))
     uops = uops_of(spec.x_dtype, target)
-    chosen = choose_tile(target, spec.out, vectors, steps, sums=spec.sum_x, uops=uops, apart=places_apart(spec))
+    chosen = choose_tile(
+        target,
+        spec.out,
+        vectors,
+        steps,
+        sums=spec.sum_x,
+        uops=uops,
+        apart=places_apart(spec),
+        epilogue=epilogue_cycles(spec.expression),
+    )
     return replace(spec, tile=(chosen.rows, chosen.columns, chosen.vectors))
 
 

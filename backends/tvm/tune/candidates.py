@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from irc.backends.tvm.geometry import lanes_of, step_channels
-from irc.backends.tvm.plan.tiles import TileChoice, places_apart, rank_tiles, uops_of
+from irc.backends.tvm.plan.tiles import TileChoice, epilogue_cycles, places_apart, rank_tiles, uops_of
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec
 from irc.targets.target import Target
 
@@ -20,7 +20,16 @@ def ranked(spec: LinearSpec, target: Target) -> list[TileChoice]:
     steps = spec.kernel[0] * spec.kernel[1] * (spec.ic // step)
     vectors = -(-spec.oc // lanes_of(target))
     uops = uops_of(spec.x_dtype, target)
-    return rank_tiles(target, spec.out, vectors, steps, sums=spec.sum_x, uops=uops, apart=places_apart(spec))
+    return rank_tiles(
+        target,
+        spec.out,
+        vectors,
+        steps,
+        sums=spec.sum_x,
+        uops=uops,
+        apart=places_apart(spec),
+        epilogue=epilogue_cycles(spec.expression),
+    )
 
 
 def predicted(spec: Spec, target: Target) -> TileChoice | None:
