@@ -19,7 +19,7 @@ from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, lower_bound, place
 from irc.backends.tvm.plan.planner import Call, Pointer
 from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
-from irc.backends.tvm.tune.apply import apply_records
+from irc.backends.tvm.tune.apply import apply_records, tuned_versions
 from irc.backends.tvm.tune.records import Records
 from irc.backends.tvm.workers import Compiler, kernel_error
 from irc.errors import ShapeError, UnsupportedError
@@ -63,7 +63,7 @@ def build_program(
     plan = make_plan(clone(model).graph, planning_target(target))
     tuned = None if tuning is None else apply_records(plan, target, tuning)
     progress("plan", 1, 1)
-    kernels = _kernels(plan, target)
+    kernels = _kernels(plan, target, tuning)
     with _running(compiler, target, cache_dir, workers or default_workers()) as running:
         compiled = _compile(plan, kernels, running, progress)
     program = _assemble(name, target, ports, plan, kernels, compiled)
@@ -191,7 +191,7 @@ class _Kernel:
     key: str
 
 
-def _kernels(plan: Plan, target: Target) -> list[tuple[_Kernel, ...]]:
+def _kernels(plan: Plan, target: Target, tuning: Records | None) -> list[tuple[_Kernel, ...]]:
     """The kernels of every call: one for each level of `target`, weakest first."""
     code = code_digest()
     known: dict[str, tuple[_Kernel, ...]] = {}
@@ -200,6 +200,8 @@ def _kernels(plan: Plan, target: Target) -> list[tuple[_Kernel, ...]]:
         text = to_json(call.spec)  # equal specifications may differ in the sign of a zero
         if text not in known:
             versions = versions_of(call.spec, target)
+            if tuning is not None and target.upgrades:
+                versions = tuned_versions(versions, tuning)
             known[text] = tuple(_Kernel(spec, level, key(spec, level, code)) for spec, level in versions)
         found.append(known[text])
     return found

@@ -10,6 +10,7 @@ from irc.errors import IrcError
 from irc.frontend import default_batch, require_static
 from irc.ir.clone import clone
 from irc.ir.graph import Model
+from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
 
 if TYPE_CHECKING:
@@ -79,14 +80,16 @@ def explain_kernels(model: Model, target: Target, tuning: Path | None = None) ->
         plan = plan_of(static, target, records)
     except IrcError as error:
         return Kernels([], f"no kernels: {error}")
+    best = levels_of(target)[-1]
     rows: dict[str, list[Call]] = {}
     for call in plan.calls:
         rows.setdefault(repr(call.spec), []).append(call)
-    found = [row for calls in rows.values() if (row := _row(calls, target, records)) is not None]
+    found = [row for calls in rows.values() if (row := _row(calls, best, records)) is not None]
     rest = len(plan.calls) - sum(row.calls for row in found)
-    notes = [f"{rest} calls of kernels that leave nothing to choose"] if rest else []
-    if records.stale(target):
-        notes.append(f"{records.stale(target)} tuning records of another version of the code generator are not used")
+    notes = [f"choices are those of the best level, {best.name}"] if target.upgrades else []
+    notes += [f"{rest} calls of kernels that leave nothing to choose"] if rest else []
+    if records.stale(best):
+        notes.append(f"{records.stale(best)} tuning records of another version of the code generator are not used")
     return Kernels(found, "; ".join(notes))
 
 

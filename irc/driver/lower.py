@@ -13,6 +13,7 @@ from irc.errors import IrcError
 from irc.ir.clone import clone
 from irc.ir.graph import Model
 from irc.report.model import StepRow
+from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def tuning_notes(options: CompileOptions, program: Program) -> list[str]:
     if records is None:
         return []
     used, all_calls = program.statistics.get("tuned", 0), len(program.steps)
-    stale = records.stale(program.target)
+    stale = records.stale(levels_of(program.target)[-1])
     notes = [f"tuning records: {used} of {all_calls} kernel calls have one"]
     if stale and not used:
         notes.append(

@@ -22,6 +22,8 @@ from irc.ir.clone import clone
 from irc.ir.graph import Model
 from irc.pipeline import PassContext, Pipeline
 from irc.targets import runs_here
+from irc.targets.catalogue import levels_of
+from irc.targets.target import Target
 
 if TYPE_CHECKING:
     from irc.backends.tvm.tune.records import Record, Records
@@ -92,6 +94,8 @@ def tune(
         )
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise OutputError("cannot be written: no file in a folder that exists", where=str(output))
+    if options.target.upgrades:
+        options = replace(options, target=best_level(options.target))
     records = Records.load(output) if output.exists() else Records()
     model = load_static(options)
     context = PassContext(options.target, load_data(options.calibration, model), options.seed, progress)
@@ -115,6 +119,11 @@ def tune(
             "run it again, or longer, for the rest"
         )
     return done
+
+
+def best_level(target: Target) -> Target:
+    """Of a library with kernels for several levels the one that this machine picks."""
+    return [level for level in levels_of(target) if runs_here(level)][-1]
 
 
 def _search(model: Model, options: CompileOptions, known: Records, seconds: float, progress: Progress) -> Found:

@@ -11,7 +11,7 @@ import pytest
 from irc.backends.tvm.cache import code_digest
 from irc.backends.tvm.plan.make import make_plan
 from irc.backends.tvm.specs import LinearSpec
-from irc.backends.tvm.tune.classes import choice_of, class_key
+from irc.backends.tvm.tune.classes import choice_of, class_key, measured_on
 from irc.backends.tvm.tune.records import Record, Records
 from irc.cli import main as cli
 from irc.driver.opt import optimize
@@ -77,7 +77,9 @@ def test_measured_times_are_shown(call: Call, model: Path) -> None:
     graph = optimize(model, "none", dims={"n": 1}).model.graph
     spec = next(c.spec for c in make_plan(graph, native).calls if isinstance(c.spec, LinearSpec))
     choice = {**choice_of(spec), "tile": [1, 2, 1]}
-    found = Record(class_key(spec, native), native.key, code_digest(), choice, choice_of(spec), 3.1e-6, 3.6e-6)
+    found = Record(
+        class_key(spec, native), measured_on(spec, native), code_digest(), choice, choice_of(spec), 3.1e-6, 3.6e-6
+    )
     Records([found]).save(Path("r.json"))
     out = call("explain", model, "--tuning", "r.json")
     line = next(x for x in out.splitlines() if "linear 5x5" in x)

@@ -30,9 +30,14 @@ def versions_of(spec: Spec, target: Target) -> tuple[tuple[Spec, Target], ...]:
         return ((spec, target),)
     found = []
     for level in levels_of(target):
-        same = get_target(level.plain) if level.plain and not _sums_bytes(spec) else level
+        same = plain_level(spec, level)
         found.append((retiled(spec, same), same))
     return tuple(found)
+
+
+def plain_level(spec: Spec, level: Target) -> Target:
+    """The level that the kernel needs: one without the dot product of `level` where it uses none."""
+    return get_target(level.plain) if level.plain and not _sums_bytes(spec) else level
 
 
 def _sums_bytes(spec: Spec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +16,18 @@ from irc.backends.tvm.tune.classes import with_choice
 from irc.backends.tvm.tune.records import Records
 from irc.backends.tvm.winograd import input_size
 from irc.ir.types import Array
+from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
 
 
 def apply_records(plan: Plan, target: Target, records: Records) -> int:
-    """Replace the choices of `plan` by those in `records`. Returns how many calls have a record."""
+    """Replace the choices of `plan` by those in `records`. Returns how many calls have a record.
+
+    Of a library with kernels for several levels the plan stays: `tuned_versions` changes its kernels.
+    """
+    if target.upgrades:
+        best = levels_of(target)[-1]
+        return sum(records.find(call.spec, best) is not None for call in plan.calls)
     found = 0
     for i, call in enumerate(plan.calls):
         record = records.find(call.spec, target)
@@ -29,6 +37,17 @@ def apply_records(plan: Plan, target: Target, records: Records) -> int:
         found += 1
         plan.calls[i] = with_spec(plan, target, call, spec)
     return found
+
+
+def tuned_versions(versions: Sequence[tuple[Spec, Target]], records: Records) -> tuple[tuple[Spec, Target], ...]:
+    """Kernels of several levels that share their weights, with the choices in `records` that leave weights alone."""
+
+    def tuned(spec: Spec, level: Target) -> Spec:
+        record = records.find(spec, level)
+        found = None if record is None else with_choice(spec, record.choice)
+        return spec if found is None or needs_packing(spec, found) else found
+
+    return tuple((tuned(spec, level), level) for spec, level in versions)
 
 
 def with_spec(plan: Plan, target: Target, call: Call, spec: Spec) -> Call:

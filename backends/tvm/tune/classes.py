@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from irc.backends.tvm.expression import Expression
+from irc.backends.tvm.plan.levels import plain_level
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec, to_json
 from irc.targets.target import Target
 
@@ -61,9 +62,16 @@ def _fits(now: Any, value: Any) -> bool:
     return whole and all(type(n) is int and 0 < n <= _LARGEST for n in value)
 
 
+def measured_on(spec: Spec, target: Target) -> str:
+    """The key of the machine that decides how fast the kernel is: targets share kernels that use no dot product."""
+    return plain_level(spec, target).key
+
+
 def class_key(spec: Spec, target: Target) -> str:
     """Hexadecimal name of the kernel's class on `target`; equal for what is the same layer."""
     neutral: dict[str, Any] = dict.fromkeys(tuned_fields(spec))
+    if isinstance(spec, LinearSpec):
+        neutral["block"] = 0  # how weights are packed
     for f in fields(spec):
         value = getattr(spec, f.name)
         if f.name.endswith("_size"):
@@ -73,7 +81,7 @@ def class_key(spec: Spec, target: Target) -> str:
         elif f.name.endswith("operands"):
             neutral[f.name] = tuple(replace(o, size=0) for o in value)
     text = to_json(replace(spec, **neutral))
-    return hashlib.sha256(f"{text}\n{target.key}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{text}\n{measured_on(spec, target)}".encode()).hexdigest()[:32]
 
 
 def _structure(expression: Expression) -> Expression:

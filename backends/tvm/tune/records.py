@@ -11,8 +11,9 @@ from typing import Any
 
 from irc.backends.tvm.cache import code_digest
 from irc.backends.tvm.specs import Spec
-from irc.backends.tvm.tune.classes import Choice, class_key
+from irc.backends.tvm.tune.classes import Choice, class_key, measured_on
 from irc.errors import DataError
+from irc.targets.catalogue import get_target
 from irc.targets.target import Target
 
 FORMAT = 1
@@ -65,14 +66,14 @@ class Records:
 
     def find(self, spec: Spec, target: Target) -> Record | None:
         """The record that holds for `spec`, if there is one."""
-        return self._by_identity.get((class_key(spec, target), target.key, self._code))
+        return self._by_identity.get((class_key(spec, target), measured_on(spec, target), self._code))
 
     def stale(self, target: Target) -> int:
         """How many records for `target` another code generator was measured with."""
-        return sum(r.target == target.key and r.code != self._code for r in self)
+        return sum(r.target in _keys(target) and r.code != self._code for r in self)
 
     def current(self, target: Target) -> int:
-        return sum(r.target == target.key and r.code == self._code for r in self)
+        return sum(r.target in _keys(target) and r.code == self._code for r in self)
 
     @staticmethod
     def load(path: Path) -> Records:
@@ -93,6 +94,10 @@ class Records:
         text = json.dumps({"irc_tuning": FORMAT, "records": entries}, indent=1, sort_keys=True)
         with replacing(path) as file:
             file.write(f"{text}\n".encode())
+
+
+def _keys(target: Target) -> set[str]:
+    return {target.key, get_target(target.plain).key} if target.plain else {target.key}
 
 
 def _bad(path: Path, got: str) -> DataError:

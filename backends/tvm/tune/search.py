@@ -20,7 +20,7 @@ from irc.backends.tvm.plan.make import Plan
 from irc.backends.tvm.plan.planner import Call
 from irc.backends.tvm.specs import Spec, key, to_json
 from irc.backends.tvm.tune.candidates import candidates, other_orders
-from irc.backends.tvm.tune.classes import choice_of, class_key, describe, tuned_fields, with_choice
+from irc.backends.tvm.tune.classes import choice_of, class_key, describe, measured_on, tuned_fields, with_choice
 from irc.backends.tvm.tune.measure import Bench
 from irc.backends.tvm.tune.records import Record, Records
 from irc.backends.tvm.workers import Compiler
@@ -179,7 +179,7 @@ class Search:
             winner, after = analytic, before
         return Record(
             kernel=class_key(analytic, self._target),
-            target=self._target.key,
+            target=measured_on(analytic, self._target),
             code=self._code,
             choice=choice_of(winner),
             analytic=choice_of(analytic),

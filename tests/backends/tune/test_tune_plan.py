@@ -11,17 +11,19 @@ from in_process import glue_of, open_program, program_of
 from irc.backends.artifact.link import link_object
 from irc.backends.tvm.cache import code_digest
 from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.pack import pack_linear
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, WinogradSpec
-from irc.backends.tvm.tune.apply import apply_records, packed_vectors, repack
+from irc.backends.tvm.tune.apply import apply_records, packed_vectors, repack, tuned_versions
 from irc.backends.tvm.tune.candidates import candidates
-from irc.backends.tvm.tune.classes import choice_of, class_key, tuned_fields
+from irc.backends.tvm.tune.classes import choice_of, class_key, measured_on, tuned_fields
 from irc.backends.tvm.tune.records import Record, Records
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.clone import clone
 from irc.ir.graph import Model
 from irc.targets import TARGETS, get_target
+from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
 
 
@@ -54,11 +56,11 @@ def others(plan: Plan, target: Target) -> Records:
         if not found:
             continue
         name, choice = class_key(call.spec, target), choice_of(found[0])
-        records.add(Record(name, target.key, code_digest(), choice, choice_of(call.spec), 1.0, 2.0))
+        records.add(Record(name, measured_on(call.spec, target), code_digest(), choice, choice_of(call.spec), 1.0, 2.0))
     return records
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+@pytest.mark.parametrize("target", [t for t in TARGETS.values() if not t.upgrades], ids=lambda t: t.name)
 def test_calls_get_the_choice_of_their_record(target: Target) -> None:
     before, after = plan_of(network(), target), plan_of(network(), target)
     records = others(before, target)
@@ -92,6 +94,24 @@ def test_the_same_records_give_the_same_bytes() -> None:
     records = others(plan_of(network(), target), target)
     first, second = (program_of(network(), target, tuning=records) for _ in range(2))
     assert link_object(first, glue_of(first)) == link_object(second, glue_of(second))
+
+
+def test_each_level_of_a_library_has_its_own_choice() -> None:
+    """What was found for one level, with weights packed for that level alone, holds for it in the library of all."""
+    target = TARGETS["x86-64"]
+    best = levels_of(target)[-1]
+    records = others(plan_of(network(), best), best)
+    plan = plan_of(network(), planning_target(target))
+    assert apply_records(plan, target, records) == len(records)
+    specs = [c.spec for c in plan.calls if tuned_fields(c.spec)]
+    for spec in specs:
+        before = versions_of(spec, target)
+        after = tuned_versions(before, records)
+        assert [t for _, t in after] == [t for _, t in before]
+        assert after[0] == before[0]
+        found = records.find(spec, best)
+        assert found is not None
+        assert choice_of(after[-1][0]) == found.choice
 
 
 def test_records_of_other_code_change_nothing() -> None:
@@ -133,7 +153,9 @@ def test_families_of_two_tiles_follow_records(family: type) -> None:
     found = [c for c in candidates(call.spec, target, 40)[1:] if packed_vectors(c) != packed_vectors(call.spec)]
     chosen = (found or candidates(call.spec, target, 40)[1:])[0]
     name, choice = class_key(call.spec, target), choice_of(chosen)
-    records = Records([Record(name, target.key, code_digest(), choice, choice_of(call.spec), 1.0, 2.0)])
+    records = Records(
+        [Record(name, measured_on(call.spec, target), code_digest(), choice, choice_of(call.spec), 1.0, 2.0)]
+    )
     tuned = program_of(model, target, tuning=records)
     assert tuned.statistics["tuned"] >= 1
     rng = np.random.default_rng(0)
