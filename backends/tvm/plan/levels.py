@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from irc.backends.tvm.plan.lower_winograd import retiled as winograd_retiled
 from irc.backends.tvm.plan.tiles import retiled
-from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec, WinogradSpec
 from irc.targets.catalogue import get_target, levels_of
 from irc.targets.target import Target
 
@@ -31,7 +32,8 @@ def versions_of(spec: Spec, target: Target) -> tuple[tuple[Spec, Target], ...]:
     found = []
     for level in levels_of(target):
         same = plain_level(spec, level)
-        found.append((retiled(spec, same), same))
+        suited = winograd_retiled(spec, same) if isinstance(spec, WinogradSpec) else retiled(spec, same)
+        found.append((suited, same))
     return tuple(found)
 
 
