@@ -41,9 +41,11 @@ def compile_ll(func: Any, target: Target) -> str:
 
 def compile_object(func: Any, target: Target) -> bytes:
     """The object of a kernel, slim."""
-    from irc.backends.tvm.slim import object_from_ll, slim_ll
+    from irc.backends.tvm.slim import align_stack, object_from_ll, slim_ll
 
-    return object_from_ll(slim_ll(compile_ll(func, target)))
+    text = slim_ll(compile_ll(func, target))
+    wide = target.arch == "x86-64" and target.vector_bytes > 16
+    return object_from_ll(align_stack(text) if wide else text)
 
 
 def compile_assembly(func: Any, target: Target) -> str:

@@ -20,7 +20,7 @@ from irc.backends.tvm.kernels.emit import Operand, emit_expression, emit_levels
 from irc.backends.tvm.kernels.rounding import pack, packs, piece
 from irc.backends.tvm.kernels.steps import choose_step, weight_type
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
-from irc.backends.tvm.specs import LinearSpec
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec
 from irc.targets.target import Target
 
 _WORTH = 3  # bytes from memory that cost as much as one from another core's cache
@@ -43,7 +43,7 @@ class _Linear:
         self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
         self.sums = k.local(rows * columns * self.lanes, "int32", "sum") if spec.sum_x else None
         self.channel_spans = channel_tiles(spec.oc, self.lanes, vectors)
-        self.start, self.expression = _split_start(spec)
+        self.start, self.expression = split_start(spec)
         limit = sum_limit(spec.x_dtype, spec.kernel[0] * spec.kernel[1] * spec.ic)
         if self.start is not None:
             limit += spec.operands[self.start].limit
@@ -335,7 +335,7 @@ def _address(strides: tuple[int, ...], a: Expr, b: Expr, h: Expr, w: Expr, chann
     return a * sa + b * sb + h * sh + w * sw + channel * (sc[0] if sc else 1)
 
 
-def _split_start(spec: LinearSpec) -> tuple[int | None, Expression]:
+def split_start(spec: LinearSpec | DepthwiseSpec) -> tuple[int | None, Expression]:
     """An operand per channel that is added to the sum at once: where the sum can start instead of zero, and what then
     remains of the expression. Integer addition is exact; for floats it is another order of the same sum."""
     found = spec.expression
@@ -347,7 +347,7 @@ def _split_start(spec: LinearSpec) -> tuple[int | None, Expression]:
             continue
         number, users = int(other.params[0]), sum(instr.args[0] in n.args for n in found)
         strides = spec.operands[number].strides if number >= 0 else ()
-        if users == 1 and strides[2:] == (0, 0, 1):
+        if users == 1 and strides[-3:] == (0, 0, 1):
             return number, (*found[:i], Instr("accumulator", instr.dtype), *found[i + 1 :])
     return None, found
 

@@ -10,6 +10,7 @@ from irc.backends.tvm.kernels import (
     attention,
     channels,
     depthwise,
+    depthwise_wide,
     elementwise,
     interleave,
     linear,
@@ -35,6 +36,8 @@ from irc.targets.target import Target
 
 
 def _depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
+    if depthwise_wide.fits(spec, target):
+        return depthwise_wide.build(symbol, spec, target)
     by_rows = depthwise_rows(spec.x_dtype, spec.w_dtype, target) > 1
     return (depthwise.build if by_rows else channels.build_depthwise)(symbol, spec, target)
 

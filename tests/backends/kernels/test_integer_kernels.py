@@ -100,6 +100,19 @@ CASES: dict[str, Callable[[Target], Case]] = {
         dilation=(1, 2),
         tile=(3, 1),
     ),
+    "depthwise wide": _depthwise(
+        "depthwise wide", "uint8", x_dtype="uint8", w_dtype="int8", channels=90, gap=5, out=(3, 5)
+    ),
+    "depthwise steps": _depthwise(
+        "depthwise steps", "int8", x_dtype="uint8", w_dtype="int8", channels=64, stride=(2, 2), dilation=(1, 2),
+        out=(2, 10),
+    ),
+    "depthwise places": _depthwise(
+        "depthwise places", "uint8", x_dtype="uint8", w_dtype="int8", channels=8, out=(3, 21)
+    ),
+    "depthwise pairs": _depthwise(
+        "depthwise pairs", "int8", x_dtype="uint8", w_dtype="int8", channels=32, out=(4, 5), kernel=(2, 3)
+    ),
     "max pool": lambda _: cases.pool("max pool", x_dtype="uint8", y_dtype="uint8", channels=37),
     "sum pool": lambda _: _mean_pool("sum pool", "uint8", 21, cases.integer_mean("uint8", 9, 12)),
     "mean pool": lambda _: _mean_pool("mean pool", "int8", 5, cases.integer_mean("int8", None, -9)),

@@ -1,6 +1,6 @@
 """Debug information and unused helpers go, code and target stay."""
 
-from irc.backends.tvm.slim import object_from_ll, slim_ll
+from irc.backends.tvm.slim import align_stack, object_from_ll, slim_ll
 
 FLAG = '!2 = !{i32 2, !"tvm_target", !"{\\22kind\\22:\\22llvm\\22,\\22mtriple\\22:\\22x86_64-linux-gnu\\22}"}'
 HEAD = """; ModuleID = 'TVMMod'
@@ -69,3 +69,12 @@ def test_object_defines_the_symbol_and_nothing_else_of_ours():
     assert b"\0copy\0" in data
     assert b"__extendhfsf2" not in data
     assert b".debug" not in data
+
+
+def test_functions_that_are_defined_align_their_stack() -> None:
+    text = (
+        "define void @k(ptr %x) #0 {\n}\n\ndeclare float @f() #1\n\nattributes #0 = { nounwind }\nattributes #1 = { }\n"
+    )
+    aligned = align_stack(text)
+    assert 'attributes #0 = { "stackrealign" nounwind }' in aligned
+    assert "attributes #1 = { }" in aligned
