@@ -18,6 +18,7 @@ from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, lower_bound, place
 from irc.backends.tvm.plan.planner import Call, Pointer
+from irc.backends.tvm.plan.waits import waits
 from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
 from irc.backends.tvm.tune.apply import apply_records, tuned_versions
 from irc.backends.tvm.tune.records import Records
@@ -252,11 +253,11 @@ def _assemble(
     workspace += planner.target.vector_bytes if workspace else 0
     weights, total = _place_weights(plan, calls)
     steps = []
-    for call, versions in zip(calls, kernels, strict=True):
+    for call, versions, wait in zip(calls, kernels, waits(calls, planner.storages), strict=True):
         args = tuple(_arg(plan, pointer) for pointer in call.args)
         symbols = tuple(_symbol(v.key) for v in versions)
         variants = symbols if len(symbols) > 1 else ()
-        steps.append(Step(symbols[0], args, call.parallel, call.nodes, call.label, call.macs, variants=variants))
+        steps.append(Step(symbols[0], args, call.parallel, call.nodes, call.label, call.macs, wait, variants))
     return Program(
         name,
         target,

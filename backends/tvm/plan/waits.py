@@ -1,0 +1,64 @@
+"""Which kernel calls have to wait for earlier ones, where several threads go through the calls together.
+
+A call waits when it meets a call since the last waiting one in memory that one of the two writes, unless both run on
+one thread. Placement has given storages that do not live at the same time the same memory: bytes are compared, not
+storages. The border of an image and its inside are written by two calls and do not meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from irc.backends.tvm.plan.planner import Call
+from irc.backends.tvm.plan.views import Storage
+from irc.backends.tvm.specs import FillSpec
+
+
+@dataclass(frozen=True)
+class _Access:
+    """Memory that a call touches: [low, high) of `space` (workspace, or an input or output by number)."""
+
+    space: tuple[str, int]
+    low: int
+    high: int
+    writes: bool
+    storage: int
+    border: bool
+
+
+def waits(calls: Sequence[Call], storages: Sequence[Storage]) -> list[bool]:
+    """For each call whether it waits. The first never does."""
+    found: list[bool] = []
+    since: list[tuple[bool, list[_Access]]] = []
+    for call in calls:
+        mine = _accesses(call, storages)
+        wait = any((call.parallel or parallel) and _meet(mine, theirs) for parallel, theirs in since)
+        since = [(call.parallel, mine)] if wait else [*since, (call.parallel, mine)]
+        found.append(wait)
+    return found
+
+
+def _accesses(call: Call, storages: Sequence[Storage]) -> list[_Access]:
+    found = []
+    for number in {pointer.storage for pointer in call.args}:
+        storage = storages[number]
+        if storage.kind == "weights":
+            continue
+        placed = storage.kind == "workspace"
+        space = (storage.kind, 0 if placed else storage.port)
+        low = storage.offset if placed else 0
+        high = low + storage.nbytes if placed else 1
+        border = isinstance(call.spec, FillSpec)
+        found.append(_Access(space, low, high, number in call.writes, number, border))
+    return found
+
+
+def _meet(some: list[_Access], others: list[_Access]) -> bool:
+    return any(_collide(a, b) for a in some for b in others)
+
+
+def _collide(a: _Access, b: _Access) -> bool:
+    if a.space != b.space or not (a.writes or b.writes) or a.high <= b.low or b.high <= a.low:
+        return False
+    return not (a.storage == b.storage and a.writes and b.writes and a.border != b.border)
