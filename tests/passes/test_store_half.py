@@ -95,6 +95,30 @@ def test_shared_weights_are_stored_once() -> None:
     assert len([v for v in after.graph.constants.values() if v.constant is not None]) == 1
 
 
+@kinds
+def test_of_a_table_the_rows_that_are_read_are_cast(kind: str) -> None:
+    b = GraphBuilder("net")
+    table = b.constant(weights(200, 24), "table")
+    rows = b.op("Gather", table, b.input("i", "int64", [2, 3]), axis=0)
+    rows = b.op("Add", rows, b.op("Gather", weights(20, 24, seed=1), np.array([0, 3, 7]), axis=0))
+    # the same numbers are the weights of the last layer
+    b.output(b.op("Gemm", b.op("Reshape", rows, np.array([6, 24])), table, transB=1), name="y")
+    after, found = report(b.build(), HALF % kind, 8 * ROUNDING[kind])
+    gather = next(n for n in after.graph.nodes if n.is_op("Gather") and not n.need(1).is_constant)
+    assert gather.output.dtype is DType(kind)
+    assert [u.op_type for u in gather.output.users] == ["Cast"]
+    assert sum(v.constant is not None and v.tensor.dtype is DType(kind) for v in after.graph.constants.values()) == 1
+    assert any("fewer than 4096" in r.reason for r in found.refusals)
+    assert len(found.passes[0].statistics["layers"]) == 2
+
+
+def test_a_table_whose_rows_leave_the_network() -> None:
+    b = GraphBuilder("net")
+    b.output(b.op("Gather", weights(200, 24), b.input("i", "int64", [3]), axis=0), name="rows")
+    after, _ = report(b.build(), HALF % "float16", ROUNDING["float16"])
+    assert ops(after) == ["Gather", "Cast"]
+
+
 def layer(w: np.ndarray, op: str = "MatMul", **attributes: int) -> Model:
     b = GraphBuilder("net")
     if op == "Conv":
