@@ -12,6 +12,7 @@ The normal form
 - Flatten, Squeeze and Unsqueeze are Reshapes, and a Reshape target is a constant, where at most one extent is
   unknown.
 - A mean over all spatial axes is GlobalAveragePool, with a Reshape where the axes are dropped.
+- Attention is its two products and the softmax between them, where it reads float32 of known shape.
 - Clip with no lower bound but 0 and no upper one is Relu; Max and Min with one scalar are Clip. Swish is a product.
 """
 
@@ -21,21 +22,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from irc.ir.graph import Model
-from irc.passes.clean import canonical_arith, canonical_attributes, canonical_shape
+from irc.passes.clean import canonical_arith, canonical_attention, canonical_attributes, canonical_shape
 from irc.pipeline.contract import Pass, PassContext, PassResult
 from irc.rewrite import apply_rules
 
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """One form of each operator (the module docstring lists them). Exact."""
+    """One form of each operator (the module docstring lists them). Exact, but for Attention, which is scaled once."""
 
     name: ClassVar[str] = "canonicalize"
     summary: ClassVar[str] = "one normal form of each operator"
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         named = canonical_attributes.normalize(model)
-        rules = (*canonical_arith.RULES, *canonical_shape.RULES)
+        rules = (*canonical_arith.RULES, *canonical_attention.RULES, *canonical_shape.RULES)
         result = apply_rules(model, rules, ctx, pass_name=self.name)
         statistics = {**named, **result.statistics}
         return PassResult(result.changed or bool(named), statistics, result.refusals)
