@@ -19,7 +19,8 @@ PASS_NOTES = 3
 
 @dataclass
 class Compilation:
-    """What came out. `program` None and `directory` None where an earlier phase was the last one asked for."""
+    """What came out. `program` None and `directory` None where an earlier phase was the last one asked for.
+    `exported`: `model` as an ONNX file, where somebody needed it already."""
 
     options: CompileOptions
     original: Model
@@ -29,6 +30,7 @@ class Compilation:
     program: Program | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     directory: Path | None = None
+    exported: bytes | None = None
 
 
 def new_report(options: CompileOptions, model: Model, pipeline: Pipeline) -> Report:

@@ -10,12 +10,13 @@ from typing import Any
 
 from irc.backends.program import Program
 from irc.driver import lower, runners
-from irc.driver.checks import Twin, accuracy, layer_damage, verify
+from irc.driver.checks import Twin, accuracy, layer_damage
 from irc.driver.compilation import Compilation, new_report, pass_notes, size_of, summaries
 from irc.driver.load import load_data, load_static
 from irc.driver.lower import Progress
 from irc.driver.manifest import make_manifest
 from irc.driver.options import CompileOptions, check_writable
+from irc.driver.remembered import verification
 from irc.driver.verification import Verification
 from irc.evaluation.scoring import check_metric
 from irc.ir.clone import clone
@@ -83,7 +84,7 @@ def compile_model(
     with closing(Twin(done, progress)) as twin:
         with clock("verify"):
             refused = Verification("none", reason="the user refused (--no-verify)")
-            report.verification = (verify(done, twin, calibration) if options.verify else refused).to_json()
+            report.verification = verification(done, twin, calibration) if options.verify else refused.to_json()
         with clock("evaluate"):
             found = accuracy(done, twin, evaluation, progress)
             report.accuracy = found.to_json() if found is not None else None
@@ -126,7 +127,7 @@ def _write(done: Compilation) -> None:
         done.program,
         done.options.directory,
         manifest=make_manifest(done),
-        model_proto_bytes=to_bytes(done.model) if "onnx" in emit else None,
+        model_proto_bytes=(done.exported or to_bytes(done.model)) if "onnx" in emit else None,
         report_html=html(done.report) if "report" in emit else None,
         glue_object=runners.glue_object(done.program, lower.cache_folder(done.options)),
         emit=emit,

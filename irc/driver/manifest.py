@@ -30,12 +30,12 @@ def make_manifest(done: Compilation) -> dict[str, Any]:
         "seed": options.seed,
         "shapes": {k: list(v) for k, v in sorted(options.shapes.items())},
         "dims": dict(sorted(options.dims.items())),
-        "calibration": _file(options.calibration),
+        "calibration": data_facts(options.calibration),
         "passes": [p.to_json() for p in report.passes],
         "before": report.before.to_json() if report.before else None,
         "after": report.after.to_json() if report.after else None,
         "verification": report.verification,
-        "accuracy": (report.accuracy | {"data": _file(options.evaluation)}) if report.accuracy else None,
+        "accuracy": (report.accuracy | {"data": data_facts(options.evaluation)}) if report.accuracy else None,
         "steps": len(report.steps),
         "notes": report.notes,
     }
@@ -45,11 +45,11 @@ def make_manifest(done: Compilation) -> dict[str, Any]:
 def _source(done: Compilation) -> dict[str, Any]:
     source = done.options.model
     if isinstance(source, Path):
-        return dict(_file(source) or {})
+        return dict(data_facts(source) or {})
     return {"file": done.original.name, "sha256": None}
 
 
-def _file(path: Data | None) -> dict[str, Any] | None:
+def data_facts(path: Data | None) -> dict[str, Any] | None:
     """Name and hash, not the folder: that differs between machines. Arrays in memory have a hash only."""
     if path is None:
         return None

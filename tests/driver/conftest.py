@@ -16,7 +16,7 @@ from irc.backends.program import Port, Program, Step
 from irc.driver import compile as driver
 from irc.driver import lower, runners
 from irc.evaluation.oracle import Oracle
-from irc.export import save
+from irc.export import save, to_bytes
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Value
@@ -42,7 +42,7 @@ class FakeBackend:
         steps = tuple(
             Step(f"k{i}", (), nodes=(n.name,), label=n.op_type, macs=1) for i, n in enumerate(copy.graph.nodes)
         )
-        program = Program(options.name, target, inputs, outputs, steps, {}, (), 0, 64)
+        program = Program(options.name, target, inputs, outputs, steps, {"k": to_bytes(copy)}, (), 0, 64)
         self._models[id(program)] = (program, copy)
         return program
 
@@ -55,8 +55,9 @@ def _port(value: Value) -> Port:
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackend:
     fake = FakeBackend()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(lower, "build_program", fake.build)
     monkeypatch.setattr(runners, "in_process", fake.in_process)
     monkeypatch.setattr(driver, "_write", _write_manifest_only)

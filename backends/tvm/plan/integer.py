@@ -106,17 +106,19 @@ def integer_weights(node: Node) -> IntegerWeights | None:
     channels = array.shape[0]
     zero_value = weights.input(2)
     zero = np.zeros(1, np.int64) if zero_value is None else zero_value.numpy().astype(np.int64).reshape(-1)
-    wide = array.astype(np.int64)
     zeros = np.broadcast_to(zero, (channels,)) if zero.size in (1, channels) else None
     if zeros is None:
         return None
-    shifted = wide - zeros.reshape((-1,) + (1,) * (wide.ndim - 1))
+    total = np.broadcast_to(scale, (channels,)) * float(np.float32(data[1]))
+    if q.dtype is DType.INT8 and not zeros.any():  # nearly always: nothing to do, and nothing to copy
+        return IntegerWeights(data[0], data[2], array, np.ascontiguousarray(total), None)
+    wide = array.astype(np.int16)
+    shifted = wide - zeros.reshape((-1,) + (1,) * (wide.ndim - 1)).astype(np.int16)
     weight_zero: Array | None = None
     if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:  # keep the bytes, remember the zero point
         shift = 128 if q.dtype is DType.UINT8 else 0
         shifted = wide - shift
         weight_zero = (zeros - shift).astype(np.int32)
-    total = np.broadcast_to(scale, (channels,)) * float(np.float32(data[1]))
     return IntegerWeights(data[0], data[2], shifted.astype(np.int8), np.ascontiguousarray(total), weight_zero)
 
 
