@@ -20,6 +20,7 @@ Strides = tuple[int, ...]
 Order = Literal["rows", "channels"]
 RowKind = Literal["softmax", "log_softmax", "layer_norm", "rms_norm"]
 ReduceKind = Literal["sum", "max", "min", "prod"]
+RecurrentKind = Literal["lstm", "gru"]
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,29 @@ class FillSpec:
 
 
 @dataclass(frozen=True)
+class RecurrentSpec:
+    """The steps of an LSTM or GRU in one direction (`kernels/recurrent.py`), what the inputs contribute being known.
+
+    Arguments: z [step, batch, gate, padded unit]; weights [block, k, gate, 16 units]; of a GRU the bias of the reset
+    product; `given` first states [batch, hidden] (h, c); y; the last h and c; scratch of 3 * batch * padded units.
+    Units are padded to whole blocks of 16.
+    """
+
+    kind: RecurrentKind
+    steps: int
+    batch: int
+    hidden: int
+    reverse: bool = False
+    given: int = 0
+    y_strides: tuple[int, int] = (0, 0)  # step, batch
+    y_size: int = 0
+
+    @property
+    def gates(self) -> int:
+        return 4 if self.kind == "lstm" else 3
+
+
+@dataclass(frozen=True)
 class PeakSpec:
     """Nothing but multiply-adds in registers, `rounds` times over: measures the machine (`kernels/peak.py`)."""
 
@@ -303,6 +327,7 @@ Spec = (
     | ReduceSpec
     | FillSpec
     | AttentionSpec
+    | RecurrentSpec
     | PeakSpec
     | LibrarySpec
 )
@@ -320,6 +345,7 @@ _CLASSES = {
         ReduceSpec,
         FillSpec,
         AttentionSpec,
+        RecurrentSpec,
         PeakSpec,
         LibrarySpec,
         Operand,

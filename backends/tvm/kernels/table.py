@@ -15,6 +15,7 @@ from irc.backends.tvm.kernels import (
     interleave,
     linear,
     peak,
+    recurrent,
     rows,
     winograd,
 )
@@ -26,6 +27,7 @@ from irc.backends.tvm.specs import (
     LinearSpec,
     PeakSpec,
     PoolSpec,
+    RecurrentSpec,
     ReduceSpec,
     RowsSpec,
     Spec,
@@ -55,6 +57,7 @@ _BUILDERS: dict[type, Callable[..., Any]] = {
     PoolSpec: channels.build_pool,
     ElementwiseSpec: _elementwise,
     AttentionSpec: attention.build,
+    RecurrentSpec: recurrent.build,
     FillSpec: elementwise.build_fill,
     RowsSpec: rows.build_rows,
     ReduceSpec: rows.build_reduce,

@@ -26,7 +26,7 @@ _WIDEST_ROW = 16384  # elements: row kernels keep one row on the stack
 
 def kind_of(node: Node) -> str:
     """One of view, weights, concat, dequantize, linear, depthwise, transposed, pool, rows, reduce, elementwise,
-    library."""
+    recurrent, library."""
     if is_view(node):
         return "view"
     if node.is_op("DequantizeLinear", "Cast") and is_weight(node.output):
@@ -49,6 +49,8 @@ def kind_of(node: Node) -> str:
         return "reduce"
     if builder_of(node) is not None:
         return "elementwise"
+    if _is_recurrent(node):
+        return "recurrent"
     return "library"
 
 
@@ -173,3 +175,28 @@ def _is_reduce(node: Node) -> bool:
     if node.op_type in ("ReduceMean", "ReduceL2", "ReduceL1", "ReduceSumSquare"):
         return x.dtype is DType.FLOAT
     return x.dtype in (DType.FLOAT, DType.INT32)
+
+
+_ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
+_RECURRENT = {"direction", "hidden_size", "linear_before_reset", "activations"}
+
+
+def _is_recurrent(node: Node) -> bool:
+    """Float32 with constant weights and the standard's activations; every sequence has all steps, no peepholes."""
+    if node.op_type not in _ACTIVATIONS or node.domain != "" or node.get_int("layout", 0):
+        return False
+    if not set(node.attributes) <= _RECURRENT | {"layout"}:
+        return False
+    x, weights = node.need(0), [node.need(1), node.need(2), node.input(3)]
+    if x.dtype is not DType.FLOAT or x.shape is None or not x.shape.is_static or 0 in x.static_shape():
+        return False
+    if any(v is not None and not is_weight(v) for v in weights) or any(node.input(i) is not None for i in (4, 7)):
+        return False
+    if node.input(6) is not None and node.input(5) is None:
+        return False
+    if node.op_type == "GRU" and not node.get_int("linear_before_reset", 0):
+        return False
+    count = 2 if node.get_str("direction", "forward") == "bidirectional" else 1
+    named = node.attributes.get("activations")
+    wanted = _ACTIVATIONS[node.op_type] * count
+    return named is None or tuple(str(a).lower() for a in named) == wanted  # type: ignore[union-attr]  # a list of names

@@ -49,6 +49,7 @@ def _sums_bytes(spec: Spec) -> bool:
     return type(spec).__name__ not in _PLAIN
 
 
-_PLAIN = frozenset(
-    "PoolSpec ElementwiseSpec RowsSpec ReduceSpec FillSpec LibrarySpec WinogradSpec WinogradInputSpec".split()  # noqa: SIM905
-)
+_PLAIN = {
+    *("PoolSpec", "ElementwiseSpec", "RowsSpec", "ReduceSpec", "FillSpec", "LibrarySpec"),
+    *("WinogradSpec", "WinogradInputSpec", "RecurrentSpec"),
+}

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
-from irc.backends.tvm.geometry import lanes_of
+from irc.backends.tvm.geometry import block_of, lanes_of
 from irc.backends.tvm.plan.integer import FusedQuantize, float_weights, start_sum
 from irc.backends.tvm.plan.kinds import kind_of
 from irc.backends.tvm.plan.lower_conv import _bias, _broadcast, _channel_ready, _nhw, _operand
-from irc.backends.tvm.plan.pack import block_of, pack_for
+from irc.backends.tvm.plan.pack import pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.tiles import choose_order, choose_tile

@@ -277,8 +277,10 @@ class Planner:
         label: str,
         nodes: tuple[str, ...] | None = None,
         macs: int = 0,
+        parallel: bool = True,
     ) -> None:
-        self.calls.append(Call(spec, tuple(args), writes, label, self.origin if nodes is None else nodes, macs))
+        origin = self.origin if nodes is None else nodes
+        self.calls.append(Call(spec, tuple(args), writes, label, origin, macs, parallel))
 
     def copy(self, source: View, target: View, label: str = "copy") -> None:
         """Element by element. 16-bit floats are moved as integers: LLVM lacks bfloat16 on most processors."""

@@ -68,7 +68,7 @@ class _Finder:
         kind = kind_of(node)
         if kind in ("view", "weights", "dequantize"):
             return None
-        grown = [node] if kind in ("library", "concat") else self._grow(node, kind)
+        grown = [node] if kind in ("library", "concat", "recurrent") else self._grow(node, kind)
         self.taken.update(id(n) for n in grown)
         return Region(kind, tuple(grown), grown[-1].output)
 
