@@ -13,6 +13,7 @@ from typing import Any
 from irc.backends.program import Arg, Blob, Port, Program, Step
 from irc.backends.tvm import specs
 from irc.backends.tvm.cache import Cache, Compiled, code_digest
+from irc.backends.tvm.plan.following import ask_ahead
 from irc.backends.tvm.plan.kinds import dequantized
 from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
@@ -63,6 +64,7 @@ def build_program(
     progress("plan", 0, 1)
     plan = make_plan(clone(model).graph, planning_target(target))
     tuned = None if tuning is None else apply_records(plan, target, tuning)
+    ask_ahead(plan.planner, plan.calls, planning_target(target))
     progress("plan", 1, 1)
     kernels = _kernels(plan, target, tuning)
     with _running(compiler, target, cache_dir, workers or default_workers()) as running:

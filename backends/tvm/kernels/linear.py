@@ -15,7 +15,7 @@ import numpy as np
 
 from irc.backends.tvm.expression import Expression, Instr
 from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
-from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const
+from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.emit import Operand, emit_expression, emit_levels
 from irc.backends.tvm.kernels.rounding import pack, packs, piece
 from irc.backends.tvm.kernels.steps import choose_step, weight_type
@@ -24,6 +24,7 @@ from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec
 from irc.targets.target import Target
 
 _WORTH = 3  # bytes from memory that cost as much as one from another core's cache
+_AT_ONCE = 6  # cache lines that are asked for one after the other
 _LINE = 64  # bytes of a cache line
 _BUSY = 6  # places from which on arithmetic takes as long as weights from memory
 _FEW_TILES = 16  # register tiles that share their weights
@@ -38,6 +39,7 @@ class _Linear:
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
         self.w = k.pointer("w", weight_type(spec.x_dtype, spec.w_dtype, target), spec.w_size)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
+        self.following = k.pointer("next", "int8", spec.ahead) if spec.ahead else None
         self.y = k.pointer("y", spec.y_dtype, spec.y_size)
         rows, columns, vectors = spec.tile
         self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
@@ -178,7 +180,9 @@ class _Linear:
         reduction = spec.kernel[0] * spec.kernel[1] * steps
         bases, w_step = self._weights(a * spec.w_strides[0] + b * spec.w_strides[1], vector, vectors, start, reduction)
         image = a * spec.batch[1] + b
-        ahead = self._ahead((image * spec.out[0] + h) * spec.out[1] + w, bases[0], vectors, reduction, len(places))
+        place = k.let((image * spec.out[0] + h) * spec.out[1] + w, "pl")
+        ahead = self._ahead(place, bases[0], vectors, reduction, len(places))
+        following = self._following(place, vector, vectors, reduction, len(places))
         with (
             k.loop(spec.kernel[0], "kh") as kh,
             k.loop(spec.kernel[1], "kw") as kw,
@@ -186,8 +190,8 @@ class _Linear:
         ):
             tap = (kh * spec.kernel[1] + kw) * steps + i
             weights = [step.load_w(k, self.w, base + tap * w_step) for base in bases]
-            for at in ahead(tap):
-                k.prefetch(self.w, at)
+            ahead(tap)
+            following(tap)
             x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
             for p, (r, c) in enumerate(places):
                 place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
@@ -199,11 +203,9 @@ class _Linear:
                     total = step.mac(k.load(self.sums, p * lanes, lanes), value, step.ones)
                     k.store(self.sums, p * lanes, total, lanes)
 
-    def _ahead(
-        self, place: Expr, first: Expr, vectors: int, reduction: int, places: int
-    ) -> Callable[[Expr], list[Expr]]:
-        """Step of the reduction -> the weights to ask for: those of the next tile of channels, spread evenly over the
-        places, so that they come from memory while this tile is computed.
+    def _ahead(self, place: Expr, first: Expr, vectors: int, reduction: int, places: int) -> Callable[[Expr], None]:
+        """Step of the reduction -> asks for weights of the next tile of channels, so that they come from memory while
+        this tile is computed.
 
         `place` is the first of a register tile of `places`, `first` where its weights begin. Where many register tiles
         share their weights, waiting for them once does not count.
@@ -212,14 +214,46 @@ class _Linear:
         total = spec.batch[0] * spec.batch[1] * spec.out[0] * spec.out[1]
         some = _BUSY <= total <= _FEW_TILES * spec.tile[0] * spec.tile[1]
         if spec.order != "channels" or spec.w_rows or spec.block or not some:
-            return lambda step: []
+            return lambda step: None
         size = vectors * self.lanes * self.step.channels  # of a step
         line = _LINE // np.dtype(self.w.dtype).itemsize
-        pace = -(-size * places // total)
-        lines = -(-pace // line)
-        pace = pace if lines == 1 else lines * line
         start = self.k.let(first + (place * reduction // total + reduction) * size, "wa")
-        return lambda step: [start + step * pace + n * line for n in range(lines)]
+        return self._ask(self.w, start, -(-reduction * size * places // (total * line)), reduction)
+
+    def _following(
+        self, place: Expr, vector: Expr, vectors: int, reduction: int, places: int
+    ) -> Callable[[Expr], None]:
+        """Step of the reduction -> asks for what follows: each tile for its share of it."""
+        spec, k = self.spec, self.k
+        all_places, all_vectors = spec.batch[0] * spec.batch[1] * spec.out[0] * spec.out[1], -(-spec.oc // self.lanes)
+        total, lines = all_places * all_vectors, spec.ahead // _LINE
+        if self.following is None or total * lines >= 2**31:
+            return lambda step: None
+        before = (
+            place * all_vectors + vector * places if spec.order == "rows" else vector * all_places + place * vectors
+        )
+        start = k.let(before * lines // total * _LINE, "na")
+        return self._ask(self.following, start, -(-lines * places * vectors // total), reduction)
+
+    def _ask(self, buffer: Buffer, start: Expr, lines: int, reduction: int) -> Callable[[Expr], None]:
+        """Step of the reduction -> asks for cache lines of `buffer`: each once, because asking again is not free.
+
+        A few lines are asked for now, before the first step; more are spread over the steps.
+        """
+        k, line = self.k, _LINE // np.dtype(buffer.dtype).itemsize
+        if lines <= _AT_ONCE:
+            for n in range(lines):
+                k.prefetch(buffer, start + n * line)
+            return lambda step: None
+        period = 1 << max((reduction // lines).bit_length() - 1, 0)  # steps
+        each = -(-lines * period // reduction)
+
+        def ask(step: Expr) -> None:
+            with _maybe(k, None if period == 1 else step % period == 0):
+                for n in range(each):
+                    k.prefetch(buffer, start + (step // period * each + n) * line)
+
+        return ask
 
     def _weights(self, base: Expr, vector: Expr, vectors: int, start: int, reduction: int) -> tuple[list[Expr], int]:
         """Where the weights of each vector begin, and how many elements on they go with the next step.

@@ -155,6 +155,7 @@ def linear(
     seed: int = 0,
     block: int = 0,
     w_dtype: str = "",
+    ahead: int = 0,
 ) -> Case:
     """A convolution over images [n, h, w, groups * ic (+ gap)]; `ic` and `oc` are per group."""
     rng = np.random.default_rng([seed, *name.encode()])
@@ -199,9 +200,11 @@ def linear(
         weights.size,
         block,
         w_dtype,
+        ahead,
     )
+    following = [np.zeros(100, np.int8)] if ahead else []  # what is asked for need not exist
     operands = [d for _, d in pairs]
-    return Case(name, spec, (x, weights, *operands), spec_reference.expected(spec, x, w, *operands))
+    return Case(name, spec, (x, weights, *operands, *following), spec_reference.expected(spec, x, w, *operands))
 
 
 def product(

@@ -90,6 +90,7 @@ CASES: dict[str, Callable[[Target], Case]] = {
     "blocks groups": _linear("blocks groups", "int8", x_dtype="uint8", kernel=(2, 1), oc=21, ic=4, groups=2, block=16),
     "sum u8": _linear("sum u8", "uint8", x_dtype="uint8", kernel=(1, 3), oc=18, ic=8, sum_x=True),
     "sum i8": _linear("sum i8", "int8", x_dtype="int8", oc=33, ic=24, sum_x=True, tile=(1, 3, 1)),
+    "ahead": _linear("ahead", "int8", x_dtype="uint8", oc=70, ic=64, out=(2, 5), order="channels", ahead=1 << 14),
     "residual": _linear("residual", "int8", x_dtype="uint8", oc=10, ic=16, residual=True),
     "swish": _linear("swish", "int8", x_dtype="uint8", oc=19, ic=16, swish=True),
     "depthwise u8": _depthwise("depthwise u8", "uint8", x_dtype="uint8", w_dtype="int8", channels=17),

@@ -1,4 +1,4 @@
-"""Requantization at the edges: overflow, NaN, ties, clamps tighter than the type, groups of vectors that are not whole."""
+"""Requantization at the edges: overflow, NaN, ties, clamps tighter than the type, incomplete groups of vectors."""
 
 from __future__ import annotations
 
