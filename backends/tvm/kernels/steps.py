@@ -54,7 +54,7 @@ class Step:
 
 def weight_type(x_dtype: str, w_dtype: str, target: Target) -> str:
     """Element type of the weights' buffer. float16 has it only where the machine converts it: others take the bits."""
-    if x_dtype != "float32":
+    if x_dtype != "float32" or w_dtype == "int8":
         return "int8"
     if not w_dtype:
         return "float32"
@@ -66,6 +66,8 @@ def widened(k: KernelBuilder, value: Expr, w_dtype: str, dtype: str, lanes: int)
     """Loaded weights as float32. `dtype` is the buffer's type: uint16 are the bits of `w_dtype`, finite numbers."""
     if dtype == "float32":
         return value
+    if dtype == "int8":
+        return cast(cast(value, "int32", lanes), "float32", lanes)
     if dtype == "float16":
         return cast(value, "float32", lanes)
     wide, real = vector_type("uint32", lanes), vector_type("float32", lanes)

@@ -13,7 +13,7 @@ import numpy as np
 from irc.backends.tvm.geometry import BLOCK, block_of
 from irc.backends.tvm.plan import lower_conv as conv
 from irc.backends.tvm.plan.integer import float_weights, integer_weights
-from irc.backends.tvm.plan.kinds import kind_of, stored_half
+from irc.backends.tvm.plan.kinds import kind_of
 from irc.backends.tvm.plan.pack import pack_for
 from irc.backends.tvm.plan.planner import Planner, Pointer
 from irc.backends.tvm.plan.regions import Region
@@ -36,7 +36,7 @@ def winograd_choice(region: Region, target: Target) -> Choice | None:
         return None
     if integer_weights(node) is not None or storage_dtype(region.output.dtype) != "float32":
         return None
-    if stored_half(node.need(1)) is not None:
+    if not node.need(1).is_constant:
         return None  # transformed weights need float32: many times the bytes of those that were made small
     if target.l2_bytes < 256 * 1024 or target.vector_registers < 16:
         return None  # small machines, where the size of weights counts more

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from irc.backends.tvm.plan.empty import fold_empty
-from irc.backends.tvm.plan.half import keep_half
 from irc.backends.tvm.plan.lower_attention import find_attention, lower_attention
 from irc.backends.tvm.plan.lower_conv import lower_conv
 from irc.backends.tvm.plan.lower_library import lower_library
@@ -20,6 +19,7 @@ from irc.backends.tvm.plan.moves import lower_concat
 from irc.backends.tvm.plan.normalize import normalize
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.regions import Region, find_regions
+from irc.backends.tvm.plan.stored import keep_stored
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, row_major
 from irc.ir.graph import Graph
@@ -78,7 +78,7 @@ def make_plan(graph: Graph, target: Target) -> Plan:
         planner.origin = region.origin
         _LOWERINGS[region.kind](planner, region)
     _finish_outputs(planner)
-    keep_half(planner, graph)
+    keep_stored(planner, graph)
     return Plan(planner, planner.calls, planner.constants)
 
 

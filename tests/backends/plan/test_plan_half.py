@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from in_process import open_program, program_of
 
-from irc.backends.tvm.plan.half import narrowed
+from irc.backends.tvm.plan.stored import narrowed
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.specs import LinearSpec, WinogradSpec
 from irc.ir.builder import GraphBuilder, weights
