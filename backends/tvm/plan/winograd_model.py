@@ -22,7 +22,7 @@ OUTPUTS = {1: (1,), 2: (3, 5), 3: (2, 4), 4: (3,), 5: (2,)}
 """Taps along an axis -> outputs of a tile along it: those whose errors are like those of a direct sum."""
 
 _STACK_BYTES = 72 * 1024  # sums of one block of tiles
-_MEMORY_RATE = 8.0  # bytes of weights per cycle from memory
+_MEMORY_RATE = 1 / 8  # bytes of weights per cycle from memory, of a vector: machines with wider ones have faster memory
 _CACHE_RATE = 32.0  # from the second-level cache
 _LOADS = 1.8  # a cycle, from the first-level cache
 _OVERLAP = 0.7  # share of the shorter of two that hides behind the longer: arithmetic, and weights on their way
@@ -64,7 +64,7 @@ def choose(shape: Shape, target: Target) -> Choice | None:
     taps = math.prod(shape.taps)
     vectors = -(-shape.oc // lanes_of(target))
     direct = choose_tile(target, shape.out, vectors, taps * shape.ic).cycles * shape.images
-    direct = _with_weights(direct, taps * shape.ic * shape.oc)
+    direct = _with_weights(direct, taps * shape.ic * shape.oc, target)
     best: Choice | None = None
     for tile in itertools.product(OUTPUTS[shape.taps[0]], OUTPUTS[shape.taps[1]]):
         if any(m > o for m, o in zip(tile, shape.out, strict=True)):
@@ -73,7 +73,7 @@ def choose(shape: Shape, target: Target) -> Choice | None:
         block, work = product_block(target, tiles, points, shape.ic, shape.oc)
         inputs = -(-shape.ic // lanes_of(target)) * _INPUT_COST
         work += tiles * points * (inputs + vectors * _OUTPUT_COST)
-        cycles = _with_weights(work, points * shape.ic * shape.oc)
+        cycles = _with_weights(work, points * shape.ic * shape.oc, target)
         if best is None or cycles < best.cycles:
             best = Choice(tile, block, cycles, direct)
     return best if best is not None and best.cycles < _MARGIN * best.direct else None
@@ -87,9 +87,9 @@ def product_block(target: Target, tiles: int, points: int, ic: int, oc: int) -> 
     return block, points * cycles
 
 
-def _with_weights(work: float, numbers: int) -> float:
+def _with_weights(work: float, numbers: int, target: Target) -> float:
     """Cycles of arithmetic while so many weights come from memory."""
-    memory = 4 * numbers / _MEMORY_RATE
+    memory = 4 * numbers / (_MEMORY_RATE * target.vector_bytes)
     return max(work, memory) + (1 - _OVERLAP) * min(work, memory)
 
 
