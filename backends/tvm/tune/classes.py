@@ -71,7 +71,7 @@ def class_key(spec: Spec, target: Target) -> str:
     """Hexadecimal name of the kernel's class on `target`; equal for what is the same layer."""
     neutral: dict[str, Any] = dict.fromkeys(tuned_fields(spec))
     if isinstance(spec, LinearSpec):
-        neutral["block"] = 0  # how weights are packed
+        neutral |= {"block": 0, "ahead": 0}  # how weights are packed, and what is asked for meanwhile
     for f in fields(spec):
         value = getattr(spec, f.name)
         if f.name.endswith("_size"):

@@ -44,7 +44,9 @@ def random(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
 
 
 def half_bits(values: np.ndarray, kind: str) -> np.ndarray:
-    """uint16: float16 by rounding, bfloat16 by cutting off."""
+    """uint16: float16 by rounding, bfloat16 by cutting off. int8: some whole numbers."""
+    if kind == "int8":
+        return np.clip(np.rint(values * 50), -128, 127).astype(np.int8)
     if kind == "float16":
         return values.astype(np.float16).view(np.uint16)
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -52,6 +54,8 @@ def half_bits(values: np.ndarray, kind: str) -> np.ndarray:
 
 def from_bits(bits: np.ndarray, kind: str) -> np.ndarray:
     """The float32 numbers that the bits stand for."""
+    if kind == "int8":
+        return bits.astype(np.float32)
     if kind == "float16":
         return bits.view(np.float16).astype(np.float32)
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,4 +1,4 @@
-"""Linear kernels whose weights are stored in 16 bits."""
+"""Linear kernels whose weights are stored in 8 or 16 bits."""
 
 from __future__ import annotations
 
@@ -83,3 +83,14 @@ def test_machines_widen_float16_by_an_instruction(target: Target) -> None:
         assert "fcvtl" in text
     else:
         assert ("vcvtph2ps" in text) == (target.vector_bytes > 16)
+
+
+@targets
+@pytest.mark.parametrize("name", LINEAR)
+def test_bytes_are_widened(name: str, target: Target) -> None:
+    """Whole numbers: the scale is the expression's."""
+    options = LINEAR[name]
+    case = cases.linear(name, target, w_dtype="int8", **options)
+    terms = options["ic"] * options.get("kernel", (1, 1))[0] ** 2
+    # as above, of products with numbers up to 128
+    check(case, target, rtol=4 * EPSILON, atol=4 * 128 * terms * EPSILON)

@@ -1,4 +1,4 @@
-"""Weights stored in 16 bits: which kernels read them so, and that results are those of float32 weights."""
+"""Weights stored in 8 or 16 bits: which kernels read them so, and that results are those of float32 weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from in_process import open_program, program_of
 
-from irc.backends.tvm.plan.stored import narrowed
 from irc.backends.tvm.plan.make import Plan, make_plan
+from irc.backends.tvm.plan.stored import narrowed
 from irc.backends.tvm.specs import LinearSpec, WinogradSpec
+from irc.evaluation.oracle import Oracle
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Value
@@ -134,3 +135,59 @@ def test_narrowing_loses_nothing_or_is_refused(kind: str) -> None:
     assert narrowed(data, kind) is None
     assert narrowed(data.astype(np.float64), kind) is None
     assert narrowed(np.full(3, 1e30, np.float32), "float16") is None
+
+
+def in_bytes(per_channel: bool, *, alpha: float = 1.0, zero: int = 0) -> Model:
+    """A grouped convolution and both products, weights of int8 behind DequantizeLinear, data in float32."""
+    b = GraphBuilder("bytes")
+    rng = np.random.default_rng(0)
+
+    def dequantized(shape: tuple[int, ...], channels: int) -> Value:
+        q = rng.integers(-127, 128, shape).astype(np.int8)
+        count = shape[channels] if per_channel else 1
+        scale = rng.uniform(0.001, 0.01, count).astype(np.float32)
+        points = b.constant(np.full(count, zero, np.int8)) if per_channel else b.constant(np.int8(zero))
+        at = {"axis": channels} if per_channel else {}
+        return b.dequantize(b.constant(q), b.constant(scale if per_channel else scale[0]), points, **at)
+
+    x = b.input("x", "float32", [1, 12, 5, 5])
+    y = b.conv(x, dequantized((34, 6, 3, 3), 0), weights(34, seed=1), group=2)
+    y = b.op("Relu", b.op("MatMul", b.op("Reshape", y, np.array([9, 34])), dequantized((34, 21), 1)))
+    w = dequantized((40, 21), 0)
+    b.output(b.op("Gemm", y, w, weights(40, seed=2), transB=1, alpha=alpha), name="y")
+    return b.build()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+def test_linear_kernels_read_bytes(target: Target, per_channel: bool) -> None:
+    plan = plan_of(in_bytes(per_channel), target)
+    assert [spec.w_dtype for spec in linear(plan)] == ["int8"] * 3
+    for call in plan.calls:
+        if isinstance(call.spec, LinearSpec):
+            data = next(d for n, d, _ in plan.constants if n == call.args[1].storage)
+            assert data.dtype == np.int8
+            assert len(call.args) == len(call.spec.operands) + 3
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_bytes_give_what_onnxruntime_computes(per_channel: bool) -> None:
+    model = in_bytes(per_channel)
+    x = np.random.default_rng(0).standard_normal((1, 12, 5, 5)).astype(np.float32)
+    (want,) = Oracle(model).run({"x": x}).values()
+    with open_program(program_of(model, get_target("native"))) as net:
+        # sums in another order, and scaled after them
+        np.testing.assert_allclose(net(x), want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"alpha": 0.3}, ["int8", "int8", ""]),  # the factor is in the weights
+        ({"zero": 1}, ["int8"] * 3),  # -128 to 126
+        ({"zero": -5}, [""] * 3),  # up to 132
+    ],
+)
+def test_bytes_that_lose_something_stay_in_float32(options: dict[str, float], expected: list[str]) -> None:
+    model = in_bytes(True, **options)  # type: ignore[arg-type]  # one of several types
+    assert [spec.w_dtype for spec in linear(plan_of(model, get_target("native")))] == expected
