@@ -17,6 +17,7 @@ from irc.backends.tvm.kernels import (
     peak,
     recurrent,
     rows,
+    transpose,
     winograd,
 )
 from irc.backends.tvm.specs import (
@@ -45,8 +46,9 @@ def _depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
 
 
 def _elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
-    planes = interleave.fits(spec, target)
-    return (interleave.build if planes else elementwise.build_elementwise)(symbol, spec, target)
+    if interleave.fits(spec, target):
+        return interleave.build(symbol, spec, target)
+    return (transpose.build if transpose.fits(spec, target) else elementwise.build_elementwise)(symbol, spec, target)
 
 
 _BUILDERS: dict[type, Callable[..., Any]] = {

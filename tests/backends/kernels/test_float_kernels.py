@@ -275,6 +275,8 @@ def test_copies_of_other_types(dtype: str, target: Target) -> None:
     copy = b.finish(b.operand(0, dtype))
     check(cases.elementwise(f"copy {dtype}", (3, 77), dtype, copy, [(dtype, (80, 1))]), target)
     check(cases.elementwise(f"turn {dtype}", (3, 77), dtype, copy, [(dtype, (1, 3))]), target)
+    for shape, strides in (((33, 19), (1, 33)), ((2, 16, 5), (90, 1, 17)), ((3, 7, 6), (1, 9, 70))):
+        check(cases.elementwise(f"turn {dtype} {shape}", shape, dtype, copy, [(dtype, strides)]), target)
 
 
 # Fill
