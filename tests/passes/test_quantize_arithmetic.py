@@ -26,7 +26,7 @@ from irc.passes.quantize.correction import conv_correction
 from irc.passes.quantize.equalize import channel_factors, equalize, find_links, observer
 from irc.passes.quantize.ranges import choose, saturation, signal_to_noise
 from irc.passes.quantize.regions import find_regions
-from irc.passes.quantize.rounding import mean_error, round_least_squares
+from irc.passes.quantize.rounding import _inverse_factor, mean_error, round_least_squares
 
 RNG = np.random.default_rng(4)
 
@@ -182,3 +182,16 @@ def test_channels_behind_a_clip_are_measured_against_it() -> None:
     factors = channel_factors(*seen.clipped(), 1.0, bounded=True)
     assert factors is not None
     assert factors.tolist() == [1, 0.125, 1]  # 0.7 / 6 lies just below 1/8; what is always 0 stays
+
+
+@pytest.mark.parametrize(("groups", "k"), [(1, 1), (3, 9), (2, 129), (1, 300)])
+def test_the_factor_is_that_of_the_inverse_metric(groups, k):
+    x = np.random.default_rng(k).standard_normal((groups, 2 * k + 3, k))
+    metric = np.swapaxes(x, 1, 2) @ x
+    factor = _inverse_factor(metric, 0.01)
+    damped = metric / (np.trace(metric, axis1=1, axis2=2) / k)[:, None, None] + 0.01 * np.eye(k)
+    assert not np.tril(factor, -1).any()
+    # float64 with condition numbers below 1e4
+    np.testing.assert_allclose(
+        np.swapaxes(factor, 1, 2) @ factor @ damped, np.broadcast_to(np.eye(k), damped.shape), atol=1e-10
+    )
