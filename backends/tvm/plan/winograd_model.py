@@ -8,6 +8,7 @@ about small deep images. Costs of transforms and memory were measured (x86 with 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ class Choice:
     direct: float
 
 
+@functools.cache
 def choose(shape: Shape, target: Target) -> Choice | None:
     """The cheapest tile, where it is cheaper than the direct way by some margin; None where the direct way is."""
     if any(r not in OUTPUTS for r in shape.taps):
@@ -79,6 +81,7 @@ def choose(shape: Shape, target: Target) -> Choice | None:
     return best if best is not None and best.cycles < _MARGIN * best.direct else None
 
 
+@functools.cache
 def product_block(target: Target, tiles: int, points: int, ic: int, oc: int) -> tuple[tuple[int, int, int], float]:
     """(tiles, columns, vectors) of the product kernel, and the cycles of all its products."""
     vectors = -(-oc // lanes_of(target))

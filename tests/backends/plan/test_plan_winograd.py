@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from in_process import open_program, program_of
+from in_process import glue_of, open_program, program_of
 
+from irc.backends.artifact.features import levels_here, target_facts
+from irc.backends.artifact.load import Network
+from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.program import Program
 from irc.backends.tvm.plan.make import make_plan
 from irc.backends.tvm.plan.winograd_model import Choice, Shape, choose
 from irc.backends.tvm.specs import LinearSpec, WinogradInputSpec, WinogradSpec
@@ -104,14 +109,25 @@ NETWORKS = {
 }
 
 
-def largest_error(model: Model, target: Target) -> float:
-    x = np.random.default_rng(0).standard_normal(model.graph.inputs[0].static_shape()).astype(np.float32)
-    wanted = Oracle(model).run({"x": x})["y"]
-    program = program_of(model, target)
+def feed(model: Model) -> dict[str, np.ndarray]:
+    shape = model.graph.inputs[0].static_shape()
+    return {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+
+
+@functools.cache
+def wanted(name: str) -> np.ndarray:
+    return Oracle(NETWORKS[name]).run(feed(NETWORKS[name]))["y"]
+
+
+def built(name: str, target: Target) -> Program:
+    program = program_of(NETWORKS[name], target)
     assert any("F(" in step.label for step in program.steps), "this is about Winograd"
-    with open_program(program) as network:
-        got = network.run({"x": x})["y"]
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    return program
+
+
+def largest_error(name: str, network: Network | Emulated) -> float:
+    got = network.run(feed(NETWORKS[name]))["y"]
+    return float(np.abs(got - wanted(name)).max() / np.abs(wanted(name)).max())
 
 
 native = [t for t in TARGETS.values() if runs_here(t) and not t.upgrades]
@@ -123,4 +139,24 @@ _widths = {t.vector_bytes: t for t in reversed(native)}
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_against_onnxruntime(name: str, target: Target) -> None:
     """Sums of some 300 products in another order, and transforms whose matrices have entries up to 45/16."""
-    assert largest_error(NETWORKS[name], target) < 1e-5
+    with open_program(built(name, target)) as network:
+        assert largest_error(name, network) < 1e-5
+
+
+def test_all_levels_of_a_library_read_the_same_weights() -> None:
+    target = TARGETS["x86-64"]
+    if not runs_here(target):
+        pytest.skip("this CPU is no x86-64")
+    with open_program(built("odd channels", target)) as network:
+        for level in levels_here(target_facts(target)):
+            network.use_level(level)
+            assert largest_error("odd channels", network) < 1e-5
+
+
+def test_arm() -> None:
+    target = TARGETS["aarch64"]
+    if missing_tools(target):
+        pytest.skip(f"needs {missing_tools(target)}")
+    program = built("odd image", target)
+    with Emulated(program, glue_of(program)) as network:
+        assert largest_error("odd image", network) < 1e-5
