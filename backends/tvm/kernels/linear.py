@@ -18,6 +18,7 @@ from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.emit import Operand, emit_expression, emit_levels
 from irc.backends.tvm.kernels.rounding import pack, packs, piece
+from irc.backends.tvm.kernels.staging import Staging, fits
 from irc.backends.tvm.kernels.steps import choose_step, weight_type
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec
@@ -44,6 +45,7 @@ class _Linear:
         rows, columns, vectors = spec.tile
         self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
         self.sums = k.local(rows * columns * self.lanes, "int32", "sum") if spec.sum_x else None
+        self.staging = Staging(k, spec, self.lanes) if self.step.staged and fits(spec) else None
         self.channel_spans = channel_tiles(spec.oc, self.lanes, vectors)
         self.start, self.expression = split_start(spec)
         limit = sum_limit(spec.x_dtype, spec.kernel[0] * spec.kernel[1] * spec.ic)
@@ -57,7 +59,7 @@ class _Linear:
         tiles = sum(count for _, count, _ in self.channel_spans)
         row_tiles = -(-spec.out[0] // spec.tile[0])
         rows = spec.batch[0] * spec.batch[1] * row_tiles
-        if spec.order == "rows":
+        if spec.order == "rows" or self.staging is not None:  # staged data serve all channels
             with k.shares(rows, tiles, self._by_places(), "r") as (item, first, end):
                 self._place(item // row_tiles, item % row_tiles, partial(self._channels, first, end))
         elif rows > 1:
@@ -98,10 +100,36 @@ class _Linear:
     def _channels(self, low: Expr, high: Expr, a: Expr, b: Expr, h: Expr, rows: int) -> None:
         """Tiles [low, high) of channels, all columns."""
         k, first = self.k, 0
+        if self.staging is not None:
+            self._channels_inside(low, high, a, b, h, rows)
+            return
         for start, count, vectors in self.channel_spans:
             with k.between(first, count, low, high, "c") as tile:
                 self._columns(a, b, h, rows, start, tile, vectors, None)
             first += count
+
+    def _channels_inside(self, low: Expr, high: Expr, a: Expr, b: Expr, h: Expr, rows: int) -> None:
+        """The same with the channels in the inner loop: all of them find the data of their places prepared."""
+        k = self.k
+        for column, count, columns in spans(self.spec.out[1], self.spec.tile[1]):
+            with k.loop(count, "x") as x:
+                w = k.let(x * columns + column, "col")
+                self._stage(a, b, h, w, rows, columns)
+                first = 0
+                for start, many, vectors in self.channel_spans:
+                    with k.between(first, many, low, high, "c") as tile:
+                        vector = k.let(tile * vectors + start, "v")
+                        self._tile(a, b, h, w, vector, rows, columns, vectors, start)
+                    first += many
+
+    def _stage(self, a: Expr, b: Expr, h: Expr, w: Expr, rows: int, columns: int) -> None:
+        if self.staging is not None:
+            self.staging.fill(self.x, self._x_base(a, b, h, w), rows, columns)
+
+    def _x_base(self, a: Expr, b: Expr, h: Expr, w: Expr) -> Expr:
+        """Where the first tap of a place lies."""
+        spec, (sa, sb, sh, sw) = self.spec, self.spec.x_strides
+        return self.k.let(a * sa + b * sb + h * (spec.stride[0] * sh) + w * (spec.stride[1] * sw), "xb")
 
     def _channel_tile(
         self, channel_tile: Expr, columns: tuple[Expr, Expr] | None, a: Expr, b: Expr, h: Expr, rows: int
@@ -135,6 +163,7 @@ class _Linear:
         for column, count, columns in spans(spec.out[1], spec.tile[1]):
             with k.loop(count, "x") if some is None else k.between(first, count, *some, "x") as x:
                 w = k.let(x * columns + column, "col")
+                self._stage(a, b, h, w, rows, columns)
                 self._tile(a, b, h, w, vector, rows, columns, vectors, start)
             first += count
 
@@ -174,9 +203,9 @@ class _Linear:
         start: int,
     ) -> None:
         spec, k, lanes, step = self.spec, self.k, self.lanes, self.step
-        sa, sb, sh, sw = spec.x_strides
+        _, _, sh, sw = spec.x_strides
         steps = spec.ic // step.channels
-        x_base = k.let(a * sa + b * sb + h * (spec.stride[0] * sh) + w * (spec.stride[1] * sw), "xb")
+        x_base = self._x_base(a, b, h, w)
         reduction = spec.kernel[0] * spec.kernel[1] * steps
         bases, w_step = self._weights(a * spec.w_strides[0] + b * spec.w_strides[1], vector, vectors, start, reduction)
         image = a * spec.batch[1] + b
@@ -195,7 +224,10 @@ class _Linear:
             x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
             for p, (r, c) in enumerate(places):
                 place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
-                value = step.load_x(k, self.x, x_at + place)
+                if self.staging is not None:
+                    value = self.staging.load((r, c), (kh, kw), i)
+                else:
+                    value = step.load_x(k, self.x, x_at + place)
                 for v in range(vectors):
                     at = (p * vectors + v) * lanes
                     k.store(self.acc, at, step.mac(k.load(self.acc, at, lanes), value, weights[v]), lanes)

@@ -50,6 +50,7 @@ class Step:
     load_w: Callable[[KernelBuilder, Buffer, Expr], Value]
     mac: Callable[[Expr, Value, Value], Expr]
     ones: Value = ()
+    staged: bool = False  # linear kernels prepare x before a tile (`staging.py`)
 
 
 def weight_type(x_dtype: str, w_dtype: str, target: Target) -> str:
@@ -141,6 +142,7 @@ def _quad_step(lanes: int) -> Step:
         lambda k, w, i: split_bytes(k, k.load(w, i, 4 * lanes), lanes),
         lambda acc, x, w: acc + (_pmaddwd(lanes, x[0], w[0]) + _pmaddwd(lanes, x[1], w[1])),
         (const(1, "int16", wide), const(1, "int16", wide)),
+        staged=True,
     )
 
 

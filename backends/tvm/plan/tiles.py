@@ -31,6 +31,7 @@ _WINDOW = 16  # vectors of an epilogue that the next tile's work overtakes
 _EXPOSED = 1.9  # by how much a vector beyond costs more
 _TILE = 4.0  # cycles of a tile's addresses and loops
 _WEIGHTS = (0.06, 0.3)  # cycles per vector of weights in the first-level cache and from the second
+_SPLIT = 0.9  # cycles per vector of bytes that are made numbers of 16 bits
 _CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
 
@@ -152,8 +153,9 @@ def _cycles(
             for n_v, size in _parts(vectors, v):
                 places = r * c
                 written = places * size
-                work = places * (size + sums) * uops / 2
-                loads = (places + size) * _SLOT
+                halves = uops > 1  # of a word, in two registers
+                work = places * (size + sums) * uops / 2 + (_SPLIT * size if halves else 0.0)
+                loads = (places * (2 if halves else 1) + size) * _SLOT
                 latency = _LATENCY if written <= 8 else 0.0
                 out_of_sight = max(written - _WINDOW, 0)
                 narrow = _NARROW if size % 4 else 0.0

@@ -80,7 +80,8 @@ def test_each_level_computes_the_network(model_and_program: tuple[Model, Program
         for level in here:
             network.use_level(level)
             assert network.level == level
-            np.testing.assert_allclose(network.run(feed())["y"], wanted, atol=1e-6)  # logits of size 1 to 5 and some hundred sums, then values up to 1
+            # sums of some hundred products give logits of size 1 to 5, and these values up to 1
+            np.testing.assert_allclose(network.run(feed())["y"], wanted, atol=1e-6)
 
 
 def test_levels_differ_in_kernels_only(model_and_program: tuple[Model, Program]) -> None:
