@@ -107,6 +107,8 @@ def _values(
             coarse = _COARSE.get(instr.op) if exact else None
             if coarse is not None and (step := requantized_step(expression, len(values))) >= coarse[-1].step:
                 value = k.let(_gated(k, args[0], lanes, next(g for g in coarse if step >= g.step)))
+            elif exact and instr.op == "sigmoid" and _sigmoid_step(expression, len(values)) >= _COARSE_SIGMOID_STEP:
+                value = k.let(_coarse_sigmoid(k, args[0], lanes))
             else:
                 value = k.let(_emit(k, instr, args, sources, lanes, exact))
         values.append(value)
@@ -523,6 +525,37 @@ def _gated(k: KernelBuilder, x: Expr, lanes: int, gate: Gate) -> Expr:
     clamped = k.let(_clip(x, -gate.bound, gate.bound, "float32", lanes))
     share = k.let(f.mul(clamped, f.horner(f.mul(clamped, clamped), gate.coefficients)) + f.c(0.5))
     return f.mul(k.let(_clip(x, -gate.bound, math.inf, "float32", lanes)), share)
+
+
+_COARSE_POWER = (5.5171654e-2, 2.4261113e-1, 6.9326097e-1, 9.9992806e-1)
+"""2**r for |r| <= 1/2, relative error 7.5e-5 (minimax), highest coefficient first."""
+_COARSE_SIGMOID_STEP = 1e-3
+"""The finest 8-bit step that `_coarse_sigmoid` serves: its error, and that of x times it, is 2e-5, 1/50 of a step."""
+
+
+def _sigmoid_step(expression: Expression, index: int) -> float:
+    """The finest 8-bit step that sigmoid(x), instruction `index`, or x * sigmoid(x) is rounded to; 0 for other uses."""
+    steps = []
+    for i, reader in enumerate(expression):
+        if index not in reader.args:
+            continue
+        if reader.op == "mul" and set(reader.args) == {index, expression[index].args[0]}:
+            steps.append(requantized_step(expression, i))
+        elif reader.op == "requantize" and reader.params[3] > 0:
+            steps.append(1.0 / reader.params[3])
+        else:
+            steps.append(0.0)
+    return min(steps, default=0.0)
+
+
+def _coarse_sigmoid(k: KernelBuilder, x: Expr, lanes: int) -> Expr:
+    """1 / (1 + 2**t) with t = -x * log2(e): the fraction of t by a polynomial, its whole part as an exponent."""
+    f = _Real(k, lanes, exact=True)
+    t = k.let(_clip(f.mul(x, f.c(-1.44269504)), -60.0, 60.0, "float32", lanes))  # far from denormal numbers
+    scaled = k.let(fence(t + f.c(_BIASED), lanes))
+    factor = reinterpret(reinterpret(scaled, vector_type("int32", lanes)) << const(23, "int32", lanes), scaled.ty.dtype)
+    power = f.mul(f.horner(k.let(t - (scaled - f.c(_BIASED))), _COARSE_POWER), k.let(factor))
+    return f.c(1.0) / (f.c(1.0) + power)
 
 
 _POLYNOMIALS: dict[str, Callable[[KernelBuilder, Expr, int, bool], Expr]] = {
