@@ -78,8 +78,9 @@ def _closure(run: Run, feed: Mapping[str, Array]) -> Callable[[], object]:
 
 
 def noise(runs: Mapping[str, Run], reference: Run, feeds: list[dict[str, Array]]) -> dict[str, float | None]:
-    """Signal to noise in dB of each runtime's first output over all feeds; None for all where the reference hardly
-    differs between feeds, because then there is nothing to be right about."""
+    """Signal to noise in dB of each runtime's first output: of each feed, and of these the median, because after a
+    softmax single inputs have most of all noise. None for all where the reference hardly differs between feeds: then
+    there is nothing to be right about."""
 
     def outputs(run: Run) -> Array:
         first = [np.array(next(iter(run(feed).values())), np.float64).reshape(-1) for feed in feeds]
@@ -89,11 +90,14 @@ def noise(runs: Mapping[str, Run], reference: Run, feeds: list[dict[str, Array]]
     signal = float((exact**2).mean())
     if signal == 0 or (len(feeds) > 1 and float(exact.var(0).mean()) <= SILENT * signal):
         return dict.fromkeys(runs)
-    return {name: decibels(signal, float(((outputs(run) - exact) ** 2).mean())) for name, run in runs.items()}
+    return {name: decibels(exact, outputs(run) - exact) for name, run in runs.items()}
 
 
-def decibels(signal: float, noise: float) -> float:
-    return round(10 * float(np.log10(signal / max(noise, signal * 1e-20))), 1)
+def decibels(signal: Array, noise: Array) -> float:
+    """Median over the first dimension."""
+    powers = [(float((s**2).sum()), float((n**2).sum())) for s, n in zip(signal, noise, strict=True)]
+    ratios = [10 * float(np.log10(max(s, 1e-300) / max(n, s * 1e-20, 1e-300))) for s, n in powers]
+    return round(statistics.median(ratios), 1)
 
 
 def resident() -> int:

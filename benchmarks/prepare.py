@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from common import Array, save_npz
 
-FEEDS, SAMPLES = 4, 16
+FEEDS, SAMPLES = 8, 16
 
 
 @dataclass(frozen=True)

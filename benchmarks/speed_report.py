@@ -26,8 +26,9 @@ How to read it
   8 bits OpenVINO on the QDQ model that irc made and on NNCF's own quantization, each with float layers in float32 and
   in the precision that OpenVINO chooses, and onnxruntime on the QDQ model.
 - OpenVINO's arrays are bound once and shared with it; the other runtimes get and return arrays in every call.
-- Models whose weights are random have no accuracy. The noise of their 8-bit outputs is still compared: a row counts
-  only where irc is at most 1 dB noisier than the fastest peer. "No signal" means that the float model gives the same
+- Models whose weights are random have no accuracy. The noise of their 8-bit outputs is still compared, as the median
+  over inputs of each output's signal to noise: a row counts only where irc is at most 1 dB noisier than the fastest
+  peer. "No signal" means that the float model gives the same
   output whatever it sees; the last row of that table is a trained model on real images instead."""
 
 
