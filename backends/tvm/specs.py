@@ -286,7 +286,7 @@ class RecurrentSpec:
 
     Arguments: z [step, batch, gate, padded unit]; weights [block, k, gate, 16 units]; of a GRU the bias of the reset
     product; `given` first states [batch, hidden] (h, c); y; the last h and c; scratch of 3 * batch * padded units.
-    Units are padded to whole blocks of 16.
+    Units are padded to whole blocks of 16. `w_dtype`: "float16" or "bfloat16" where the weights are stored so.
     """
 
     kind: RecurrentKind
@@ -297,6 +297,7 @@ class RecurrentSpec:
     given: int = 0
     y_strides: tuple[int, int] = (0, 0)  # step, batch
     y_size: int = 0
+    w_dtype: str = ""
 
     @property
     def gates(self) -> int:

@@ -77,4 +77,11 @@ def is_half_weight(node: Node) -> bool:
         return False
     if node.need(0).dtype not in (DType.FLOAT16, DType.BFLOAT16):
         return False
-    return any(use.index == 1 and use.node.is_op("Conv", "Gemm", "MatMul") for use in node.output.uses)
+    return any(use.index in weight_inputs(use.node) for use in node.output.uses)
+
+
+def weight_inputs(node: Node) -> tuple[int, ...]:
+    """Which inputs of a linear or recurrent operator are weights that it multiplies."""
+    if node.is_op("LSTM", "GRU"):
+        return 1, 2
+    return (1,) if node.is_op("Conv", "Gemm", "MatMul") else ()

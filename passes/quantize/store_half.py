@@ -17,6 +17,7 @@ from irc.ir.types import Array, DType, Origin, TensorType
 from irc.passes.quantize.ranges import decibel
 from irc.passes.quantize.rewrite import NAME
 from irc.pipeline.contract import PassResult, Refusal
+from irc.rewrite.facts import weight_inputs
 
 Half = Literal["float16", "bfloat16"]
 
@@ -30,26 +31,24 @@ _LARGEST = 65504.0  # of float16
 
 
 def store_half(graph: Graph, dtype: Half, skip: Collection[str] = ()) -> PassResult:
-    """Store the constant weights of Conv, Gemm and MatMul, and the tables of Gather, as `dtype`.
+    """Store the constant weights of Conv, Gemm, MatMul, LSTM and GRU, and the tables of Gather, as `dtype`.
 
     Nodes named in `skip` keep theirs.
     """
     run = _Run(graph, dtype)
     refusals: list[Refusal] = []
     for node in list(graph.nodes):
-        index = 0 if node.is_op("Gather") else 1
-        if not node.is_op("Conv", "Gemm", "MatMul", "Gather"):
-            continue
-        weight = node.need(index)
-        if not weight.is_constant or weight.tensor.dtype is not DType.FLOAT:
-            continue
-        reason = "named in skip" if _named(node, skip) else _refusal(node, weight, dtype)
-        if reason:
-            refusals.append(Refusal(node.label, NAME, reason))
-        elif index == 0:
-            run.table(node, weight)
-        else:
-            run.linear(node, weight)
+        for index in (0,) if node.is_op("Gather") else weight_inputs(node):
+            weight = node.need(index)
+            if not weight.is_constant or weight.tensor.dtype is not DType.FLOAT:
+                continue
+            reason = "named in skip" if _named(node, skip) else _refusal(node, weight, dtype)
+            if reason:
+                refusals.append(Refusal(node.label, NAME, reason))
+            elif node.is_op("Gather"):
+                run.table(node, weight)
+            else:
+                run.linear(node, index, weight)
     run.finish()
     return PassResult(bool(run.layers), {"layers": run.layers, "tensors": [], "notes": []}, tuple(refusals))
 
@@ -85,11 +84,11 @@ class _Run:
         self._stored: dict[Value, Value] = {}
         self._restored: dict[Value, Value] = {}
 
-    def linear(self, node: Node, weight: Value) -> None:
+    def linear(self, node: Node, index: int, weight: Value) -> None:
         """The operator reads the weights behind a Cast."""
         if weight not in self._restored:
             self._restored[weight] = self._cast(self._store(weight), f"{weight.name}_restore", node.origin)
-        self.graph.set_input(node, 1, self._restored[weight])
+        self.graph.set_input(node, index, self._restored[weight])
         node.origin = node.origin.touched(NAME)
         self._report(node, weight)
 

@@ -112,6 +112,17 @@ def test_of_a_table_the_rows_that_are_read_are_cast(kind: str) -> None:
     assert len(found.passes[0].statistics["layers"]) == 2
 
 
+@kinds
+def test_recurrent_weights_are_stored(kind: str) -> None:
+    b = GraphBuilder("net")
+    x = b.input("x", "float32", [4, 1, 16])
+    w, r, bias = weights(1, 80, 16), weights(1, 80, 20, seed=1), weights(1, 160, seed=2)
+    b.output(b.op("LSTM", x, w, r, bias, hidden_size=20), name="y")
+    after, found = report(b.build(), f"{HALF % kind},fold-constants", 8 * ROUNDING[kind])
+    assert ops(after) == ["Cast", "Cast", "LSTM"]
+    assert len(found.passes[0].statistics["layers"]) == 2
+
+
 def test_a_table_whose_rows_leave_the_network() -> None:
     b = GraphBuilder("net")
     b.output(b.op("Gather", weights(200, 24), b.input("i", "int64", [3]), axis=0), name="rows")

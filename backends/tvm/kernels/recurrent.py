@@ -14,6 +14,7 @@ from typing import Any
 from irc.backends.tvm.geometry import BLOCK, chunks, lanes_of
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.emit import sigmoid, tanh
+from irc.backends.tvm.kernels.steps import weight_type, widened
 from irc.backends.tvm.specs import RecurrentSpec
 from irc.targets.target import Target
 
@@ -28,7 +29,8 @@ class _Recurrent:
         self.row, self.state = padded, padded * spec.batch
         k = self.k = KernelBuilder(symbol, target)
         self.z = k.pointer("z", "float32", spec.steps * spec.batch * self.gates * padded)
-        self.r = k.pointer("r", "float32", padded * self.gates * spec.hidden)
+        self.r_type = weight_type("float32", spec.w_dtype, target)
+        self.r = k.pointer("r", self.r_type, padded * self.gates * spec.hidden)
         self.bias = k.pointer("b", "float32", padded) if spec.kind == "gru" else None
         self.first = [k.pointer(f"s{i}", "float32", spec.batch * spec.hidden) for i in range(spec.given)]
         self.y = k.pointer("y", "float32", spec.y_size)
@@ -119,7 +121,8 @@ class _Recurrent:
         k, lanes = self.k, self.lanes
         x = k.let(broadcast(k.load(self.s, state + index), lanes), "x")
         for i, (g, v) in enumerate(places):
-            w = k.load(self.r, weights + index * (self.gates * BLOCK) + (g * BLOCK + v * lanes), lanes)
+            stored = k.load(self.r, weights + index * (self.gates * BLOCK) + (g * BLOCK + v * lanes), lanes)
+            w = widened(k, stored, self.spec.w_dtype, self.r_type, lanes)
             at = first + i * lanes
             k.store(self.acc, at, k.load(self.acc, at, lanes) + x * w, lanes)
 

@@ -1,8 +1,9 @@
 """Weights that a model stores in 8 or 16 bits, and multiplies in float32, stay small in the library.
 
-The plan is made with float32 weights. Here the packed constants of linear kernels become 16-bit ones (float16,
-bfloat16) or bytes with a scale for each output channel, which joins the kernel's expression; kernels widen weights when
-they load them. This is done only where it loses nothing; everything else reads float32 weights that are made now.
+The plan is made with float32 weights. Here the packed constants of linear and recurrent kernels become 16-bit ones
+(float16, bfloat16) or, of linear ones, bytes with a scale for each output channel, which joins the kernel's expression;
+kernels widen weights when they load them. This is done only where it loses nothing; everything else reads float32
+weights that are made now.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from irc.backends.tvm.geometry import lanes_of
 from irc.backends.tvm.plan.kinds import is_weight, stored_half
 from irc.backends.tvm.plan.pack import pack_linear
 from irc.backends.tvm.plan.planner import Call, Planner
-from irc.backends.tvm.specs import LinearSpec, Operand
+from irc.backends.tvm.specs import LinearSpec, Operand, RecurrentSpec, Spec
 from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import Array
 from irc.targets.target import Target
@@ -37,7 +38,7 @@ class _Small:
 class _Kind(Protocol):
     """How some value is stored."""
 
-    def small(self, packed: Array, spec: LinearSpec, target: Target) -> _Small | None:
+    def small(self, packed: Array, spec: LinearSpec | RecurrentSpec, target: Target) -> _Small | None:
         """The packed float32 weights of a kernel, small; None where that would change a number."""
         ...
 
@@ -49,15 +50,22 @@ def keep_stored(planner: Planner, graph: Graph) -> None:
         return
     constants = {number: (data, name) for number, data, name in planner.constants}
     for i, call in enumerate(planner.calls):
-        if not isinstance(call.spec, LinearSpec) or call.spec.x_dtype != "float32" or call.spec.w_rows:
+        if not _reads_float_weights(call.spec):
             continue
         pointer = call.args[1]
         data, name = constants.get(pointer.storage, (None, ""))
         if data is None or pointer.offset or name not in kinds:
             continue
-        small = kinds[name].small(data, call.spec, planner.target)
+        small = kinds[name].small(data, call.spec, planner.target)  # type: ignore[arg-type]  # as asked for above
         if small is not None:
             planner.calls[i] = _with_weights(planner, call, small, name)
+
+
+def _reads_float_weights(spec: Spec) -> bool:
+    """Whether the second argument of the kernel is packed weights that may be stored small."""
+    if isinstance(spec, LinearSpec):
+        return spec.x_dtype == "float32" and not spec.w_rows
+    return isinstance(spec, RecurrentSpec)
 
 
 def _kinds(graph: Graph) -> Mapping[str, _Kind]:
@@ -73,11 +81,12 @@ def _kinds(graph: Graph) -> Mapping[str, _Kind]:
 
 def _with_weights(planner: Planner, call: Call, small: _Small, name: str) -> Call:
     spec = call.spec
-    assert isinstance(spec, LinearSpec)
+    assert isinstance(spec, LinearSpec | RecurrentSpec)
     made = planner.pointer(planner.constant(small.packed, name))
     before, operands, after = call.args[:1], call.args[2:-1], call.args[-1:]
     spec = replace(spec, w_dtype=small.dtype)
     if small.scale is not None:
+        assert isinstance(spec, LinearSpec)
         factors = planner.constant(small.scale, f"{name}_scale")
         per_group = spec.oc if small.scale.size > 1 and spec.batch[1] > 1 else 0
         strides = (0, per_group, 0, 0, 1 if small.scale.size > 1 else 0)
@@ -110,7 +119,7 @@ class _Half:
 
     dtype: str
 
-    def small(self, packed: Array, spec: LinearSpec, target: Target) -> _Small | None:
+    def small(self, packed: Array, spec: LinearSpec | RecurrentSpec, target: Target) -> _Small | None:
         bits = narrowed(packed, self.dtype)
         return None if bits is None else _Small(self.dtype, bits)
 
@@ -148,7 +157,9 @@ class _Bytes:
             return None
         return _Bytes(scale)
 
-    def small(self, packed: Array, spec: LinearSpec, target: Target) -> _Small | None:
+    def small(self, packed: Array, spec: LinearSpec | RecurrentSpec, target: Target) -> _Small | None:
+        if not isinstance(spec, LinearSpec):
+            return None  # the scale would have to be taken into every gate
         each = self.scale if self.scale.size == 1 else _by_place(self.scale, packed, spec, target)
         if each is None or packed.dtype != np.float32:
             return None

@@ -10,7 +10,7 @@ from in_process import open_program, program_of
 
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.stored import narrowed
-from irc.backends.tvm.specs import LinearSpec, WinogradSpec
+from irc.backends.tvm.specs import LinearSpec, RecurrentSpec, WinogradSpec
 from irc.evaluation.oracle import Oracle
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.clone import clone
@@ -191,3 +191,36 @@ def test_bytes_give_what_onnxruntime_computes(per_channel: bool) -> None:
 def test_bytes_that_lose_something_stay_in_float32(options: dict[str, float], expected: list[str]) -> None:
     model = in_bytes(True, **options)  # type: ignore[arg-type]  # one of several types
     assert [spec.w_dtype for spec in linear(plan_of(model, get_target("native")))] == expected
+
+
+@kinds
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_recurrent_kernels_read_16_bits(op: str, kind: str) -> None:
+    b = GraphBuilder("net")
+    gates = 4 if op == "LSTM" else 3
+    x = b.input("x", "float32", [5, 2, 20])
+    w, r = (stored(b, weights(2, gates * 24, n, seed=n), kind) for n in (20, 24))
+    linear_first = {} if op == "LSTM" else {"linear_before_reset": 1}
+    b.output(b.op(op, x, w, r, hidden_size=24, direction="bidirectional", **linear_first), name="y")
+    model = b.build()
+    target = get_target("native")
+    specs = [c.spec for c in plan_of(model, target).calls if isinstance(c.spec, LinearSpec | RecurrentSpec)]
+    assert [s.w_dtype for s in specs] == [kind] * 4
+    data = np.random.default_rng(0).standard_normal((5, 2, 20)).astype(np.float32)
+    (want,) = Oracle(model).run({"x": data}).values()
+    with open_program(program_of(model, target)) as net:
+        # sums in another order, and polynomials for the activations
+        np.testing.assert_allclose(net(data), want, rtol=0, atol=1e-5)
+
+
+def test_recurrent_nodes_of_the_library_take_them_too() -> None:
+    """A clipped LSTM has no kernel of its own: its weights become float32."""
+    b = GraphBuilder("net")
+    x = b.input("x", "float32", [3, 1, 20])
+    w, r = (stored(b, weights(1, 96, n, seed=n), "float16") for n in (20, 24))
+    b.output(b.op("LSTM", x, w, r, hidden_size=24, clip=0.5), name="y")
+    model = b.build()
+    data = np.random.default_rng(0).standard_normal((3, 1, 20)).astype(np.float32)
+    (want,) = Oracle(model).run({"x": data}).values()
+    with open_program(program_of(model, get_target("native"))) as net:
+        np.testing.assert_allclose(net(data), want, rtol=0, atol=1e-5)
