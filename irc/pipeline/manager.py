@@ -74,6 +74,7 @@ class _Run:
     instruments: tuple[Instrument, ...]
     report: PipelineReport
     done: list[str] = field(default_factory=list)
+    before: tuple[Model, dict[Node, tuple[Any, ...]]] | None = None  # a copy of the model, and what its nodes compute
 
     def sequence(self, elements: Sequence[Element], rest: tuple[Element, ...]) -> None:
         """Run `elements`; `rest` is what the pipeline still holds after them (for the reproducer)."""
@@ -118,8 +119,9 @@ class _Run:
         return record.changed
 
     def _execute(self, p: Pass, rest: tuple[Element, ...], round: int) -> PassRecord:
-        backup = clone(self.model)  # constants are shared, so this costs little
-        before = fingerprints(self.model)
+        if self.before is None:  # after a pass that changed nothing it is what it was
+            self.before = clone(self.model), fingerprints(self.model)  # constants are shared
+        backup, before = self.before
         start = time.perf_counter()
         try:
             result = p.run(self.model, self.ctx)
@@ -129,6 +131,7 @@ class _Run:
             raise self._crash(p, rest, backup, error) from error
         try:
             if result.changed:
+                self.before = None
                 infer(self.model)
                 mark(self.model, before, p.name)
             verify(self.model)
