@@ -281,6 +281,28 @@ class FillSpec:
 
 
 @dataclass(frozen=True)
+class ResizeSpec:
+    """An image sampled at places known when compiling (`kernels/resize.py`): `taps` rows by columns for each output.
+
+    Arguments: x; offsets of the rows, int32 [out height, taps], in elements; their weights, float32, where there is
+    more than one; the same for the columns; operands; y.
+    """
+
+    x_dtype: str
+    y_dtype: str
+    batch: int
+    out: tuple[int, int]
+    taps: tuple[int, int]
+    channels: int
+    x_stride: int  # from image to image
+    y_strides: Strides  # (n, h, w)
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()
+    x_size: int = 0
+    y_size: int = 0
+
+
+@dataclass(frozen=True)
 class RecurrentSpec:
     """The steps of an LSTM or GRU in one direction (`kernels/recurrent.py`), what the inputs contribute being known.
 
@@ -331,6 +353,7 @@ Spec = (
     | FillSpec
     | AttentionSpec
     | RecurrentSpec
+    | ResizeSpec
     | PeakSpec
     | LibrarySpec
 )
@@ -349,6 +372,7 @@ _CLASSES = {
         FillSpec,
         AttentionSpec,
         RecurrentSpec,
+        ResizeSpec,
         PeakSpec,
         LibrarySpec,
         Operand,

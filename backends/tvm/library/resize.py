@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from tvm import te, tirx
@@ -29,91 +28,19 @@ from irc.backends.tvm.library.op import (
     shape_of,
 )
 from irc.backends.tvm.library.reduce import wide
+from irc.backends.tvm.sampling import COORDINATES, Axis, nearest, scaled, source_positions, taps
 from irc.ir.types import Array
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One resized axis: extents, the scale (output / input, may be fractional), the region of interest."""
-
-    axis: int
-    extent: int
-    output: int
-    scale: float
-    roi: tuple[float, float] = (0.0, 1.0)
-
-
-def source_positions(a: Axis, mode: str) -> Array:
-    """Where each output element lies in the input, in elements.
-
-    Computed in float32, as onnxruntime does: `nearest` depends on the last bit. Lengths after resizing are the
-    tensor's own (whole numbers), as the standard's text says (its reference evaluator takes scale * extent).
-    """
-    f = np.float32
-    o = np.arange(a.output, dtype=f)
-    scale, extent, half = f(a.scale), f(a.extent), f(0.5)
-    start, end = f(a.roi[0]), f(a.roi[1])
-    if mode == "align_corners":
-        return np.zeros_like(o) if a.output == 1 else o * (extent - f(1)) / f(a.output - 1)
-    if mode == "asymmetric":
-        return o / scale
-    if mode == "tf_crop_and_resize":
-        if a.output == 1:
-            return np.full_like(o, half * (start + end) * (extent - f(1)))
-        return start * (extent - f(1)) + o * (end - start) * (extent - f(1)) / f(a.output - 1)
-    if mode == "pytorch_half_pixel" and a.output == 1:
-        return np.zeros_like(o)
-    if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (o + half) / scale - half
-    if mode == "half_pixel_symmetric":
-        offset = extent / f(2) * (f(1) - f(a.output) / (scale * extent))
-        wide = (o.astype(np.float64) + 0.5) / np.float64(scale) - 0.5  # here onnxruntime uses float64
-        return (np.float64(offset) + wide).astype(f)
-    raise Refused(f"coordinate_transformation_mode {mode}")
-
-
-def scaled(extent: int, scale: float) -> int:
-    """The extent after scaling, multiplied in float32 as in the standard's shape inference."""
-    return int(np.floor(np.float32(extent) * np.float32(scale)))
-
-
-def nearest(positions: Array, mode: str) -> Array:
-    down = np.floor(positions)
-    part = positions - down
-    up = {"round_prefer_floor": part > 0.5, "round_prefer_ceil": part >= 0.5, "floor": part < 0, "ceil": part > 0}[mode]
-    return (down + up).astype(np.int64)
-
-
-def _cubic(x: Array, a: float) -> Array:
-    """Keys' kernel (IEEE ASSP 29, 1981)."""
-    x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-
-def taps(a: Axis, op: Op) -> tuple[Array, Array]:
-    """Source indices and weights, (output, taps) each; indices lie inside the input."""
-    mode = op.attr("coordinate_transformation_mode", "half_pixel")
-    positions = source_positions(a, mode).astype(np.float64)
-    linear = op.attr("mode", "nearest") == "linear"
-    reach = 1 if linear else 2
-    scale = min(a.scale, 1.0) if op.attr("antialias", 0) else 1.0
-    down = np.floor(positions)
-    first = math.floor(-reach / scale) + 1
-    offsets = np.arange(first, 2 - first if reach == 2 or scale < 1 else 2)
-    if linear and scale == 1.0:
-        offsets = np.array([0, 1])
-    distance = (offsets[None, :] - (positions - down)[:, None]) * scale
-    kernel = 1 - np.abs(distance)
-    weights = np.clip(kernel, 0, 1) if linear else _cubic(distance, op.attr("cubic_coeff_a", -0.75))
-    if scale != 1.0:
-        weights = weights / weights.sum(1, keepdims=True)
-    indices = (down[:, None] + offsets[None, :]).astype(np.int64)
-    if op.attr("exclude_outside", 0):
-        weights = np.where((indices < 0) | (indices >= a.extent), 0.0, weights)
-        weights = weights / weights.sum(1, keepdims=True)
-    return np.clip(indices, 0, a.extent - 1), weights
+def _taps(a: Axis, op: Op) -> tuple[Array, Array]:
+    return taps(
+        a,
+        op.attr("coordinate_transformation_mode", "half_pixel"),
+        linear=op.attr("mode", "nearest") == "linear",
+        antialias=bool(op.attr("antialias", 0)),
+        exclude_outside=bool(op.attr("exclude_outside", 0)),
+        cubic_a=op.attr("cubic_coeff_a", -0.75),
+    )
 
 
 def resized_axes(op: Op) -> list[Axis]:
@@ -146,6 +73,8 @@ def resize(op: Op) -> list[Tensor]:
     if op.since < 11:
         raise Refused("Resize before opset 11")
     mode, coordinates = op.attr("mode", "nearest"), op.attr("coordinate_transformation_mode", "half_pixel")
+    if coordinates not in COORDINATES:
+        raise Refused(f"coordinate_transformation_mode {coordinates}")
     axes = resized_axes(op)
     x, dtype = op.tensor(0), op.value(0).dtype
     moving = [a for a in axes if a.scale != 1 or a.output != a.extent or coordinates == "tf_crop_and_resize"]
@@ -158,7 +87,7 @@ def resize(op: Op) -> list[Tensor]:
         exact = wide(dtype) if is_float(dtype) else "float32"
         result = x if dtype == exact else elementwise(lambda v: cast(v, exact), x)
         for a in sorted(moving, key=lambda m: m.output / m.extent):  # shrinking first costs least
-            result = _weigh(op, result, a, *taps(a, op))
+            result = _weigh(op, result, a, *_taps(a, op))
         if not is_float(dtype):
             result = elementwise(lambda v: _to_integer(v, dtype), result)
         elif dtype != exact:
@@ -255,7 +184,7 @@ def upsample(op: Op) -> list[Tensor]:
         if mode == "nearest":
             x = _pick(as_resize, x, a, np.clip(nearest(source_positions(a, "asymmetric"), "floor"), 0, a.extent - 1))
         else:
-            x = _weigh(as_resize, x, a, *taps(a, as_resize))
+            x = _weigh(as_resize, x, a, *_taps(a, as_resize))
     return [elementwise(lambda v: v, x)]
 
 

@@ -25,8 +25,8 @@ _WIDEST_ROW = 16384  # elements: row kernels keep one row on the stack
 
 
 def kind_of(node: Node) -> str:
-    """One of view, weights, concat, dequantize, linear, depthwise, transposed, pool, rows, reduce, elementwise,
-    recurrent, library."""
+    """One of view, weights, concat, dequantize, linear, depthwise, transposed, pool, rows, reduce, resize,
+    elementwise, recurrent, library."""
     if is_view(node):
         return "view"
     if node.is_op("DequantizeLinear", "Cast") and is_weight(node.output):
@@ -47,6 +47,8 @@ def kind_of(node: Node) -> str:
         return "rows"
     if node.op_type in REDUCTIONS and node.domain == "" and _is_reduce(node):
         return "reduce"
+    if node.is_op("Resize") and _is_resize(node):
+        return "resize"
     if builder_of(node) is not None:
         return "elementwise"
     if _is_recurrent(node):
@@ -156,6 +158,26 @@ def _is_pool(node: Node) -> bool:
         if not all_inside_padding(g, two(spatial), two(out)):
             return False  # the last window's divisor is a number of its own
     return x.dtype is DType.FLOAT
+
+
+_SAMPLED = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+
+
+def _is_resize(node: Node) -> bool:
+    """Only places of images with a vector of channels change, and where they come from is known."""
+    x, out = node.need(0), node.output
+    if x.shape is None or out.shape is None or not (x.shape.is_static and out.shape.is_static):
+        return False
+    shape, made = x.static_shape(), out.static_shape()
+    nearest = node.get_str("mode", "nearest") == "nearest"
+    if len(shape) not in (3, 4) or shape[:2] != made[:2] or shape[1] < 4 or 0 in (*shape, *made):
+        return False
+    if x.dtype is not DType.FLOAT and not (nearest and x.dtype in (DType.INT8, DType.UINT8)):
+        return False
+    if node.get_str("coordinate_transformation_mode", "half_pixel") not in _SAMPLED or node.get_int("antialias", 0):
+        return False
+    stretched = node.get_str("keep_aspect_ratio_policy", "stretch") == "stretch" and not node.get_ints("axes")
+    return stretched and _constant(node, 2) and _constant(node, 3)
 
 
 def _is_rows(node: Node) -> bool:

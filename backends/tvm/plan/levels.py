@@ -51,5 +51,5 @@ def _sums_bytes(spec: Spec) -> bool:
 
 _PLAIN = {
     *("PoolSpec", "ElementwiseSpec", "RowsSpec", "ReduceSpec", "FillSpec", "LibrarySpec"),
-    *("WinogradSpec", "WinogradInputSpec", "RecurrentSpec"),
+    *("WinogradSpec", "WinogradInputSpec", "RecurrentSpec", "ResizeSpec"),
 }

@@ -13,6 +13,7 @@ from irc.backends.tvm.plan.lower_library import lower_library
 from irc.backends.tvm.plan.lower_others import lower_elementwise, lower_pool, lower_reduce, lower_rows
 from irc.backends.tvm.plan.lower_product import lower_product
 from irc.backends.tvm.plan.lower_recurrent import lower_recurrent
+from irc.backends.tvm.plan.lower_resize import lower_resize
 from irc.backends.tvm.plan.lower_transposed import lower_transposed
 from irc.backends.tvm.plan.lower_winograd import lower_winograd, winograd_choice
 from irc.backends.tvm.plan.moves import lower_concat
@@ -55,6 +56,7 @@ _LOWERINGS: dict[str, Callable[[Planner, Region], None]] = {
     "reduce": lower_reduce,
     "elementwise": lower_elementwise,
     "concat": lambda p, region: lower_concat(p, region.root),
+    "resize": lower_resize,
     "recurrent": lambda p, region: lower_recurrent(p, region.root),
     "library": lambda p, region: lower_library(p, region.root),
 }

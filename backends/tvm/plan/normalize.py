@@ -55,7 +55,7 @@ def _cancel(graph: Graph, node: Node) -> bool:
 
 def _sink_dequantize(graph: Graph, node: Node) -> bool:
     """view(DQ(q)) -> DQ(view(q)); Concat and MaxPool too when their inputs agree."""
-    if not (is_view(node) or node.is_op("Concat") or (node.is_op("MaxPool") and kind_of(node) == "pool")):
+    if not (is_view(node) or node.is_op("Concat") or _moves_places(node)):
         return False
     data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     found = [dequantized(v) if v is not None else None for v in data]
@@ -162,8 +162,15 @@ def _choose_signs(graph: Graph, target: Target) -> None:
     graph.sort()  # Flips were added at the end
 
 
+def _moves_places(node: Node) -> bool:
+    """Whether a kernel can do this to bytes and give bytes that it has read."""
+    if node.is_op("Resize"):
+        return node.get_str("mode", "nearest") == "nearest" and kind_of(node) == "resize"
+    return node.is_op("MaxPool") and kind_of(node) == "pool"
+
+
 def _moves(node: Node) -> bool:
-    return is_view(node) or node.is_op("Concat", "MaxPool")
+    return is_view(node) or node.is_op("Concat", "MaxPool") or (node.is_op("Resize") and _moves_places(node))
 
 
 def _flip_component(graph: Graph, start: Value, wanted: DType, done: set[int]) -> None:
