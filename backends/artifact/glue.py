@@ -425,7 +425,7 @@ class _Glue:
         out = [
             f"define i32 @{n}_run(ptr %ctx, ptr %inputs, ptr %outputs, ptr %workspace) #0 {{",
         ]
-        framed = pool.has_pool(p.target) or any(s.parallel for s in p.steps)
+        framed = any(s.parallel for s in p.steps)
         if framed:
             out.append(f"  %frame = alloca [{pool.FRAME_WORDS} x ptr], align {self.word_bytes}")
         out += self._check_ctx()
@@ -456,7 +456,7 @@ class _Glue:
         if framed:
             for name, i in _BASES:
                 out += [*self._field(f"%frame{i}", "%frame", i), f"  store ptr %{name}, ptr %frame{i}"]
-        if pool.has_pool(p.target):
+        if framed and pool.has_pool(p.target):
             out += self._try_pool()
         for i, step in enumerate(p.steps):
             if step.parallel:

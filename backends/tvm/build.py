@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, lower_bound, place
 from irc.backends.tvm.plan.planner import Call, Pointer
-from irc.backends.tvm.plan.waits import waits
+from irc.backends.tvm.plan.waits import waits, worth_sharing
 from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
 from irc.backends.tvm.tune.apply import apply_records, tuned_versions
 from irc.backends.tvm.tune.records import Records
@@ -249,6 +249,7 @@ def _assemble(
         _with_scratch(plan, call, [compiled[v.key] for v in versions])
         for call, versions in zip(plan.calls, kernels, strict=True)
     ]
+    calls = [replace(call, parallel=worth_sharing(call, plan)) for call in calls]
     _lifetimes(plan, calls)
     # Vector loads of a computed second factor may reach one vector beyond its last row.
     workspace = place(planner.storages)

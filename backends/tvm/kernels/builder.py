@@ -20,6 +20,7 @@ from irc.targets.target import Target
 Expr = Any  # a TIR expression; tvm ships no usable annotations
 Buffer = Any
 
+_MANY = 64  # items that are shared out evenly enough, whatever the number of threads
 ALL_PARTS = ("part", "parts")
 
 
@@ -114,13 +115,20 @@ class KernelBuilder:
             yield item
 
     @contextmanager
-    def shares(self, outer: int, inner: int, by_outer: bool, name: str = "w") -> Iterator[tuple[Expr, Expr, Expr]]:
+    def shares(
+        self, outer: int, inner: int, by_outer: bool, name: str = "w", *, many: int = _MANY
+    ) -> Iterator[tuple[Expr, Expr, Expr]]:
         """The loop over `outer` x `inner` items that are shared out: (outer index, first inner index, one past the
         last).
 
         A part gets neighbours: along the outer index, and where the border of a share falls the inner ones up to
         there; or the other way round (`by_outer` False: every outer index, and about the same inner ones of each).
+        `many` outer items are even enough on their own: the inner range is then all of it, as numbers.
         """
+        if by_outer and (outer >= many or inner == 1):
+            with self.work(outer, name) as o:
+                yield o, 0, inner
+            return
         low = self.let(tirx.truncdiv(self.part * (outer * inner), self.parts), "low")
         high = self.let(tirx.truncdiv((self.part + 1) * (outer * inner), self.parts), "high")
         if by_outer:
@@ -138,6 +146,10 @@ class KernelBuilder:
     @contextmanager
     def between(self, first: int, count: int, low: Expr, high: Expr, name: str = "i") -> Iterator[Expr]:
         """A loop over those of the items first .. first + count - 1 that lie in [low, high), counted from `first`."""
+        if isinstance(low, int) and isinstance(high, int):
+            with self.loop(count, name) as item:
+                yield item
+            return
         begin = self.let(tirx.Max(low - first, const(0, "int32")), "from")
         end = tirx.Min(high - first, const(count, "int32"))
         with self.loop(tirx.Max(end - begin, const(0, "int32")), name, start=begin) as item:

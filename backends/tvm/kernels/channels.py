@@ -79,15 +79,18 @@ def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
                 yn, yh, yw = spec.y_strides
                 k.store(y, n * yn + h * yh + (col + c) * yw + place, value, size)
 
-    with k.work(spec.batch * spec.out[0], "r") as item:
+    pieces = channel_pieces(spec.channels, lanes, vectors)
+    with k.shares(spec.batch * spec.out[0], sum(p[1] for p in pieces), True, "r") as (item, low, high):
         n = k.let(item // spec.out[0], "n")
         h = k.let(item % spec.out[0], "h")
-        for start, count, vecs, size in channel_pieces(spec.channels, lanes, vectors):
-            with k.loop(count, "c") as t:
+        before = 0
+        for start, count, vecs, size in pieces:
+            with k.between(before, count, low, high, "c") as t:
                 channel = k.let(t * (vecs * size) + start, "ch")
                 for first, tiles, wide in spans(spec.out[1], columns):
                     with k.loop(tiles, "x") as column:
                         tile(n, h, k.let(column * wide + first, "col"), channel, wide, vecs, size)
+            before += count
     return k.finish()
 
 
@@ -132,15 +135,17 @@ def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
         )
         return low, high
 
-    with k.work(spec.batch * spec.out[0], "r") as item:
+    pieces = channel_pieces(spec.channels, lanes, vectors)
+    with k.shares(spec.batch * spec.out[0], sum(p[1] for p in pieces), True, "r", many=4) as (item, first, end):
         n = k.let(item // spec.out[0], "n")
         h = k.let(item % spec.out[0], "h")
         h_low, h_high = bounds(h, 0)
         with k.loop(spec.out[1], "col") as col:
             w_low, w_high = bounds(col, 1)
             count = k.let(cast((h_high - h_low) * (w_high - w_low), "float32"), "n")
-            for start, tiles, vecs, size in channel_pieces(spec.channels, lanes, vectors):
-                with k.loop(tiles, "c") as t:
+            before = 0
+            for start, tiles, vecs, size in pieces:
+                with k.between(before, tiles, first, end, "c") as t:
                     channel = k.let(t * (vecs * size) + start, "ch")
                     for v in range(vecs):
                         k.store(acc, v * size, const(start_value, acc_dtype, size), size)
@@ -170,4 +175,5 @@ def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
 
                         value = emit_expression(k, spec.expression, size, operand, k.load(acc, v * size, size))
                         k.store(y, n * yn + h * yh + col * yw + place, value, size)
+                before += tiles
     return k.finish()

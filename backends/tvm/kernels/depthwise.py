@@ -40,14 +40,17 @@ class _Depthwise:
 
     def build(self) -> Any:
         spec, k = self.spec, self.k
-        with k.work(spec.batch * spec.out[0], "r") as item:
+        pieces = self._pieces()
+        with k.shares(spec.batch * spec.out[0], sum(p[1] for p in pieces), True, "r") as (item, low, high):
             n, h = k.let(item // spec.out[0], "n"), k.let(item % spec.out[0], "h")
-            for start, count, vectors, size in self._pieces():
-                with k.loop(count, "c") as t:
+            before = 0
+            for start, count, vectors, size in pieces:
+                with k.between(before, count, low, high, "c") as t:
                     channel = k.let(t * (vectors * size) + start, "ch")
                     for first, tiles, columns in spans(spec.out[1], spec.tile[0]):
                         with k.loop(tiles, "x") as tile:
                             self._tile(n, h, k.let(tile * columns + first, "col"), channel, columns, vectors, size)
+                before += count
         return k.finish()
 
     def _pieces(self) -> list[tuple[int, int, int, int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
+
 from irc.backends.tvm.geometry import lanes_of
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.channels import channel_pieces
@@ -94,21 +96,24 @@ def build_fill(symbol: str, spec: FillSpec, target: Target) -> Any:
             with k.loop(tiles, "c") as t:
                 k.store(y, at + (t * size + start), const(spec.value, spec.dtype, size), size)
 
-    def area(n: Expr, h0: int, hn: int, w0: int, wn: int, c0: int, cn: int) -> None:
-        if hn <= 0 or wn <= 0 or cn <= 0:
+    def area(row: Expr, w0: int, wn: int, c0: int, cn: int) -> None:
+        if wn <= 0 or cn <= 0:
             return
-        with k.loop(hn, "h") as h:
-            base = n * sn + (h + h0) * sh + (w0 * sw + c0)
-            if sw == cn:  # neighbouring places touch: one run
-                run(base, wn * cn)
-            else:
-                with k.loop(wn, "w") as w:
-                    run(base + w * sw, cn)
+        base = row + (w0 * sw + c0)
+        if sw == cn:  # neighbouring places touch: one run
+            run(base, wn * cn)
+        else:
+            with k.loop(wn, "w") as w:
+                run(base + w * sw, cn)
 
-    with k.work(images, "n") as n:
-        area(n, 0, top, 0, width, 0, channels)
-        area(n, top + rows, height - top - rows, 0, width, 0, channels)
-        area(n, top, rows, 0, left, 0, channels)
-        area(n, top, rows, left + columns, width - left - columns, 0, channels)
-        area(n, top, rows, left, columns, inner, channels - inner)
+    with k.work(images * height, "r") as item:
+        n, h = k.let(item // height, "n"), k.let(item % height, "h")
+        row = k.let(n * sn + h * sh, "row")
+        inside = (h >= top) & (h < top + rows)
+        with k.when(tirx.Not(inside)):
+            area(row, 0, width, 0, channels)
+        with k.when(inside):
+            area(row, 0, left, 0, channels)
+            area(row, left + columns, width - left - columns, 0, channels)
+            area(row, left, columns, inner, channels - inner)
     return k.finish()

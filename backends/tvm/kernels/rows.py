@@ -168,13 +168,14 @@ def build_reduce(symbol: str, spec: ReduceSpec, target: Target) -> Any:
         result = emit_expression(k, spec.expression, size, read, value)
         k.store(y, _offset(place, ys[:-1]) + last * ys[-1], result, size)
 
-    with k.work(math.prod(shape[:-1]), "r") as item:
+    pieces = channel_pieces(shape[-1], lanes if kept_vector else 1, 1)
+    with k.shares(math.prod(shape[:-1]), sum(p[1] for p in pieces), True, "r") as (item, low, high):
         place = _unravel(k, item, shape[:-1])
         base = k.let(_offset(place, xs[:-1]), "xb")
-        pieces = channel_pieces(shape[-1], lanes if kept_vector else 1, 1)
         acc = k.local(lanes, dtype)
+        before = 0
         for start, tiles, _, size in pieces:
-            with k.loop(tiles, "c") as t:
+            with k.between(before, tiles, low, high, "c") as t:
                 last = k.let(t * size + start, "i")
                 origin = k.let(base + last * xs[-1], "xo")
                 if kept_vector or rs[-1] != 1 or lanes == 1:
@@ -187,6 +188,7 @@ def build_reduce(symbol: str, spec: ReduceSpec, target: Target) -> Any:
                 else:
                     value = _reduce_contiguous(k, spec, dtype, lanes, reduced, rs, origin, source)
                 write(place, last, size, k.let(value))
+            before += tiles
     return k.finish()
 
 

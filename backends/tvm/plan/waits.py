@@ -1,4 +1,4 @@
-"""Which kernel calls have to wait for earlier ones, where several threads go through the calls together.
+"""How several threads go through the calls together: which calls are shared out, and which have to wait for others.
 
 A call waits when it meets a call since the last waiting one in memory that one of the two writes, unless both run on
 one thread. Placement has given storages that do not live at the same time the same memory: bytes are compared, not
@@ -10,9 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from irc.backends.tvm.plan.make import Plan
 from irc.backends.tvm.plan.planner import Call
 from irc.backends.tvm.plan.views import Storage
 from irc.backends.tvm.specs import FillSpec
+from irc.backends.tvm.traffic import traffic
+
+_MACS_PER_NS = 60.0
+_BYTES_PER_NS = 20.0
+_WORTH_NS = 500.0  # a few times what it costs threads to meet, on processors that are far from each other
+
+
+def worth_sharing(call: Call, plan: Plan) -> bool:
+    """Whether threads gain by sharing out a call: not when it takes about as long as meeting after it.
+
+    Neighbouring calls that are not shared out cost no meeting between them.
+    """
+    took = call.macs / _MACS_PER_NS + traffic(call, plan).total / _BYTES_PER_NS
+    return call.parallel and took >= _WORTH_NS
 
 
 @dataclass(frozen=True)

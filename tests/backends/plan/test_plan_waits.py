@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from irc.backends.tvm.plan.planner import Call, Pointer
 from irc.backends.tvm.plan.views import Storage
-from irc.backends.tvm.plan.waits import waits
-from irc.backends.tvm.specs import ElementwiseSpec, FillSpec
+from irc.backends.tvm.plan.waits import waits, worth_sharing
+from irc.backends.tvm.specs import ElementwiseSpec, FillSpec, Operand
 
 WORK = ElementwiseSpec("float32", (4,), (1,), (), (), 4)
 FILL = FillSpec("float32", (1, 4, 4, 1), (16, 4, 1), (1, 1, 2, 2, 1), 0.0, 16)
@@ -59,3 +61,21 @@ def _call(reads, writes, parallel=True, spec=WORK):
 )
 def test_waits(calls, expected):
     assert waits(calls, _storages()) == expected
+
+
+@pytest.mark.parametrize(
+    ("macs", "size", "parallel", "worth"),
+    [
+        (0, 64, True, False),
+        (0, 1 << 20, True, True),
+        (0, 1 << 20, False, False),
+        (1_000_000, 64, True, True),
+        (1_000, 64, True, False),
+    ],
+)
+def test_what_is_over_sooner_than_threads_meet_is_not_shared_out(macs, size, parallel, worth):
+    storages = [Storage(0, "input", size), Storage(1, "workspace", size)]
+    plan = SimpleNamespace(planner=SimpleNamespace(storages=storages))
+    spec = ElementwiseSpec("float32", (size // 4,), (1,), (), (Operand("float32", (1,), size // 4),), size // 4)
+    call = Call(spec, (Pointer(0, 0), Pointer(1, 0)), (1,), macs=macs, parallel=parallel)
+    assert worth_sharing(call, plan) is worth
