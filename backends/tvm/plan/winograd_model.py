@@ -28,7 +28,8 @@ _CACHE_RATE = 32.0  # from the second-level cache
 _LOADS = 1.8  # a cycle, from the first-level cache
 _OVERLAP = 0.7  # share of the shorter of two that hides behind the longer: arithmetic, and weights on their way
 _INPUT_COST, _OUTPUT_COST = 6.0, 5.0  # cycles per point and vector of channels
-_MARGIN = 0.9  # of the direct way's cycles that Winograd may need at most
+_SECOND_CALL = 8000.0  # cycles: a kernel more whose code comes from memory
+_MARGIN = 0.85  # of the direct way's cycles that Winograd may need at most
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def choose(shape: Shape, target: Target) -> Choice | None:
         block, work = product_block(target, tiles, points, shape.ic, shape.oc)
         inputs = -(-shape.ic // lanes_of(target)) * _INPUT_COST
         work += tiles * points * (inputs + vectors * _OUTPUT_COST)
-        cycles = _with_weights(work, points * shape.ic * shape.oc, target)
+        cycles = _with_weights(work, points * shape.ic * shape.oc, target) + _SECOND_CALL
         if best is None or cycles < best.cycles:
             best = Choice(tile, block, cycles, direct)
     return best if best is not None and best.cycles < _MARGIN * best.direct else None

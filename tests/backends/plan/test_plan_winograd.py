@@ -96,7 +96,7 @@ def test_large_images_are_cut_into_strips() -> None:
 
 
 NETWORKS = {
-    "odd image": block((1, 32, 13, 11), 32),
+    "odd image": block((1, 64, 13, 11), 64),
     "odd channels": block((1, 37, 16, 18), 37),
     "two images": block((2, 48, 10, 9), 70),
     "tiny images": block((6, 64, 4, 4), 64),
