@@ -20,6 +20,7 @@ from irc.backends.tvm.plan.moves import lower_concat
 from irc.backends.tvm.plan.normalize import normalize
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.regions import Region, find_regions
+from irc.backends.tvm.plan.regroup import regroup
 from irc.backends.tvm.plan.stored import keep_stored
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, row_major
@@ -65,6 +66,7 @@ _LOWERINGS: dict[str, Callable[[Planner, Region], None]] = {
 def make_plan(graph: Graph, target: Target) -> Plan:
     """Plan `graph` (static shapes). The graph is rewritten on the way: hand in a copy."""
     fold_empty(graph)
+    regroup(graph)
     normalize(graph, target)
     planner = Planner(graph, target)
     regions = find_regions(graph)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from irc.backends.tvm.plan.join import joined_view
-from irc.backends.tvm.plan.views import View, row_major, same_place
+from irc.backends.tvm.plan.views import View, merged_dimensions, row_major, same_place
 from irc.ir.graph import Node, Value
 
 if TYPE_CHECKING:
@@ -38,9 +38,28 @@ def view_output(p: Planner, node: Node, value: Value) -> View:
 def _reshape(p: Planner, node: Node, source: View, shape: tuple[int, ...]) -> View:
     made = source.reshaped(shape)
     if made is None:
+        made = _regrouped(p, node, source, shape)
+    if made is None:
         made = p.row_major(node.need(0)).reshaped(shape)
         assert made is not None, "row-major data can take any shape"
     return made
+
+
+def _regrouped(p: Planner, node: Node, source: View, shape: tuple[int, ...]) -> View | None:
+    """An image that is made of shuffled parts (channel shuffle, depth to space), channels-last where its source is or
+    its readers want it, copied to where they want it. None where dimensions do not merge one by one."""
+    groups = merged_dimensions(source.shape, shape)
+    if groups is None or len(shape) not in (3, 4):
+        return None
+    strides = [(s, i) for i, (d, s) in enumerate(zip(source.shape, source.strides, strict=True)) if d > 1]
+    if not strides or (min(strides)[1] not in groups[1] and p.demand(node.output) is None):
+        return None
+    out = p.output_view(node.output, (0, *range(2, len(shape)), 1))
+    split = out.reshaped(source.shape)
+    if split is None:
+        return None
+    p.copy(source, split, "regroup")
+    return out
 
 
 def _slice(node: Node, source: View, shape: tuple[int, ...]) -> View:

@@ -168,6 +168,23 @@ def reshape_strides(
     return tuple(result)
 
 
+def merged_dimensions(shape: Sequence[int], wanted: Sequence[int]) -> list[list[int]] | None:
+    """The dimensions of `shape` that each dimension of `wanted` is made of, where it is made of whole ones."""
+    groups: list[list[int]] = []
+    at = 0
+    for extent in wanted:
+        group: list[int] = []
+        size = 1
+        while size < extent and at < len(shape):
+            size *= shape[at]
+            group.append(at)
+            at += 1
+        if size != extent:
+            return None
+        groups.append(group)
+    return None if any(d != 1 for d in shape[at:]) else groups
+
+
 def collapse(shape: Sequence[int], all_strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], list[list[int]]]:
     """Merge neighbouring dimensions that are contiguous in every stride list; drop those of size 1."""
     kept = [i for i, d in enumerate(shape) if d != 1]
