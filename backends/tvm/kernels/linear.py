@@ -25,6 +25,8 @@ from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec
 from irc.targets.target import Target
 
 _WORTH = 3  # bytes from memory that cost as much as one from another core's cache
+_FAR = 512 * 1024  # bytes of an operand that does not stay in the second-level cache
+_TILES_AHEAD = 2
 _AT_ONCE = 6  # cache lines that are asked for one after the other
 _LINE = 64  # bytes of a cache line
 _BUSY = 6  # places from which on arithmetic takes as long as weights from memory
@@ -174,6 +176,7 @@ class _Linear:
         places = [(r, c) for r in range(rows) for c in range(columns)]
         channel = k.let(vector * lanes, "ch")
         bases = [k.let(_address(o.strides, a, b, h, w, channel), "eb") for o in self.spec.operands]
+        self._ask_for_operands(bases, places, columns, vectors)
         for v in range(vectors):
             first = const(0, self.step.acc_dtype, lanes)
             if self.start is not None and not self._is_partial(start + v):
@@ -186,6 +189,20 @@ class _Linear:
         self._reduce(a, b, h, w, vector, places, vectors, start)
         y_base = k.let(_address(self.spec.y_strides, a, b, h, w, channel), "yb")
         self._write(y_base, bases, places, vectors, start)
+
+    def _ask_for_operands(self, bases: list[Expr], places: list[tuple[int, int]], columns: int, vectors: int) -> None:
+        """Asks for what a later tile reads of large operands: the lines lie apart, and where they are not in the
+        second-level cache nobody else fetches them in time."""
+        for buffer, operand, base in zip(self.operands, self.spec.operands, bases, strict=True):
+            size = np.dtype(operand.dtype).itemsize
+            down, across, inner = operand.strides[2:]
+            if across == 0 or inner != 1 or operand.size * size < _FAR:
+                continue
+            line = _LINE // size
+            for r, c in places:
+                at = base + r * down + (c + _TILES_AHEAD * columns) * across
+                for n in range(-(-vectors * self.lanes // line)):
+                    self.k.prefetch(buffer, at + n * line)
 
     def _is_partial(self, vector: int) -> bool:
         """Whether only some lanes of this vector of channels exist."""

@@ -92,6 +92,7 @@ CASES: dict[str, Callable[[Target], Case]] = {
     "sum i8": _linear("sum i8", "int8", x_dtype="int8", oc=33, ic=24, sum_x=True, tile=(1, 3, 1)),
     "ahead": _linear("ahead", "int8", x_dtype="uint8", oc=70, ic=64, out=(2, 5), order="channels", ahead=1 << 14),
     "residual": _linear("residual", "int8", x_dtype="uint8", oc=10, ic=16, residual=True),
+    "far residual": _linear("far residual", "int8", x_dtype="uint8", oc=64, ic=4, out=(64, 130), residual=True),
     "swish": _linear("swish", "int8", x_dtype="uint8", oc=19, ic=16, swish=True),
     "depthwise u8": _depthwise("depthwise u8", "uint8", x_dtype="uint8", w_dtype="int8", channels=17),
     "depthwise i8": _depthwise("depthwise i8", "int8", x_dtype="int8", w_dtype="int8", channels=40, stride=(2, 1)),
