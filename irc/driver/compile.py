@@ -111,12 +111,13 @@ class _Clock:
 
 
 def _write(done: Compilation) -> None:
-    from irc.backends.artifact.write import write_artifact
+    from irc.backends.artifact.write import interface_facts, write_artifact
     from irc.export import to_bytes
     from irc.report.html import html
 
     if done.program is None:
         raise ValueError("nothing is compiled yet")
+    done.report.interface = interface_facts(done.program)
     emit = done.options.emit
     if "onnx" in emit and done.report.after is not None and done.report.after.bytes > PROTO_LIMIT:
         emit -= {"onnx"}

@@ -188,6 +188,7 @@ def _of_artifact(path: Path, seconds: float, cache_dir: Path | None) -> Layers:
     from irc.backends.artifact.manifest import read_manifest
     from irc.backends.tvm.build import plan_of
     from irc.backends.tvm.cache import default_cache_dir
+    from irc.backends.tvm.plan.waits import worth_sharing
     from irc.driver.subject import artifact_model
 
     manifest = read_manifest(path)
@@ -195,7 +196,7 @@ def _of_artifact(path: Path, seconds: float, cache_dir: Path | None) -> Layers:
     Pipeline.parse("none").run(model, PassContext())
     target = get_target(str(manifest["target"].get("name", "native")))
     plan = plan_of(model, target, None)
-    steps = [i for i, call in enumerate(plan.calls) if call.parallel]
+    steps = [i for i, call in enumerate(plan.calls) if worth_sharing(call, plan)]
     with closing(load_artifact(path, threads=1)) as network:
         rest = len(plan.calls) - len(steps)
         note = f"{rest} kernels that run on one thread only are not timed" if rest else ""

@@ -35,6 +35,8 @@ def _parts(report: Report, directory: str) -> Iterator[RenderableType]:
     table.add_row("passes", report.pipeline or "none")
     if report.sizes:
         table.add_row("sizes", ", ".join(f"{name} {bytes_text(n)}" for name, n in report.sizes.items()))
+    if report.interface.get("threads", 1) > 1:
+        table.add_row("threads", f"a pool of {report.interface['threads']}")
     for i, line in enumerate(verification_lines(report.verification)):
         table.add_row("verified" if i == 0 else "", line)
     if report.accuracy:
@@ -187,6 +189,7 @@ def _manifest_lines(manifest: Mapping[str, Any], here: Sequence[str]) -> Iterato
     yield "outputs", [_port(p) for p in interface["outputs"]]
     weights, workspace = (bytes_text(interface[k]) for k in ("weights_bytes", "workspace_bytes"))
     yield "memory", [f"weights {weights}, workspace {workspace}"]
+    yield "threads", [f"a pool of {interface['threads']}"] if interface.get("threads", 1) > 1 else []
     yield "pipeline", [manifest.get("pipeline") or "none"]
     yield "verified", verification_lines(manifest.get("verification") or {})
     yield "accuracy", [accuracy_text(manifest["accuracy"])] if manifest.get("accuracy") else []

@@ -62,6 +62,27 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
 
 
+def test_threads_are_compiled_in(call: Call, work: Path, kernel_cache: Path, artifact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pooled"
+    text, _ = call("compile", work / "tiny.onnx", "-o", out, "--threads", 2, "--cache-dir", kernel_cache, "--jobs", 1)
+    assert "a pool of 2" in text
+    assert json.loads((out / "manifest.json").read_text())["interface"]["threads"] == 2
+    assert "a pool of 2" in call("inspect", out)[0]
+    x = np.load(work / "data.npz")["x"][:1]
+    processors = len(os.sched_getaffinity(0))
+    with irc.load(artifact) as alone, irc.load(out) as pooled, irc.load(out, threads=1) as one:
+        assert (alone.threads, pooled.threads, one.threads) == (1, min(2, processors), 1)
+        for network in (pooled, one):
+            np.testing.assert_array_equal(network(x), alone(x))
+        alone.use_threads(2)
+        np.testing.assert_array_equal(alone(x), pooled(x))
+    np.savez(tmp_path / "x.npz", x=x)
+    for threads in ((), ("--threads", 2)):
+        call("run", out, "--inputs", tmp_path / "x.npz", "--outputs", tmp_path / "y.npz", *threads)
+    _, error = call("run", out, "--inputs", tmp_path / "x.npz", "--threads", 0, code=2)
+    assert "threads must be at least 1" in error
+
+
 def test_bare_compile_writes_beside_you(
     call: Call, work: Path, kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
