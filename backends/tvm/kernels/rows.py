@@ -8,10 +8,10 @@ from typing import Any
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import lanes_of
+from irc.backends.tvm.geometry import chunks, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic
 from irc.backends.tvm.kernels.channels import channel_pieces, operand_reader
-from irc.backends.tvm.kernels.emit import emit_expression, exp, needs_scalar
+from irc.backends.tvm.kernels.emit import decay, emit_expression, needs_scalar
 from irc.backends.tvm.specs import ReduceSpec, RowsSpec
 from irc.targets.target import Target
 
@@ -49,29 +49,39 @@ def _start(kind: str, dtype: str) -> float:
     return low if kind == "max" else high
 
 
-def fold_lanes(k: KernelBuilder, buffer: Buffer, kind: str, lanes: int) -> Expr:
-    """One value from the `lanes` partial results in `buffer`, pairwise (so the order is fixed)."""
-    values = [k.let(k.load(buffer, i)) for i in range(lanes)]
-    while len(values) > 1:
-        half = (len(values) + 1) // 2
-        values = [
-            k.let(_COMBINE[kind](values[i], values[i + half])) if i + half < len(values) else values[i]
-            for i in range(half)
-        ]
-    return values[0]
+_CHAINS = 4  # accumulators side by side: as many as an addition takes cycles
+
+
+def fold_lanes(k: KernelBuilder, value: Expr, kind: str, lanes: int) -> Expr:
+    """One value from `lanes` partial results (a power of two): halves against each other (so the order is fixed)."""
+    while lanes > 1:
+        lanes //= 2
+        low, high = (tirx.Shuffle([value], list(range(at, at + lanes))) for at in (0, lanes))
+        value = k.let(_COMBINE[kind](low, high))
+    return value
 
 
 def reduce_row(
     k: KernelBuilder, kind: str, dtype: str, width: int, lanes: int, value: Callable[[Expr, int], Expr]
 ) -> Expr:
     """The reduction of value(i, lanes) over i in [0, width)."""
-    acc = k.local(lanes, dtype)
-    k.store(acc, 0, const(_start(kind, dtype), dtype, lanes), lanes)
-    for start, tiles, _, size in channel_pieces(width, lanes, 1):
-        with k.loop(tiles, "j") as t:
-            i = k.let(t * size + start, "i")
-            k.store(acc, 0, _COMBINE[kind](k.load(acc, 0, size), value(i, size)), size)
-    return k.let(fold_lanes(k, acc, kind, min(lanes, width) if width < lanes else lanes))
+    whole = width // lanes
+    chains = max(1, min(_CHAINS, whole))
+    acc = k.local(chains * lanes, dtype)
+    for c in range(chains):
+        k.store(acc, c * lanes, const(_start(kind, dtype), dtype, lanes), lanes)
+    for start, count, vectors in spans(whole, chains):
+        with k.loop(count, "j") as t:
+            for c in range(vectors):
+                i = k.let((t * vectors + (start + c)) * lanes, "i")
+                k.store(acc, c * lanes, _COMBINE[kind](k.load(acc, c * lanes, lanes), value(i, lanes)), lanes)
+    for offset, size in chunks(lanes, width % lanes) if width % lanes else ():
+        i = k.let(const(whole * lanes + offset, "int32"), "i")
+        k.store(acc, 0, _COMBINE[kind](k.load(acc, 0, size), value(i, size)), size)
+    total = k.load(acc, 0, lanes)
+    for c in range(1, chains):
+        total = k.let(_COMBINE[kind](total, k.load(acc, c * lanes, lanes)))
+    return fold_lanes(k, k.let(total), kind, lanes)
 
 
 def build_rows(symbol: str, spec: RowsSpec, target: Target) -> Any:
@@ -113,7 +123,7 @@ def _softmax(
 
     def exponential(i: Expr, size: int) -> Expr:
         shifted = k.let(source(i, size) - broadcast(top, size))
-        value = k.let(exp(k, shifted, size))
+        value = k.let(decay(k, shifted, size))
         k.store(scratch, i, value if spec.kind == "softmax" else shifted, size)
         return value
 

@@ -1,7 +1,9 @@
 """Last rewrites of the graph before the plan, on a copy that only the backend sees.
 
 - Dequantizations sink below operators that only move elements, so that these move bytes.
-- Quantize(Concat(...)) becomes Concat(Quantize(...)), and quantizations rise above operators that only move elements.
+- Quantize(Concat(...)) becomes Concat(Quantize(...)).
+- Elementwise operators rise above operators that only move elements, to the kernel that computes what they read.
+- Factors of a product of two computed matrices sink below it.
 - Quantize of a dequantization with the same parameters is the integers themselves.
 - 8-bit activations take the sign that the target's dot product wants: q and q xor 0x80 with the zero point moved by 128
   mean the same real values, so no result changes. The rest of the program and the network's interface keep theirs
@@ -10,10 +12,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from irc.backends.tvm.plan.kinds import dequantized, is_view, is_weight, kind_of
-from irc.backends.tvm.plan.translate import quantization
+from irc.backends.tvm.plan.translate import builder_of, data_inputs, quantization
 from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import DType, TensorType
 from irc.targets.target import Target
@@ -29,8 +33,7 @@ def normalize(graph: Graph, target: Target) -> None:
         for node in graph.nodes:
             if node.graph is None:
                 continue
-            changed |= _hoist_quantize(graph, node) or _raise_quantize(graph, node)
-            changed |= node.graph is not None and (_sink_dequantize(graph, node) or _cancel(graph, node))
+            changed |= any(rule(graph, node) for rule in _RULES)
         _drop_dead(graph)
     _choose_signs(graph, target)
     _drop_dead(graph)
@@ -112,37 +115,89 @@ def _hoist_quantize(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _raise_quantize(graph: Graph, node: Node) -> bool:
-    """Q(view(x)) -> view(Q(x)) where nobody else reads: Q joins the kernel that makes x, the view moves bytes."""
-    if not node.is_op("QuantizeLinear") or quantization(node) is None:
+def _raise(graph: Graph, node: Node) -> bool:
+    """f(view(x)) -> view(f(x)) where nobody else reads: f joins the kernel that makes x.
+
+    f is elementwise, of one tensor and single numbers; after a linear kernel also of two tensors of the same shape.
+    """
+    build = builder_of(node)
+    if build is None or node.is_op("DequantizeLinear") or node.op_type in _WHOLE or node.output.is_output:
         return False
-    view = node.need(0).producer
-    if view is None or not view.is_op(*_WHOLE) or not is_view(view):
+    tensors = [v for v in data_inputs(node) if not (v.is_constant and v.numpy().size == 1)]
+    index = next((i for i, v in enumerate(node.inputs) if v is not None and _raised_over(v)), None)
+    if index is None or node.output.shape != node.need(index).shape:
         return False
+    view = node.need(index).producer
+    assert view is not None
     source = view.need(0)
-    if is_weight(source) or any(len(v.uses) != 1 or v.is_output for v in (source, view.output)):
+    other: Value | None = None
+    if len(tensors) == 2 and view.op_type != "Transpose" and source.producer is not None:
+        other = tensors[0] if tensors[1] is view.output else tensors[1]
+        if kind_of(source.producer) != "linear" or other is view.output or other.shape != view.output.shape:
+            return False
+    elif len(tensors) != 1:
         return False
-    if source.producer is None:
-        return False
-    q = graph.add(
-        "QuantizeLinear",
-        [source, *node.inputs[1:]],
+    inputs = [source if v is view.output else v for v in node.inputs]
+    if other is not None:
+        shape = graph.add_constant(np.array(source.static_shape(), np.int64), "shape")
+        seen = graph.add("Reshape", [other, shape], types=[TensorType(other.tensor.dtype, source.shape)], before=node)
+        inputs = [seen.output if v is other else v for v in inputs]
+    kind = node.output.tensor.dtype
+    raised = graph.add(
+        node.op_type,
+        inputs,
         attributes=node.attributes,
-        types=[TensorType(node.output.tensor.dtype, source.shape)],
+        types=[TensorType(kind, source.shape)],
+        domain=node.domain,
         origin=node.origin,
-        before=view,
+        before=node,
     )
     moved = graph.add(
         view.op_type,
-        [q.output, *view.inputs[1:]],
+        [raised.output, *view.inputs[1:]],
         attributes=view.attributes,
         types=[node.output.type],
         origin=view.origin,
-        before=view,
+        before=node,
     )
     graph.replace_uses(node.output, moved.output)
     graph.remove(node)
     graph.remove(view)
+    return True
+
+
+def _raised_over(value: Value) -> bool:
+    """Whether a value is a view of another that is made for it alone."""
+    view = value.producer
+    if view is None or not view.is_op(*_WHOLE) or not is_view(view):
+        return False
+    source = view.need(0)
+    if source.producer is None or is_weight(source):
+        return False
+    return all(len(v.uses) == 1 and not v.is_output for v in (source, value))
+
+
+def _sink_scale(graph: Graph, node: Node) -> bool:
+    """(c * x) y -> c * (x y), through views: the product of two computed matrices scales its sums for nothing."""
+    if not node.is_op("Mul", "Div") or node.output.dtype is not DType.FLOAT:
+        return False
+    x, factor, value = node.need(0), node.need(1), node.output
+    if not (factor.is_constant and factor.numpy().size == 1) or is_weight(x) or x.shape != value.shape:
+        return False
+    if x.producer is not None and kind_of(x.producer) == "linear" and len(x.uses) == 1:
+        return False  # it is part of that kernel
+    while len(value.uses) == 1 and not value.is_output and value.users[0].op_type in _WHOLE:
+        value = value.users[0].output
+    product = value.users[0] if len(value.uses) == 1 and not value.is_output else None
+    if product is None or not product.is_op("MatMul") or any(is_weight(v) for v in (product.need(0), product.need(1))):
+        return False
+    if product.output.is_output:
+        return False
+    scaled = graph.add(node.op_type, [product.output, factor], types=[product.output.type], origin=node.origin)
+    graph.replace_uses(product.output, scaled.output, keep=[scaled])
+    graph.replace_uses(node.output, x)
+    graph.remove(node)
+    graph.sort()
     return True
 
 
@@ -237,3 +292,6 @@ def _shift_zero_point(graph: Graph, node: Node, shift: int, dtype: DType) -> Non
     assert parameters is not None
     zero = np.asarray(parameters[1] + shift, dtype.numpy)
     graph.set_input(node, 2, graph.add_constant(zero, "zero_point"))
+
+
+_RULES: tuple[Callable[[Graph, Node], bool], ...] = (_hoist_quantize, _raise, _sink_scale, _sink_dequantize, _cancel)

@@ -188,13 +188,13 @@ def _samples(model: Model) -> dict[str, list[np.ndarray]]:
 
 
 def test_transposes_and_quantizations_cost_no_kernel() -> None:
-    """Quantized: the input and (in two kernels) the mask, three projections, attention, a projection."""
+    """Quantized: the input and the mask, three projections, attention, a projection."""
     model = encoder(16, 2, 16)
     ctx = PassContext(calibration=Dataset.of({k: np.stack(v) for k, v in _samples(model).items()}, model))
     Quantize(equalize=False).run(model, ctx)
     calls = make_plan(clone(model).graph, get_target(native()[-1])).calls
-    assert len(calls) == 8
-    assert sum(isinstance(c.spec, ElementwiseSpec) for c in calls) == 3
+    assert len(calls) == 7
+    assert sum(isinstance(c.spec, ElementwiseSpec) for c in calls) == 2
 
 
 def test_a_mask_is_turned_once() -> None:
