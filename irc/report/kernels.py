@@ -31,6 +31,8 @@ class Summary(Protocol):
     @property
     def records(self) -> Sequence[Measured]: ...
     @property
+    def layers(self) -> int: ...
+    @property
     def kept(self) -> str: ...
     @property
     def analytic_ms(self) -> float | None: ...
@@ -135,6 +137,9 @@ def tuned_table(records: Iterable[Measured]) -> Table:
 
 def tuned_lines(done: Summary, path: str) -> Iterator[str]:
     """The outcome in words."""
+    if not done.layers:
+        yield "no kernel of this model leaves anything to choose"
+        return
     better = sum(r.choice != r.analytic for r in done.records)
     yield f"{len(done.records)} kernels measured, {better} with a better choice than the analytic one"
     if done.analytic_ms is not None and done.tuned_ms is not None:

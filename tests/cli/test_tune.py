@@ -146,6 +146,15 @@ def test_ctrl_c_writes_what_was_found(
     assert len(Records.load(Path("tuning.json"))) == 1
 
 
+def test_models_that_leave_nothing_to_choose(call: Call, tmp_path: Path, kernel_cache: Path) -> None:
+    b = GraphBuilder("plain")
+    b.output(b.op("Relu", b.input("x", "float32", [1, 4])), name="y")
+    save(b.build(), tmp_path / "plain.onnx")
+    out, _ = call("tune", tmp_path / "plain.onnx", "--cache-dir", kernel_cache, "--jobs", "1")
+    assert "no kernel of this model leaves anything to choose" in out
+    assert not Path("tuning.json").exists()
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
 def test_time_must_be_positive(call: Call, model: Path, seconds: str) -> None:
     _, err = call("tune", model, f"--seconds={seconds}", code=2)
