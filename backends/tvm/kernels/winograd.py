@@ -91,6 +91,7 @@ def _add(total: Expr, value: Expr, coefficient: Fraction, lanes: int) -> Expr:
     return total + value * const(float(coefficient), "float32", lanes)
 
 
+_WORTH = 3  # weights from memory that cost as much as a number from another core's cache
 _LINE = 16  # float32 in a cache line
 
 
@@ -214,16 +215,17 @@ class _Product:
         blocks = spans(self.tiles.total, block)
         per_chunk = sum(count for _, count, _ in blocks)
         chunks_ = sum(count for _, count, _ in self.channels)
-        with k.work(chunks_ * per_chunk, "i") as item:
-            chunk, number = k.let(item // per_chunk, "chunk"), k.let(item % per_chunk, "block")
+        # Threads get tiles, which they have mostly transformed themselves, unless the weights are much larger.
+        by_channels = self.spec.w_size > _WORTH * self.spec.v_size
+        with k.shares(chunks_, per_chunk, by_channels, "i") as (chunk, low, high):
             first = 0
             for start, count, vectors in self.channels:
                 with k.when(_inside(chunk, first, count, chunks_)):
                     vector = k.let((chunk - first) * vectors + start, "v")
                     before = 0
                     for tile, many, size in blocks:
-                        with k.when(_inside(number, before, many, per_chunk)):
-                            self._item(k.let((number - before) * size + tile, "tile"), size, vector, vectors, start)
+                        with k.between(before, many, low, high, "b") as number:
+                            self._item(k.let(number * size + tile, "tile"), size, vector, vectors, start)
                         before += many
                 first += count
         return k.finish()
