@@ -23,7 +23,7 @@ OUTPUTS = {1: (1,), 2: (3, 5), 3: (2, 4), 4: (3,), 5: (2,)}
 """Taps along an axis -> outputs of a tile along it: those whose errors are like those of a direct sum."""
 
 _STACK_BYTES = 72 * 1024  # sums of one block of tiles
-_MEMORY_RATE = 1 / 8  # bytes of weights per cycle from memory, of a vector: machines with wider ones have faster memory
+_MEMORY_RATE = 3 / 32  # bytes of weights per cycle from memory, of a vector: wider machines have faster memory
 _CACHE_RATE = 32.0  # from the second-level cache
 _LOADS = 1.8  # a cycle, from the first-level cache
 _OVERLAP = 0.7  # share of the shorter of two that hides behind the longer: arithmetic, and weights on their way
