@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import tirx
@@ -14,6 +15,8 @@ from irc.backends.tvm.specs import ElementwiseSpec, FillSpec
 from irc.targets.target import Target
 
 _BLOCK = 4096  # elements of a one-dimensional range that one work item takes
+_SHORT = 64  # elements of a short row
+_ENOUGH = 8  # items of work to share out
 
 
 def build_elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
@@ -58,16 +61,20 @@ def build_elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any
             with k.first_part():
                 row([], whole * _BLOCK, width % _BLOCK)
         return k.finish()
-    outer = 1
-    for d in shape[:-1]:
-        outer *= d
-    with k.work(outer, "r") as item:
+    # short rows: the items of work are rows of rows, so that finding one's place is not most of the work
+    short = width <= _SHORT and math.prod(shape[:-2]) >= _ENOUGH
+    shared = shape[:-2] if short else shape[:-1]
+    with k.work(math.prod(shared), "r") as item:
         place: list[Any] = []
         rest = item
-        for d in reversed(shape[:-1]):
+        for d in reversed(shared):
             place.insert(0, k.let(rest % d, "p"))
             rest = k.let(rest // d, "q")
-        row(place, 0, width)
+        if short:
+            with k.loop(shape[-2], "s") as inner:
+                row([*place, inner], 0, width)
+        else:
+            row(place, 0, width)
     return k.finish()
 
 
