@@ -31,6 +31,7 @@ _AT_ONCE = 6  # cache lines that are asked for one after the other
 _LINE = 64  # bytes of a cache line
 _BUSY = 6  # places from which on arithmetic takes as long as weights from memory
 _FEW_TILES = 16  # register tiles that share their weights
+_FEW_PLACES = 160  # the same in places, for the small tiles of narrow vectors
 
 
 class _Linear:
@@ -261,7 +262,7 @@ class _Linear:
         """
         spec = self.spec
         total = spec.batch[0] * spec.batch[1] * spec.out[0] * spec.out[1]
-        some = _BUSY <= total <= _FEW_TILES * spec.tile[0] * spec.tile[1]
+        some = _BUSY <= total <= max(_FEW_TILES * spec.tile[0] * spec.tile[1], _FEW_PLACES)
         if spec.order != "channels" or spec.w_rows or spec.block or not some:
             return lambda step: None
         size = vectors * self.lanes * self.step.channels  # of a step
