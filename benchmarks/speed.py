@@ -184,10 +184,12 @@ class Speed:
                 ("quantized", self.shop.quantized(model), ["--passes", "none"]),
                 ("calibrated", model, calibration),
             ):
+                if kind not in self.options.compile_kinds:
+                    continue
                 with tempfile.TemporaryDirectory(prefix="irc-speed-") as folder:
                     environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
-                    command = [sys.executable, "-m", "irc.cli.main", "compile", str(source), "-o", f"{folder}/out"]
-                    command += ["--jobs", "2", "--target", "native", *more]
+                    command = [*self.options.prefix_threads.split(), sys.executable, "-m", "irc.cli.main", "compile"]
+                    command += [str(source), "-o", f"{folder}/out", "--jobs", "2", "--target", "native", *more]
                     cold, cold_peak = compile_once(command, environment)
                     warm = [compile_once(command, environment)[0] for _ in range(3)]
                 row = {"cold_s": round(cold, 2), "warm_s": round(statistics.median(warm), 2), "peak_bytes": cold_peak}
@@ -281,6 +283,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", default=list(TINY), type=lambda s: s.split(","), help="tasks of section tiny")
     parser.add_argument("--batch-models", default=["resnet50"], type=lambda s: s.split(","))
     parser.add_argument("--compile-models", default=["resnet50"], type=lambda s: s.split(","))
+    parser.add_argument("--compile-kinds", default=["quantized", "calibrated"], type=lambda s: s.split(","))
     parser.add_argument("--calibration", type=Path, help="folder of MODEL.npz (default: random samples)")
     parser.add_argument("--nncf", type=Path, help="folder of MODEL.xml that NNCF made already")
     parser.add_argument("--passes", default="fast", help="pipeline that quantizes (default: fast)")

@@ -41,16 +41,29 @@ def conv_demand(p: Planner, node: Node, index: int) -> Demand | None:
         return None
     shape = node.need(0).static_shape()
     g = _geometry(node)
-    found = dequantized(node.need(0)) if integer_weights(node) is not None else None
+    integer = integer_weights(node)
+    found = dequantized(node.need(0)) if integer is not None else None
     dtype = "float32" if found is None else storage_dtype(found[0].dtype)
     channels = shape[1] // node.get_int("group", 1)
     extra = 0
-    if kind_of(node) == "linear" and node.get_int("group", 1) == 1:
-        extra = -channels % step_channels(dtype, p.target)
     top, left, bottom, right = (max(v, 0) for v in g.pads)  # negative pads crop
+    if kind_of(node) == "linear" and node.get_int("group", 1) == 1:
+        step = step_channels(dtype, p.target)
+        if by_rows(node, integer, g, step):
+            right += -g.kernel[1] % step
+        else:
+            extra = -channels % step
     spatial = ((left, right),) if len(shape) == 3 else ((top, bottom), (left, right))
     order = (0, 2, 1) if len(shape) == 3 else (0, 2, 3, 1)
     return Demand(order, ((0, 0), (0, extra), *spatial), float(found[2]) if found is not None else 0.0)
+
+
+def by_rows(node: Node, integer: IntegerWeights | None, g: Window, step: int) -> bool:
+    """Whether a row of the window is summed as if its places were channels: they lie side by side in an image of one
+    channel, so that a dot product takes `step` of them. What it reads beyond the row has weights of zero."""
+    if integer is None or integer.weight_zero is not None or step == 1:
+        return False
+    return node.need(1).static_shape()[1] == 1 and g.kernel[1] > 1 and g.dilation[1] == 1
 
 
 def _nhw(view: View) -> tuple[int, int, int]:
@@ -83,7 +96,11 @@ def _source(p: Planner, node: Node, integer: IntegerWeights | None) -> View:
         value = integer.x
     elif demand.fill != 0.0 or any(c != (0, 0) for c in demand.halo[1:2]):
         demand = Demand(demand.order, (demand.halo[0], (0, 0), *demand.halo[2:]), 0.0)
-    return p.padded(value, demand)
+    x = p.padded(value, demand)
+    step = step_channels(x.dtype, p.target) if node.get_int("group", 1) == 1 else 1
+    if by_rows(node, integer, _geometry(node), step) and _nhw(x)[2] != 1:  # its places lie apart: channels are added
+        x = p.padded(value, replace(demand, halo=(demand.halo[0], (0, step - 1), *demand.halo[2:])))
+    return x
 
 
 def _expression(
@@ -120,14 +137,17 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     out = p.output_view(region.output, (0, 2, 1) if rank == 3 else (0, 2, 3, 1), innermost=1)
     w = integer.w if integer is not None else float_weights(node.need(1)).astype(np.float32)
     w = w.reshape(w.shape[0], w.shape[1], *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
+    kernel, dilation = g.kernel, g.dilation
     step = step_channels(x.dtype, p.target, w.shape[3] if groups > 1 else 0)  # groups lie side by side: no padding
+    if groups == 1 and by_rows(node, integer, g, step) and _nhw(x)[2] == 1:
+        w, kernel, dilation = w.transpose(0, 1, 3, 2), (g.kernel[0], 1), (g.dilation[0], 1)
     ic = -(-w.shape[3] // step) * step
     w = np.pad(w, ((0, 0), (0, 0), (0, 0), (0, ic - w.shape[3])))
     per_group = w.shape[0] // groups
     lanes = lanes_of(p.target)
     out_hw = two(out_shape[2:])
     x_strides, y_strides = _nhw(x), _nhw(out)
-    compensation = None if integer is None else integer.compensation(g.kernel[0] * g.kernel[1] * ic)
+    compensation = None if integer is None else integer.compensation(kernel[0] * kernel[1] * ic)
     sums = integer is not None and integer.weight_zero is not None
     b, operands, result = _expression(p, region, integer, _bias(node), compensation, sums)
     views = [p.operand_view(_broadcast(v, rank), out_shape) for v in operands.values]
@@ -136,7 +156,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     if collapse:
         out_hw = (1, out_hw[0] * out_hw[1])
     vectors = -(-per_group // lanes)
-    steps = g.kernel[0] * g.kernel[1] * ic // step
+    steps = kernel[0] * kernel[1] * ic // step
     uops = uops_of(x.dtype, p.target)
     apart = (x_strides[1] * g.stride[0] * x.itemsize, x_strides[2] * g.stride[1] * x.itemsize)
     expression = b.finish(result)
@@ -150,14 +170,14 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         out.dtype,
         (out_shape[0], groups),
         out_hw,
-        g.kernel,
+        kernel,
         ic,
         per_group,
         (x_strides[0], (w.shape[3] if groups > 1 else 0) * 1, x_strides[1], x_strides[2]),
         (y_strides[0], per_group if groups > 1 else 0, y_strides[1], y_strides[2]),
         (0, packed[0].size if groups > 1 else 0),
         g.stride,
-        g.dilation,
+        dilation,
         expression,
         tuple(_operand(p, v, per_group, groups) for v in views),
         0,

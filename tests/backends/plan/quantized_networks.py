@@ -277,6 +277,36 @@ def _conv_int8(n: Network) -> None:
     n.output(n.conv(x, 3, (3, 3), "int8", 4, dilation=2, pads=(2, 2, 2, 2), each=False, bias=False))
 
 
+def _one_channel(n: Network) -> None:
+    """Rows of the window are summed as channels, where they lie side by side."""
+    x = n.input((2, 1, 13, 11), "uint8", 0.02, 120)
+    y = n.conv(x, 10, (5, 4), "uint8", 0, stride=2, pads=(2, 1, 2, 2), activation="relu")
+    y = n.conv(y, 1, (1, 1), "int8", -3)  # one channel again, of the other sign, without a border
+    n.output(n.conv(y, 18, (2, 3), "int8", 8))
+
+
+def _one_channel_row(n: Network) -> None:
+    n.output(n.conv(n.input((1, 1, 9, 30), "int8", 0.02, 7), 5, (1, 9), "uint8", 100, stride=3))
+
+
+def _one_channel_apart(n: Network) -> None:
+    """Holes in the window, and places that lie apart."""
+    x = n.input((1, 3, 9, 8), "uint8", 0.02, 100)
+    y = n.conv(x, 6, (1, 1), "uint8", 80)
+    middle = n.move(y, "Slice", np.ascontiguousarray(y.q[:, 2:3]), "uint8", [2], [3], [1])
+    n.output(n.conv(middle, 6, (2, 4), "uint8", 66))
+    one = n.conv(x, 1, (1, 1), "uint8", 70)
+    n.output(n.conv(one, 5, (3, 3), "uint8", 90, dilation=2, pads=(2, 2, 2, 2)))
+
+
+def _one_channel_shared(n: Network) -> None:
+    """Another reader wants a border of channels, another has a zero point in its weights."""
+    x = n.input((1, 1, 9, 8), "uint8", 0.02, 120)
+    n.output(n.conv(x, 6, (3, 3), "uint8", 3, pads=(1, 1, 1, 1)))
+    n.output(n.conv(x, 6, (3, 1), "uint8", 4))
+    n.output(n.conv(x, 6, (3, 3), "uint8", 5, w_dtype="uint8", w_zero=100))
+
+
 def _separable(n: Network) -> None:
     x = n.conv(
         n.input((1, 19, 8, 6), "uint8", 0.02, 0), 19, (3, 3), "uint8", 0, pads=(1, 1, 1, 1), group=19, activation="relu"
@@ -362,6 +392,10 @@ def _smooth(n: Network) -> None:
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
+    "one_channel": _one_channel,
+    "one_channel_row": _one_channel_row,
+    "one_channel_apart": _one_channel_apart,
+    "one_channel_shared": _one_channel_shared,
     "separable": _separable,
     "weight_zero_points": _weight_zero_points,
     "residual": _residual,
