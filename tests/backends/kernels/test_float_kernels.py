@@ -269,7 +269,7 @@ def test_scalar_shape(target: Target) -> None:
     check(cases.elementwise("scalar", (), "float32", _sum_of_two(), [("float32", ()), ("float32", ())]), target)
 
 
-@best_target
+@targets
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
 def test_copies_of_other_types(dtype: str, target: Target) -> None:
     b = ExpressionBuilder()
