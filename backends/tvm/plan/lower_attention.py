@@ -108,9 +108,9 @@ def _readers(value: Value) -> list[object]:
 
 
 def _is_product(region: Region) -> bool:
-    """A MatMul of two computed matrices."""
+    """A MatMul whose second factor is computed (the first may be learned queries)."""
     node = region.root
-    if region.kind != "linear" or not node.is_op("MatMul") or is_weight(node.need(0)) or is_weight(node.need(1)):
+    if region.kind != "linear" or not node.is_op("MatMul") or is_weight(node.need(1)):
         return False
     return all(len(v.static_shape()) >= 2 for v in (node.need(0), node.need(1)))
 

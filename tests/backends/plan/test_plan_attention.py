@@ -107,6 +107,16 @@ def nan_guarded() -> Model:
     return b.build()
 
 
+def learned() -> Model:
+    """Queries that are weights, of fewer dimensions than the keys."""
+    b = GraphBuilder()
+    x = b.input("x", "float32", [2, 21, 8])
+    k = b.op("Transpose", project(b, x, 8, 8, 1), perm=[0, 2, 1])
+    s = b.op("MatMul", weights(3, 8, scale=1.0), k)
+    b.output(b.op("MatMul", b.op("Softmax", s, axis=-1), x), name="y")
+    return b.build()
+
+
 MODELS: dict[str, Callable[[], Model]] = {
     "encoder": encoder,
     "encoder, several images": lambda: encoder(6, 2, 5, batch=3),
@@ -116,6 +126,7 @@ MODELS: dict[str, Callable[[], Model]] = {
     "windows": windows,
     "cross": cross,
     "nan guarded": nan_guarded,
+    "learned queries": learned,
 }
 
 
