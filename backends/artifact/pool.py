@@ -7,8 +7,9 @@ under way: part p of n is fixed, so results do not depend on timing.
 Each part has a slot of its own in RAM, with a counter that it alone raises. To meet, a part raises its counter and
 waits until all others have reached it: one cache line goes each way. Who waits spins first and then sleeps on the
 counter (futex). Raising and looking for sleepers, and announcing oneself as a sleeper and looking at the counter, are
-both sequentially consistent, so no wake-up is lost. A part that had to sleep spins less from then on, until spinning
-pays again: with more threads than processors, waiting gives the processor away.
+both sequentially consistent, so no wake-up is lost. A part that had to sleep spins less for
+the rest of the run, until spinning pays again: with more threads than processors, waiting gives the processor away. It
+spins no less than about as long as waking up takes: parts that only wake each other would go on doing so.
 
 RAM (`ram_bytes`): one line of facts, one for the lock, then the slots. Nothing else is written, and nothing is
 allocated but by pthread_create. A second caller of the same context finds the lock taken and runs alone; so does a
@@ -38,7 +39,7 @@ _SLOTS = 2 * LINE
 _SLEEPERS, _THREAD, _JOB, _POOL, _PART, _PATIENCE = 4, 8, 16, 24, 32, 64
 
 _SPINS = {"x86-64": 2500, "aarch64": 5000}  # of pause and isb: some tens of microseconds
-_FEWEST_SPINS = 16
+_FEWEST_SHARE = 8  # of the spins: what is left to a part that had to sleep
 _FUTEX = {"x86-64": 202, "aarch64": 98}  # number of the system call
 _WAIT, _WAKE = 128, 129  # FUTEX_WAIT, FUTEX_WAKE, private to the process
 _PAUSE = {
@@ -93,7 +94,7 @@ def pool_ll(arch: str, meetings: int, ctx_pool: int) -> list[str]:
         "WAIT": _WAIT,
         "WAKE": _WAKE,
         "SPINS": _SPINS[arch],
-        "FEWEST": _FEWEST_SPINS,
+        "FEWEST": _SPINS[arch] // _FEWEST_SHARE,
         "SLOTS": _SLOTS,
         "LINE": LINE,
         "LOCK": _LOCK,
@@ -250,6 +251,8 @@ idle:
   %stop = icmp eq ptr %frame, null
   br i1 %stop, label %out, label %work
 work:
+  %patience = getelementptr inbounds i8, ptr %me, i64 @@PATIENCE@@
+  store i32 @@SPINS@@, ptr %patience
   %ps = getelementptr inbounds i8, ptr %pool, i64 @@PARTS@@
   %parts = load i32, ptr %ps
   call void @steps(ptr %frame, i32 %part, i32 %parts)
@@ -275,6 +278,8 @@ go:
   %first = getelementptr inbounds i8, ptr %pool, i64 @@SLOTS@@
   %count = load i32, ptr %first
   %start = add i32 %count, 1
+  %patience = getelementptr inbounds i8, ptr %first, i64 @@PATIENCE@@
+  store i32 @@SPINS@@, ptr %patience
   %fp = getelementptr inbounds i8, ptr %frame, i64 @@FRAME_POOL@@
   store ptr %pool, ptr %fp
   %fc = getelementptr inbounds i8, ptr %frame, i64 @@FRAME_COUNT@@
