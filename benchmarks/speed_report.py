@@ -28,8 +28,10 @@ How to read it
 - OpenVINO's arrays are bound once and shared with it; the other runtimes get and return arrays in every call.
 - Models whose weights are random have no accuracy. The noise of their 8-bit outputs is still compared, as the median
   over inputs of each output's signal to noise: a row counts only where irc is at most 1 dB noisier than the fastest
-  peer. "No signal" means that the float model gives the same
-  output whatever it sees; the last row of that table is a trained model on real images instead."""
+  peer. "No signal" means that the float model gives the same output whatever it sees; where the evaluation data is at
+  hand, the last row of that table is a trained model on real images instead.
+- Sections may have been measured one after another, on a machine with other work on its other core: what shares the
+  last cache and the memory with it (large models, first results) was slower for all runtimes alike."""
 
 
 def document(results: Mapping[str, list[Row]], machine: Mapping[str, str]) -> str:
