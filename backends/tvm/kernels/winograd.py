@@ -91,6 +91,7 @@ def _add(total: Expr, value: Expr, coefficient: Fraction, lanes: int) -> Expr:
     return total + value * const(float(coefficient), "float32", lanes)
 
 
+_FEW_SHARES = 8  # of the work: an odd number leaves two threads uneven
 _WORTH = 3  # weights from memory that cost as much as a number from another core's cache
 _LINE = 16  # float32 in a cache line
 
@@ -204,15 +205,24 @@ class _Product:
         self.w = k.pointer("w", "float32", spec.w_size)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
         self.y = k.pointer("y", "float32", spec.y_size)
-        block, columns, vectors = spec.block
+        _, columns, vectors = spec.block
+        self.channels = channel_tiles(spec.oc, self.lanes, vectors)
+        self.block = block = self._block()
         self.acc = k.local(columns * vectors * self.lanes, "float32")
         self.sums = k.local(self.points * block * vectors * self.lanes, "float32", "sums")
         self.back = k.local(spec.tile[0] * spec.tile[1] * self.lanes, "float32", "back")
-        self.channels = channel_tiles(spec.oc, self.lanes, vectors)
+
+    def _block(self) -> int:
+        """Tiles of a block: those of the specification, or fewer where there would be an odd number of few shares."""
+        chunks_ = sum(count for _, count, _ in self.channels)
+        blocks = -(-self.tiles.total // self.spec.block[0])
+        if chunks_ * blocks < _FEW_SHARES and chunks_ * blocks % 2:
+            blocks += 1
+        return min(self.spec.block[0], -(-self.tiles.total // blocks))
 
     def build(self) -> Any:
-        k, (block, _, _) = self.k, self.spec.block
-        blocks = spans(self.tiles.total, block)
+        k = self.k
+        blocks = spans(self.tiles.total, self.block)
         per_chunk = sum(count for _, count, _ in blocks)
         chunks_ = sum(count for _, count, _ in self.channels)
         # Threads get tiles, which they have mostly transformed themselves, unless the weights are much larger.

@@ -16,9 +16,9 @@ from irc.backends.tvm.plan.views import Storage
 from irc.backends.tvm.specs import FillSpec
 from irc.backends.tvm.traffic import traffic
 
-_MACS_PER_NS = 60.0
-_BYTES_PER_NS = 20.0
-_WORTH_NS = 500.0  # a few times what it costs threads to meet, on processors that are far from each other
+_MACS_PER_NS = {True: 60.0, False: 250.0}  # of float32 data, of bytes
+_BYTES_PER_NS = 50.0
+_WORTH_NS = 1500.0  # a few times what it costs threads to meet, on processors that are far from each other
 
 
 def worth_sharing(call: Call, plan: Plan) -> bool:
@@ -26,7 +26,8 @@ def worth_sharing(call: Call, plan: Plan) -> bool:
 
     Neighbouring calls that are not shared out cost no meeting between them.
     """
-    took = call.macs / _MACS_PER_NS + traffic(call, plan).total / _BYTES_PER_NS
+    rate = _MACS_PER_NS[getattr(call.spec, "x_dtype", "float32") == "float32"]
+    took = call.macs / rate + traffic(call, plan).total / _BYTES_PER_NS
     return call.parallel and took >= _WORTH_NS
 
 
