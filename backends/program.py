@@ -93,4 +93,5 @@ class Program:
     alignment: int = 64  # of weights and workspace
     statistics: dict[str, Any] = field(default_factory=dict)
     threads: int = 1  # of the pool that is compiled in; 1: none
+    worth_threads: bool = True  # False: a run is over so soon that the pool is left alone
     levels: tuple[Target, ...] = ()  # whose kernels it holds, weakest first, to pick from when it starts; (): target's

@@ -456,7 +456,7 @@ class _Glue:
         if framed:
             for name, i in _BASES:
                 out += [*self._field(f"%frame{i}", "%frame", i), f"  store ptr %{name}, ptr %frame{i}"]
-        if framed and pool.has_pool(p.target):
+        if framed and p.worth_threads and pool.has_pool(p.target):
             out += self._try_pool()
         for i, step in enumerate(p.steps):
             if step.parallel:

@@ -19,7 +19,7 @@ from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, lower_bound, place
 from irc.backends.tvm.plan.planner import Call, Pointer
-from irc.backends.tvm.plan.waits import waits, worth_sharing
+from irc.backends.tvm.plan.waits import waits, worth_sharing, worth_threads
 from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
 from irc.backends.tvm.tune.apply import apply_records, tuned_versions
 from irc.backends.tvm.tune.records import Records
@@ -279,6 +279,7 @@ def _assemble(
             "macs": sum(c.macs for c in calls),
         },
         levels=levels_of(target) if target.upgrades else (),
+        worth_threads=worth_threads(calls, plan),
     )
 
 

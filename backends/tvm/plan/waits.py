@@ -18,7 +18,8 @@ from irc.backends.tvm.traffic import traffic
 
 _MACS_PER_NS = {True: 60.0, False: 250.0}  # of float32 data, of bytes
 _BYTES_PER_NS = 50.0
-_WORTH_NS = 1500.0  # a few times what it costs threads to meet, on processors that are far from each other
+_WORTH_NS = 500.0  # what it costs threads to meet, on processors that are far from each other
+_RUN_WORTH_NS = 100_000.0  # below, the way of the data from one processor's cache to the other's eats up the gain
 
 
 def worth_sharing(call: Call, plan: Plan) -> bool:
@@ -26,9 +27,18 @@ def worth_sharing(call: Call, plan: Plan) -> bool:
 
     Neighbouring calls that are not shared out cost no meeting between them.
     """
+    return call.parallel and _nanoseconds(call, plan) >= _WORTH_NS
+
+
+def worth_threads(calls: Sequence[Call], plan: Plan) -> bool:
+    """Whether threads gain by sharing out a whole network of these calls."""
+    return sum(_nanoseconds(call, plan) for call in calls if call.parallel) >= _RUN_WORTH_NS
+
+
+def _nanoseconds(call: Call, plan: Plan) -> float:
+    """About what a call takes on one thread."""
     rate = _MACS_PER_NS[getattr(call.spec, "x_dtype", "float32") == "float32"]
-    took = call.macs / rate + traffic(call, plan).total / _BYTES_PER_NS
-    return call.parallel and took >= _WORTH_NS
+    return call.macs / rate + traffic(call, plan).total / _BYTES_PER_NS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from irc.backends.tvm.plan.planner import Call, Pointer
 from irc.backends.tvm.plan.views import Storage
-from irc.backends.tvm.plan.waits import waits, worth_sharing
+from irc.backends.tvm.plan.waits import waits, worth_sharing, worth_threads
 from irc.backends.tvm.specs import ElementwiseSpec, FillSpec, Operand
 
 WORK = ElementwiseSpec("float32", (4,), (1,), (), (), 4)
@@ -79,3 +79,5 @@ def test_what_is_over_sooner_than_threads_meet_is_not_shared_out(macs, size, par
     spec = ElementwiseSpec("float32", (size // 4,), (1,), (), (Operand("float32", (1,), size // 4),), size // 4)
     call = Call(spec, (Pointer(0, 0), Pointer(1, 0)), (1,), macs=macs, parallel=parallel)
     assert worth_sharing(call, plan) is worth
+    assert not worth_threads([call] * 2, plan)
+    assert worth_threads([call] * 300, plan) is worth
