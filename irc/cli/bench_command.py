@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _refuse_for_artifacts(args)
     if args.layers:
         return run_layers(args)
     from irc.driver.bench import bench, check_peers
@@ -65,6 +66,27 @@ def run(args: argparse.Namespace) -> int:
 
     output.console().print(latency_table(found.latencies))
     return 0
+
+
+def _refuse_for_artifacts(args: argparse.Namespace) -> None:
+    """What says how a model is compiled means nothing for one that is. Raises OptionError."""
+    given = {
+        "--passes": args.passes is not None,
+        "--preset": args.preset is not None,
+        "--calibration": args.calibration is not None,
+        "--tuning": args.tuning is not None,
+        "--shape": bool(args.shape),
+        "--dim": bool(args.dim),
+        "--target": args.target != "native",
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if names and args.subject.is_dir():
+        raise OptionError(
+            "an artifact is compiled already",
+            where=str(args.subject),
+            got=", ".join(names),
+            hint="give them to irc compile, or bench the model",
+        )
 
 
 def run_layers(args: argparse.Namespace) -> int:

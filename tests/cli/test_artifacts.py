@@ -231,6 +231,7 @@ def test_bench(call: Call, artifact: Path, work: Path, kernel_cache: Path) -> No
     assert [r["name"] for r in rows] == ["irc", "onnxruntime"]
     assert rows[0]["median_ms"] > 0
     assert "onnxruntime" in call("bench", work / "tiny.onnx", *quick, "--cache-dir", kernel_cache)[0]
+    assert "compiled already" in call("bench", artifact, "--tuning", "records.json", "--preset", "none", code=2)[1]
 
 
 def test_bench_layers(call: Call, artifact: Path, work: Path, kernel_cache: Path) -> None:
