@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from irc.driver import runners
-from irc.driver.load import load_data, load_static
-from irc.driver.lower import Progress, build_program, cache_folder
+from irc.driver.lower import Progress, build_in_memory, cache_folder
 from irc.driver.options import CompileOptions, check_file
 from irc.driver.samples import verification_feeds
 from irc.errors import IrcError, OptionError, suggest
 from irc.evaluation.latency import Latency, measure
 from irc.ir.graph import Model
 from irc.ir.types import Array
-from irc.pipeline import PassContext, Pipeline
 from irc.targets import get_target
 
 PEERS = ("onnxruntime", "openvino")
@@ -97,10 +95,7 @@ Run = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 
 def _compiled(options: CompileOptions, progress: Progress) -> tuple[Run, Model]:
-    model = load_static(options)
-    context = PassContext(options.target, load_data(options.calibration, model), options.seed, progress)
-    Pipeline.parse(options.passes).run(model, context)
-    program = build_program(model, options.target, options, progress)
+    model, program = build_in_memory(options, progress)
     return runners.in_process(program, cache_dir=cache_folder(options), threads=options.threads).run, model
 
 

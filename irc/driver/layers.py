@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irc.driver import lower, runners
-from irc.driver.load import load_data, load_static
-from irc.driver.lower import Progress, build_program, cache_folder
+from irc.driver.lower import Progress, build_in_memory, cache_folder
 from irc.driver.options import CompileOptions
 from irc.driver.samples import verification_feeds
 from irc.errors import OptionError
@@ -169,10 +168,7 @@ def _of_model(options: CompileOptions, seconds: float, progress: Progress) -> La
     from irc.backends.artifact.load import load_program
     from irc.backends.tvm.build import plan_of
 
-    model = load_static(options)
-    context = PassContext(options.target, load_data(options.calibration, model), options.seed, progress)
-    Pipeline.parse(options.passes).run(model, context)
-    program = build_program(model, options.target, options, progress)
+    model, program = build_in_memory(options, progress)
     # Every step through the parallel-for, where the timer sits: it asks for part 0 of 1, which any kernel can do.
     program.steps = tuple(replace(step, parallel=True) for step in program.steps)
     plan = plan_of(model, options.target, lower.tuning(options))

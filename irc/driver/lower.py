@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irc.backends.program import Program
+from irc.driver.load import load_data, load_static
 from irc.driver.options import CompileOptions
 from irc.errors import IrcError
 from irc.ir.clone import clone
 from irc.ir.graph import Model
+from irc.pipeline import PassContext, Pipeline
 from irc.report.model import StepRow
 from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
@@ -37,6 +39,14 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
         raise error.at(model.name) from None
     program.threads = options.threads
     return program
+
+
+def build_in_memory(options: CompileOptions, progress: Progress) -> tuple[Model, Program]:
+    """The model as the passes leave it and its program, neither verified nor written."""
+    model = load_static(options)
+    context = PassContext(options.target, load_data(options.calibration, model), options.seed, progress)
+    Pipeline.parse(options.passes).run(model, context)
+    return model, build_program(model, options.target, options, progress)
 
 
 def workers(options: CompileOptions) -> int:

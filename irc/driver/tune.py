@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from irc.driver import runners
 from irc.driver.bench import pinned
-from irc.driver.load import load_data, load_static
-from irc.driver.lower import Progress, build_program, cache_folder, workers
+from irc.driver.lower import Progress, build_in_memory, cache_folder, workers
 from irc.driver.options import CompileOptions
 from irc.driver.samples import verification_feeds
 from irc.errors import OptionError, OutputError
 from irc.evaluation.latency import Latency, measure
 from irc.ir.clone import clone
 from irc.ir.graph import Model
-from irc.pipeline import PassContext, Pipeline
 from irc.targets import runs_here
 from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
@@ -97,10 +95,7 @@ def tune(
     if options.target.upgrades:
         options = replace(options, target=best_level(options.target))
     records = Records.load(output) if output.exists() else Records()
-    model = load_static(options)
-    context = PassContext(options.target, load_data(options.calibration, model), options.seed, progress)
-    Pipeline.parse(options.passes).run(model, context)
-    build_program(model, options.target, options, progress)  # errors of compiling come before the search
+    model, _ = build_in_memory(options, progress)  # errors of compiling come before the search
     end = time.perf_counter() + seconds
     found = _search(model, options, records, seconds * _SEARCH, progress)
     done = Tuned(found.records, found.layers, interrupted=found.interrupted)

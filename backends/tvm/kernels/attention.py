@@ -230,12 +230,9 @@ class _Attention:
         if not self.real_values:
             for v in range(block.vectors):
                 k.store(self.p_sum, v * lanes, const(0, "int32", lanes), lanes)
-        whole = spec.keys // c
-        for first, count, keys in ((0, whole, c), (whole, int(spec.keys % c > 0), spec.keys % c)):
-            if not count:
-                continue
+        for start, count, keys in spans(spec.keys, c):
             with k.loop(count, "g") as g:
-                group = k.let(g + first, "group")
+                group = k.let(g + start // c, "group")
                 for v in range(block.vectors):
                     values = [k.let(self._probability(block, group * c + j, v)) for j in range(keys)]
                     if self.real_values:
@@ -275,12 +272,9 @@ class _Attention:
         sa, sb, sk, _ = spec.v_strides
         base = k.let(a * sa + b * sb, "vb")
         padded = -(-spec.columns // lanes) * lanes
-        whole = spec.keys // c
-        for first, count, keys in ((0, whole, c), (whole, int(spec.keys % c > 0), spec.keys % c)):
-            if not count:
-                continue
+        for start, count, keys in spans(spec.keys, c):
             with k.loop(count, "g") as g:
-                group = k.let(g + first, "group")
+                group = k.let(g + start // c, "group")
                 for start, tiles, _, size in channel_pieces(spec.columns, lanes, 1):
                     with k.loop(tiles, "col") as t:
                         column = k.let(t * size + start, "col")

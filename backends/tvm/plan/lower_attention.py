@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
-from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.geometry import lanes_of
 from irc.backends.tvm.plan.kinds import dequantized, is_weight
 from irc.backends.tvm.plan.planner import Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import rank_tiles
+from irc.backends.tvm.plan.tiles import retiled
 from irc.backends.tvm.plan.translate import builder_of, data_inputs
 from irc.backends.tvm.plan.views import View, collapse, row_major
 from irc.backends.tvm.specs import AttentionSpec, Operand
@@ -180,14 +180,13 @@ def lower_attention(p: Planner, attention: Attention) -> None:
     s_views = [_across_rows(p, value, (*lead, rows, keys), lanes) for value in score_values]
     e_views = [_along_columns(p, p.operand_view(value, shape)) for value in values]
     vectors = _vectors(attention, p.target)
-    tiles = _tiles(p.target, attention, vectors, k.dtype, p_dtype)
     pieces = (q, k, v, out, *s_views, *e_views)
     dims, strides = collapse(lead, [view.strides[:-2] for view in pieces])
     extra, batch = dims[: max(len(dims) - 2, 0)], (1, 1, *dims)[-2:]
     layouts = [(*(0, 0, *s)[-2:], *view.strides[-2:]) for s, view in zip(strides, pieces, strict=True)]
     read = [Operand(w.dtype, s, _addressed(w, batch, s)) for w, s in zip(pieces, layouts, strict=True)]
     scored = [replace(o, size=o.size + -rows % lanes * o.strides[2]) for o in read[4 : 4 + len(s_views)]]
-    spec = AttentionSpec(
+    untiled = AttentionSpec(
         q_dtype=q.dtype,
         k_dtype=k.dtype,
         v_dtype=v.dtype,
@@ -208,13 +207,14 @@ def lower_attention(p: Planner, attention: Attention) -> None:
         expression=expression,
         operands=tuple(read[4 + len(s_views) :]),
         zeros=(q_zero, k_zero, p_zero, v_zero),
-        score_tile=tiles[0],
-        value_tile=tiles[1],
+        score_tile=(1, vectors),
+        value_tile=(1, 1),
         q_size=read[0].size,
         k_size=read[1].size,
         v_size=read[2].size,
         y_size=read[3].size,
     )
+    spec = retiled(untiled, p.target)
     macs = math.prod(batch) * rows * keys * (width + columns)
     for index in itertools.product(*(range(d) for d in extra)):
         at = [
@@ -327,20 +327,3 @@ def _turned(p: Planner, value: Value | Array, rows: int, lanes: int) -> View:
 
 def _along_columns(p: Planner, view: View) -> View:
     return view if view.strides[-1] in (0, 1) else _contiguous(p, view)
-
-
-def _tiles(
-    target: Target, attention: Attention, vectors: int, k_dtype: str, p_dtype: str
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(keys, vectors of rows) of the first product, (rows, vectors of columns) of the second."""
-    rows, keys, width, columns = _sizes(attention)
-    lanes = lanes_of(target)
-
-    def uops(dtype: str) -> float:
-        return 1.0 if dtype == "float32" or target.dot in ("vpdpbusd", "sdot") else 2.0
-
-    ranked = rank_tiles(target, (1, keys), vectors, width // step_channels(k_dtype, target, width), uops=uops(k_dtype))
-    score = next(t for t in ranked if t.vectors == vectors)
-    steps = -(-keys // step_channels(p_dtype, target))
-    value = rank_tiles(target, (1, min(rows, vectors * lanes)), -(-columns // lanes), steps, uops=uops(p_dtype))[0]
-    return (score.columns, vectors), (value.columns, value.vectors)

@@ -21,7 +21,7 @@ from irc.backends.tvm.plan.kinds import dequantized, kind_of
 from irc.backends.tvm.plan.pack import pack_depthwise, pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import choose_order, choose_tile, depthwise_tile, epilogue_cycles, uops_of
+from irc.backends.tvm.plan.tiles import Product, choose_order, choose_tile, depthwise_tile, epilogue_cycles, uops_of
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, strides_in_order
 from irc.backends.tvm.plan.window import Window, two, window
@@ -161,7 +161,8 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     apart = (x_strides[1] * g.stride[0] * x.itemsize, x_strides[2] * g.stride[1] * x.itemsize)
     expression = b.finish(result)
     ending = epilogue_cycles(expression)
-    tile = choose_tile(p.target, out_hw, vectors, steps, sums=sums, uops=uops, apart=apart, epilogue=ending)
+    product = Product(out_hw, vectors, steps, sums=sums, uops=uops, apart=apart, epilogue=ending)
+    tile = choose_tile(p.target, product)
     packed = [pack_for(p.target, w[i * per_group : (i + 1) * per_group], tile.vectors, step) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), node.need(1).name)
     order = choose_order(p.target, weights.extent * weights.itemsize, x.extent * x.itemsize, out_hw[0])

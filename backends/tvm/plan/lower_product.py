@@ -22,7 +22,7 @@ from irc.backends.tvm.plan.kinds import is_weight
 from irc.backends.tvm.plan.pack import pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import choose_tile, epilogue_cycles, uops_of
+from irc.backends.tvm.plan.tiles import Product, choose_tile, epilogue_cycles, uops_of
 from irc.backends.tvm.plan.views import View, collapse, row_major
 from irc.backends.tvm.specs import LinearSpec, Operand
 from irc.ir.graph import Node, Value
@@ -136,16 +136,9 @@ def _constant_weights(p: Planner, region: Region) -> None:
     uops = uops_of(x.dtype, p.target)
     apart = (0, x.strides[0] * x.itemsize)
     expression = b.finish(result)
-    tile = choose_tile(
-        p.target,
-        (1, rows),
-        vectors,
-        inner_padded // step,
-        sums=sums,
-        uops=uops,
-        apart=apart,
-        epilogue=epilogue_cycles(expression),
-    )
+    ending = epilogue_cycles(expression)
+    product = Product((1, rows), vectors, inner_padded // step, sums=sums, uops=uops, apart=apart, epilogue=ending)
+    tile = choose_tile(p.target, product)
     packed = pack_for(p.target, w.reshape(columns, 1, 1, inner_padded), tile.vectors, step)
     weights = p.constant(packed, node.need(1).name)
     spec = LinearSpec(
@@ -237,7 +230,7 @@ def _computed_weights(p: Planner, region: Region) -> None:
     views = [_operand_full(p, v, out_shape, full) for v in operands.values]
     lanes = lanes_of(p.target)
     apart, ending = (0, x.strides[-2] * x.itemsize), epilogue_cycles(expression)
-    tile = choose_tile(p.target, (1, rows), -(-columns // lanes), inner, apart=apart, epilogue=ending)
+    tile = choose_tile(p.target, Product((1, rows), -(-columns // lanes), inner, apart=apart, epilogue=ending))
     dims, strides = collapse(batch, [v.strides[:-2] for v in (x, w, shaped, *views)])
     extra, dims2 = dims[: max(len(dims) - 2, 0)], (1, 1, *dims)[-2:]
     padded = [(0, 0, *s)[-2:] for s in strides]

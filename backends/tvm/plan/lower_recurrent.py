@@ -16,7 +16,7 @@ from irc.backends.tvm.expression import ExpressionBuilder
 from irc.backends.tvm.geometry import BLOCK, block_of, lanes_of
 from irc.backends.tvm.plan.integer import float_weights
 from irc.backends.tvm.plan.pack import pack_for
-from irc.backends.tvm.plan.tiles import choose_order, choose_tile
+from irc.backends.tvm.plan.tiles import Product, choose_order, choose_tile
 from irc.backends.tvm.plan.views import View, row_major
 from irc.backends.tvm.specs import LinearSpec, Operand, RecurrentKind, RecurrentSpec
 from irc.ir.types import Array
@@ -96,7 +96,7 @@ def _input_part(p: Planner, node: Node, x: View, w: Array, bias: Array) -> View:
     out = (1, steps) if batch == 1 else (steps, batch)
     strides = (0, x.strides[0]) if batch == 1 else (x.strides[0], x.strides[1])
     y_strides = (0, columns) if batch == 1 else (batch * columns, columns)
-    tile = choose_tile(p.target, out, -(-columns // lanes_of(p.target)), features)
+    tile = choose_tile(p.target, Product(out, -(-columns // lanes_of(p.target)), features))
     weights = p.constant(pack_for(p.target, w, tile.vectors, 1), node.need(1).name)
     b = ExpressionBuilder()
     total = b.add("add", "float32", b.add("accumulator", "float32"), b.operand(0, "float32"))

@@ -20,7 +20,7 @@ from irc.backends.tvm.plan.lower_conv import _bias, _broadcast, _channel_ready, 
 from irc.backends.tvm.plan.pack import pack_for
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import choose_order, choose_tile
+from irc.backends.tvm.plan.tiles import Product, choose_order, choose_tile
 from irc.backends.tvm.plan.views import View
 from irc.backends.tvm.plan.window import two, window
 from irc.backends.tvm.specs import LinearSpec
@@ -111,7 +111,8 @@ def _call(p: Planner, region: Region, x: View, w: Array, y: View, views: list[Vi
     out = two(y.shape[2:])
     x_strides, y_strides = _nhw(x), _nhw(y)
     apart = (x_strides[1] * x.itemsize, x_strides[2] * x.itemsize)
-    tile = choose_tile(p.target, out, -(-per_group // lanes_of(p.target)), height * width * ic, apart=apart)
+    product = Product(out, -(-per_group // lanes_of(p.target)), height * width * ic, apart=apart)
+    tile = choose_tile(p.target, product)
     packed = [pack_for(p.target, w[i], tile.vectors, 1) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), region.root.need(1).name)
     x_size = 1 + (y.shape[0] - 1) * x_strides[0] + groups * ic - 1

@@ -55,59 +55,44 @@ def _parts(total: int, tile: int) -> list[tuple[int, int]]:
     return [(n, size) for n, size in ((whole, tile), (1 if rest else 0, rest)) if n]
 
 
-def choose_tile(
-    target: Target,
-    out: tuple[int, int],
-    vectors: int,
-    steps: int,
-    *,
-    sums: bool = False,
-    uops: float = 1.0,
-    apart: tuple[int, int] = (0, 0),
-    epilogue: float = _EPILOGUE,
-) -> TileChoice:
-    """The cheapest (rows, columns, vectors) for `out` places, `vectors` of channels, `steps` reduction steps.
+@dataclass(frozen=True)
+class Product:
+    """What a tile is chosen for: `out` places, `vectors` of channels, `steps` reduction steps.
 
     `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more). `apart`:
     bytes from the inputs of one place to those of the next, down and across (0: not known). `epilogue`: cycles of a
     vector of results (`epilogue_cycles`).
     """
+
+    out: tuple[int, int]
+    vectors: int
+    steps: int
+    sums: bool = False
+    uops: float = 1.0
+    apart: tuple[int, int] = (0, 0)
+    epilogue: float = _EPILOGUE
+
+
+def choose_tile(target: Target, product: Product) -> TileChoice:
+    """The cheapest tile; of nearly equal ones the first."""
     best: TileChoice | None = None
-    for choice in _tiles(target, out, vectors, steps, sums, uops, apart, epilogue):
+    for choice in _tiles(target, product):
         if best is None or choice.cycles < best.cycles * 0.999:
             best = choice
     assert best is not None
     return best
 
 
-def rank_tiles(
-    target: Target,
-    out: tuple[int, int],
-    vectors: int,
-    steps: int,
-    *,
-    sums: bool = False,
-    uops: float = 1.0,
-    apart: tuple[int, int] = (0, 0),
-    epilogue: float = _EPILOGUE,
-) -> list[TileChoice]:
+def rank_tiles(target: Target, product: Product) -> list[TileChoice]:
     """All tiles that `choose_tile` looks at, cheapest first."""
-    return sorted(_tiles(target, out, vectors, steps, sums, uops, apart, epilogue), key=lambda t: t.cycles)
+    return sorted(_tiles(target, product), key=lambda t: t.cycles)
 
 
-def _tiles(
-    target: Target,
-    out: tuple[int, int],
-    vectors: int,
-    steps: int,
-    sums: bool,
-    uops: float,
-    apart: tuple[int, int],
-    epilogue: float,
-) -> Iterator[TileChoice]:
+def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
+    out, sums = product.out, product.sums
     ways = target.l1_bytes // _PAGE
-    free = target.vector_registers - 1 - (2 if uops > 1 else 0)
-    for v in range(1, min(vectors, 8) + 1):
+    free = target.vector_registers - 1 - (2 if product.uops > 1 else 0)
+    for v in range(1, min(product.vectors, 8) + 1):
         for r in (1, 2, 3, 4):
             if r > out[0]:
                 break
@@ -117,12 +102,10 @@ def _tiles(
                 places = r * c
                 if places * (v + sums) + v > free:
                     break
-                conflict = _CONFLICT if _share_a_set(r, c, apart) > ways else 0.0
-                stay = v * steps * target.vector_bytes <= target.l1_bytes
+                conflict = _CONFLICT if _share_a_set(r, c, product.apart) > ways else 0.0
+                stay = v * product.steps * target.vector_bytes <= target.l1_bytes
                 weights = _WEIGHTS[0 if stay else 1]
-                yield TileChoice(
-                    r, c, v, *_cycles(out, vectors, steps, r, c, v, sums, uops, conflict, weights, epilogue)
-                )
+                yield TileChoice(r, c, v, *_cycles(product, r, c, v, conflict, weights))
 
 
 def _share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
@@ -134,32 +117,23 @@ def _share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
 
 
 def _cycles(
-    out: tuple[int, int],
-    vectors: int,
-    steps: int,
-    rows: int,
-    columns: int,
-    v: int,
-    sums: bool,
-    uops: float,
-    conflict: float,
-    weights: float,
-    epilogue: float,
+    product: Product, rows: int, columns: int, v: int, conflict: float, weights: float
 ) -> tuple[float, dict[str, float]]:
+    uops, steps = product.uops, product.steps
     total = 0.0
     bound = {"multiply-adds": 0.0, "loads": 0.0, "latency": 0.0, "caches": 0.0, "epilogue": 0.0}
-    for n_r, r in _parts(out[0], rows):
-        for n_c, c in _parts(out[1], columns):
-            for n_v, size in _parts(vectors, v):
+    for n_r, r in _parts(product.out[0], rows):
+        for n_c, c in _parts(product.out[1], columns):
+            for n_v, size in _parts(product.vectors, v):
                 places = r * c
                 written = places * size
                 halves = uops > 1  # of a word, in two registers
-                work = places * (size + sums) * uops / 2 + (_SPLIT * size if halves else 0.0)
+                work = places * (size + product.sums) * uops / 2 + (_SPLIT * size if halves else 0.0)
                 loads = (places * (2 if halves else 1) + size) * _SLOT
                 latency = _LATENCY if written <= 8 else 0.0
                 out_of_sight = max(written - _WINDOW, 0)
                 narrow = _NARROW if size % 4 else 0.0
-                ending = (epilogue + narrow) * (written + _EXPOSED * out_of_sight) + _TILE
+                ending = (product.epilogue + narrow) * (written + _EXPOSED * out_of_sight) + _TILE
                 tiles = n_r * n_c * n_v
                 caches = weights * size + conflict * places
                 total += tiles * (steps * (max(work, loads, latency) + caches) + ending)
@@ -203,24 +177,27 @@ def retiled(spec: Spec, target: Target) -> Spec:
         tile = depthwise_tile(target, spec.x_dtype, spec.w_dtype, spec.channels, spec.out[1])
         return replace(spec, tile=tile)
     if isinstance(spec, AttentionSpec):
-        score, value = _attention_tiles(spec, target)
-        return replace(spec, score_tile=score, value_tile=value)
+        scores, values = rank_attention(spec, target)
+        score_tile = (scores[0].columns, scores[0].vectors)
+        return replace(spec, score_tile=score_tile, value_tile=(values[0].columns, values[0].vectors))
     if not isinstance(spec, LinearSpec):
         return spec
+    chosen = choose_tile(target, product_of(spec, target))
+    return replace(spec, tile=(chosen.rows, chosen.columns, chosen.vectors))
+
+
+def product_of(spec: LinearSpec, target: Target) -> Product:
+    """What the tile of a linear kernel is chosen for."""
     steps = spec.kernel[0] * spec.kernel[1] * spec.ic // step_channels(spec.x_dtype, target, spec.ic)
-    vectors = -(-spec.oc // lanes_of(target))
-    uops = uops_of(spec.x_dtype, target)
-    chosen = choose_tile(
-        target,
+    return Product(
         spec.out,
-        vectors,
+        -(-spec.oc // lanes_of(target)),
         steps,
         sums=spec.sum_x,
-        uops=uops,
+        uops=uops_of(spec.x_dtype, target),
         apart=places_apart(spec),
         epilogue=epilogue_cycles(spec.expression),
     )
-    return replace(spec, tile=(chosen.rows, chosen.columns, chosen.vectors))
 
 
 def places_apart(spec: LinearSpec) -> tuple[int, int]:
@@ -234,13 +211,13 @@ def uops_of(x_dtype: str, target: Target) -> float:
     return 1.0 if x_dtype == "float32" or target.dot in ("vpdpbusd", "sdot") else 2.0
 
 
-def _attention_tiles(spec: AttentionSpec, target: Target) -> tuple[tuple[int, int], tuple[int, int]]:
-    vectors = spec.score_tile[1]
+def rank_attention(spec: AttentionSpec, target: Target) -> tuple[list[TileChoice], list[TileChoice]]:
+    """Tiles of both products of attention, cheapest first: (keys, vectors of rows) of the scores, with as many vectors
+    as `spec` has, and (rows, vectors of columns) of the weighted sums."""
+    lanes, vectors = lanes_of(target), spec.score_tile[1]
     steps = spec.width // step_channels(spec.k_dtype, target, spec.width)
-    scores = rank_tiles(target, (1, spec.keys), vectors, steps, uops=uops_of(spec.k_dtype, target))
-    score = next(t for t in scores if t.vectors == vectors)
-    rows = min(spec.rows, vectors * lanes_of(target))
+    scores = rank_tiles(target, Product((1, spec.keys), vectors, steps, uops=uops_of(spec.k_dtype, target)))
+    rows = min(spec.rows, vectors * lanes)
     steps = -(-spec.keys // step_channels(spec.p_dtype, target))
-    columns = -(-spec.columns // lanes_of(target))
-    value = rank_tiles(target, (1, rows), columns, steps, uops=uops_of(spec.p_dtype, target))[0]
-    return (score.columns, vectors), (value.columns, value.vectors)
+    sums = Product((1, rows), -(-spec.columns // lanes), steps, uops=uops_of(spec.p_dtype, target))
+    return [t for t in scores if t.vectors == vectors], rank_tiles(target, sums)

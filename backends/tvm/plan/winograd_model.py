@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from irc.backends.tvm.geometry import lanes_of, spans
-from irc.backends.tvm.plan.tiles import choose_tile
+from irc.backends.tvm.plan.tiles import Product, choose_tile
 from irc.backends.tvm.winograd import input_size
 from irc.targets.target import Target
 
@@ -66,7 +66,7 @@ def choose(shape: Shape, target: Target) -> Choice | None:
         return None
     taps = math.prod(shape.taps)
     vectors = -(-shape.oc // lanes_of(target))
-    direct = choose_tile(target, shape.out, vectors, taps * shape.ic).cycles * shape.images
+    direct = choose_tile(target, Product(shape.out, vectors, taps * shape.ic)).cycles * shape.images
     direct = _with_weights(direct, taps * shape.ic * shape.oc, target)
     best: Choice | None = None
     for tile in itertools.product(OUTPUTS[shape.taps[0]], OUTPUTS[shape.taps[1]]):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from irc.backends.tvm.geometry import lanes_of, step_channels
-from irc.backends.tvm.plan.tiles import TileChoice, epilogue_cycles, places_apart, rank_tiles, uops_of
+from irc.backends.tvm.geometry import lanes_of
+from irc.backends.tvm.plan.tiles import TileChoice, product_of, rank_attention, rank_tiles
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec
 from irc.targets.target import Target
 
@@ -16,20 +16,7 @@ _PER_VECTORS = 3  # tiles of one number of vectors: neighbours behave alike
 
 def ranked(spec: LinearSpec, target: Target) -> list[TileChoice]:
     """The tiles of a linear kernel, cheapest by the model first."""
-    step = step_channels(spec.x_dtype, target, spec.ic)
-    steps = spec.kernel[0] * spec.kernel[1] * (spec.ic // step)
-    vectors = -(-spec.oc // lanes_of(target))
-    uops = uops_of(spec.x_dtype, target)
-    return rank_tiles(
-        target,
-        spec.out,
-        vectors,
-        steps,
-        sums=spec.sum_x,
-        uops=uops,
-        apart=places_apart(spec),
-        epilogue=epilogue_cycles(spec.expression),
-    )
+    return rank_tiles(target, product_of(spec, target))
 
 
 def predicted(spec: Spec, target: Target) -> TileChoice | None:
@@ -118,12 +105,9 @@ def _winograd(spec: WinogradSpec, target: Target) -> list[Spec]:
 
 def _attention(spec: AttentionSpec, target: Target) -> list[Spec]:
     """The best tiles of both products by the model, one of them at a time; blocks of rows become no larger."""
-    lanes = lanes_of(target)
     keys, vectors = spec.score_tile
-    rows = min(spec.rows, vectors * lanes)
-    score = rank_tiles(target, (1, spec.keys), vectors, spec.width, uops=uops_of(spec.k_dtype, target))
-    value = rank_tiles(target, (1, rows), -(-spec.columns // lanes), spec.keys, uops=uops_of(spec.p_dtype, target))
-    first = [replace(spec, score_tile=(t.columns, vectors)) for t in score if t.vectors == vectors][:3]
-    second = [replace(spec, value_tile=(t.columns, t.vectors)) for t in value][:4]
+    scores, values = rank_attention(spec, target)
+    first = [replace(spec, score_tile=(t.columns, vectors)) for t in scores[:3]]
+    second = [replace(spec, value_tile=(t.columns, t.vectors)) for t in values[:4]]
     fewer = [replace(spec, score_tile=(keys, v)) for v in range(vectors - 1, 0, -1)]
     return [*second, *first, *fewer]
