@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from irc.calibrate.collect import Wanted, collect
+from irc.calibrate.gather import calibrated, gather, sample_count
 from irc.calibrate.layers import moment_observer
 from irc.calibrate.observers import Observer, SecondMoment
 from irc.errors import OptionError
@@ -144,22 +144,21 @@ def _matrix(node: Node) -> Array:
 
 
 def _moments(model: Model, nodes: list[Node], ctx: PassContext) -> Mapping[int, SecondMoment]:
-    if ctx.calibration is None or not nodes:
+    if not calibrated(ctx) or not nodes:
         return {}
     wanted: dict[str, list[Observer]] = {}
-    moments: dict[int, SecondMoment] = {}
+    keys: dict[int, tuple[str, str]] = {}
     for node in nodes:
-        observer = moment_observer(node, len(ctx.calibration))
+        observer = moment_observer(node, sample_count(ctx))
         if observer is None:
             continue
-        observers = wanted.setdefault(node.need(0).name, [])
-        same = next((o for o in observers if o.key == observer.key and isinstance(o, SecondMoment)), None)
-        if same is None:
+        name = node.need(0).name
+        observers = wanted.setdefault(name, [])
+        if all(o.key != observer.key for o in observers):
             observers.append(observer)
-        moments[id(node)] = same or observer
-    whole: Wanted = wanted
-    collect(model, ctx.calibration, whole, progress=ctx.progress)
-    return moments
+        keys[id(node)] = name, observer.key
+    statistics = gather(ctx, model, wanted)
+    return {node: statistics.get(name, SecondMoment, key) for node, (name, key) in keys.items()}
 
 
 def _can_split(node: Node) -> bool:

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from irc.calibrate.collect import Statistics, collect
+from irc.calibrate.collect import Statistics
+from irc.calibrate.gather import calibrated, gather, sample_count
 from irc.calibrate.layers import from_rows, moment_observer, spread_outputs, sum_outputs, to_rows
-from irc.calibrate.observers import ChannelMean, Histogram, Observer, SecondMoment
+from irc.calibrate.observers import ChannelMean, ChannelOctaves, Histogram, Observer, SecondMoment
 from irc.errors import DataError, OptionError, suggest
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Array, DType
@@ -84,7 +85,7 @@ class Quantize(Pass):
             return store_half(model.graph, self.weights, self.skip)
         if self.activations == "none":
             return self._weights_only(model.graph)
-        if ctx.calibration is None:
+        if not calibrated(ctx):
             raise DataError(
                 "quantizing activations needs calibration data",
                 where=f"pass '{NAME}'",
@@ -95,11 +96,11 @@ class Quantize(Pass):
         regions = find_regions(model.graph, self.skip, attention=self.attention)
         if not any(k.kind == "linear" for k in regions.kernels):
             return PassResult(False, _summary([], [], _floating(regions)), tuple(regions.refusals))
+        stage = ""
         if self.equalize and _equalize(model, regions.kernels, ctx):
+            stage = "equalized"
             regions = find_regions(model.graph, self.skip, attention=self.attention)
-        statistics = collect(
-            model, ctx.calibration, self._wanted(regions.kernels, len(ctx.calibration)), progress=ctx.progress
-        )
+        statistics = gather(ctx, model, self._wanted(regions.kernels, sample_count(ctx)), stage=stage)
         dtype: Literal["uint8", "int8"] = ctx.target.activations if ctx.target is not None else "uint8"
         result = _Run(self, model.graph, regions.kernels, statistics, dtype)
         result.notes.extend(_floating(regions))
@@ -135,11 +136,12 @@ class Quantize(Pass):
 def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext) -> int:
     """Equalize the ranges of channels. It is a run of its own: the histograms must be those of the new channels."""
     links = find_links(kernels)
-    if not links or ctx.calibration is None:
+    if not links:
         return 0
-    observers = {link.value.name: observer(link) for link in links}
-    collect(model, ctx.calibration, {name: [o] for name, o in observers.items()}, progress=ctx.progress)
-    return equalize(model.graph, links, observers)
+    fresh = {link.value.name: observer(link) for link in links}
+    statistics = gather(ctx, model, {name: [o] for name, o in fresh.items()})
+    found = {name: statistics.get(name, ChannelOctaves, o.key) for name, o in fresh.items()}
+    return equalize(model.graph, links, found)
 
 
 def _check_skip(graph: Graph, skip: Collection[str]) -> None:
