@@ -23,7 +23,7 @@ def round_least_squares(rows: Array, scales: Array, moment: Array, damping: floa
     """
     order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")  # [groups, k]
     metric = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
-    factor = _inverse_factor(metric, damping)
+    factor = inverse_factor(metric, damping)
     left = np.take_along_axis(rows.astype(np.float64), order[:, None, :], 2)
     q = np.empty(left.shape, np.int8)
     unit = scales.astype(np.float64)
@@ -43,7 +43,7 @@ def round_least_squares(rows: Array, scales: Array, moment: Array, damping: floa
     return np.take_along_axis(q, back[:, None, :], 2)
 
 
-def _inverse_factor(metric: Array, damping: float) -> Array:
+def inverse_factor(metric: Array, damping: float) -> Array:
     """Upper U with inverse(damped metric) = UT U up to a factor per group, which rounding does not see: [groups, k, k].
 
     With the order of rows and columns turned round, L LT = damped metric gives U = inverse(L), turned back: half of the
