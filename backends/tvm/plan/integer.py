@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from irc.backends.tvm.plan.planner import RegionOperands
 
 
+_WEIGHTS = (DType.INT8, DType.UINT8, DType.INT4, DType.UINT4, DType.INT2, DType.UINT2)
+
+
 @dataclass(frozen=True)
 class IntegerWeights:
     """`w` int8 [oc, ...], output channels first; `scale` float64 [oc] = data scale * weight scale; `weight_zero` int32
@@ -91,9 +94,9 @@ def integer_weights(node: Node) -> IntegerWeights | None:
     if any(v is not None and not v.is_constant for v in weights.inputs):
         return None
     q, scale = weights.need(0), weights.need(1).numpy().astype(np.float64).reshape(-1)
-    if q.dtype not in (DType.INT8, DType.UINT8):
+    if q.dtype not in _WEIGHTS:
         return None
-    array = q.numpy()
+    array = q.numpy() if q.dtype.bits == 8 else q.numpy().astype(np.int8)
     axis = 0
     if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.get_int("transB", 0)):
         if array.ndim != 2:
@@ -110,13 +113,14 @@ def integer_weights(node: Node) -> IntegerWeights | None:
     if zeros is None:
         return None
     total = np.broadcast_to(scale, (channels,)) * float(np.float32(data[1]))
-    if q.dtype is DType.INT8 and not zeros.any():  # nearly always: nothing to do, and nothing to copy
+    signed = q.dtype in (DType.INT8, DType.INT4, DType.INT2)
+    if signed and not zeros.any():  # nearly always: nothing to do, and nothing to copy
         return IntegerWeights(data[0], data[2], array, np.ascontiguousarray(total), None)
     wide = array.astype(np.int16)
     shifted = wide - zeros.reshape((-1,) + (1,) * (wide.ndim - 1)).astype(np.int16)
     weight_zero: Array | None = None
     if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:  # keep the bytes, remember the zero point
-        shift = 128 if q.dtype is DType.UINT8 else 0
+        shift = 0 if signed else 128
         shifted = wide - shift
         weight_zero = (zeros - shift).astype(np.int32)
     return IntegerWeights(data[0], data[2], shifted.astype(np.int8), np.ascontiguousarray(total), weight_zero)

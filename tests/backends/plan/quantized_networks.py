@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from irc.ir.builder import GraphBuilder
@@ -90,8 +91,8 @@ class Network:
         self, shape: Sequence[int], axis: int, *, dtype: str = "int8", zero: int | None = None, each: bool = True
     ):
         """(graph value, integers less their zero point, scales float32 [channels])."""
-        info = np.iinfo(dtype)
-        w = self.rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+        info = ml_dtypes.iinfo(dtype)
+        w = self.rng.integers(int(info.min), int(info.max), shape, np.int16, endpoint=True).astype(dtype)
         if dtype == "int8" and zero is None:
             w = np.maximum(w, -127).astype(dtype)
         channels = shape[axis]
@@ -158,7 +159,7 @@ class Network:
 
     def product(
         self, x: Quantized, columns: int, dtype: str, zero: int, *, gemm: bool = False, w_dtype: str = "int8",
-        w_zero: int | None = None, each: bool = True,
+        w_zero: int | None = None, each: bool = True, activation: str = "",
     ) -> Quantized:  # fmt: skip
         inner = x.q.shape[-1]
         shape, axis = ((columns, inner), 0) if gemm else ((inner, columns), 1)
@@ -171,7 +172,7 @@ class Network:
             sums = sums + np.rint(bias.astype(np.float64) / factor).astype(np.int64)
         else:
             value = self.b.matmul(x.real, w_value)
-        return self.finish(value, sums, factor, dtype, zero)
+        return self.finish(value, sums, factor, dtype, zero, activation)
 
     def activated(self, x: Quantized, op: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
         """conv -> a smooth activation in float -> Quantize: one kernel, an output."""
@@ -389,6 +390,61 @@ def _smooth(n: Network) -> None:
     n.activated(x, "Tanh", np.tanh)
 
 
+def _int4(n: Network) -> None:
+    """Even and odd numbers of steps in a row of the reduction, on axes of the kernel as well as channels."""
+    x = n.input((1, 3, 9, 7), "uint8", 0.02, 120)
+    x = n.conv(x, 24, (3, 3), "uint8", 0, pads=(1, 1, 1, 1), activation="relu", w_dtype="int4")
+    x = n.conv(x, 20, (1, 1), "int8", 37, w_dtype="int4")
+    y = n.conv(x, 20, (3, 3), "uint8", 90, dilation=2, pads=(2, 2, 2, 2), w_dtype="int4")
+    z = n.add(x, y, "uint8", 0.04, 100)
+    n.output(z)
+    z = n.conv(
+        n.input((1, 20, 7, 9), "uint8", 0.02, 99, "z"), 33, (2, 3), "int8", -20, stride=2, w_dtype="int4", each=False
+    )
+    n.output(n.conv(z, 40, (1, 2), "uint8", 7, w_dtype="int4", bias=False))
+
+
+def _int4_groups(n: Network) -> None:
+    x = n.conv(n.input((2, 12, 6, 5), "int8", 0.02, 7), 24, (3, 3), "int8", 5, group=3, w_dtype="int4")
+    x = n.conv(x, 10, (1, 1), "uint8", 60, group=2, w_dtype="int4")
+    n.output(n.conv(x, 10, (2, 3), "uint8", 60, pads=(1, 1, 1, 1), group=10, w_dtype="int4"))
+
+
+def _int4_one_channel(n: Network) -> None:
+    x = n.input((2, 1, 13, 11), "uint8", 0.02, 120)
+    n.output(n.conv(x, 10, (5, 4), "uint8", 0, stride=2, pads=(2, 1, 2, 2), activation="relu", w_dtype="int4"))
+    n.output(n.conv(x, 18, (1, 3), "int8", 8, w_dtype="int4"))
+
+
+def _int4_separable(n: Network) -> None:
+    x = n.input((1, 19, 8, 6), "uint8", 0.02, 0)
+    x = n.conv(x, 19, (3, 3), "uint8", 0, pads=(1, 1, 1, 1), group=19, activation="relu", w_dtype="int4")
+    x = n.conv(x, 64, (1, 1), "uint8", 128, w_dtype="int4")
+    n.output(n.conv(x, 64, (3, 3), "int8", 9, stride=2, pads=(1, 1, 1, 1), group=64, w_dtype="int4"))
+
+
+def _int4_zero_points(n: Network) -> None:
+    x = n.conv(n.input((1, 6, 8, 7), "uint8", 0.02, 90), 10, (3, 3), "int8", 3, w_dtype="uint4", w_zero=8)
+    n.output(n.conv(x, 17, (2, 2), "uint8", 100, w_dtype="uint4", w_zero=3, each=False))
+    x = n.input((1, 17, 8, 7), "int8", 0.02, 9, "z")
+    x = n.conv(x, 17, (2, 2), "int8", -20, w_dtype="uint4", w_zero=11, group=17)
+    n.output(n.conv(x, 5, (1, 2), "int8", 3, w_dtype="int4", w_zero=-2))
+
+
+def _int4_products(n: Network) -> None:
+    x = n.bytes((5, 37), "int8", 0.04, 11)
+    x = n.product(x, 70, "uint8", 128, gemm=True, w_dtype="int4")
+    x = n.product(x, 32, "int8", 0, w_dtype="uint4", w_zero=5, activation="relu")
+    n.output(n.product(x, 10, "int8", 0, gemm=True, w_dtype="int4"))
+
+
+def _int2(n: Network) -> None:
+    x = n.conv(n.input((1, 21, 7, 5), "uint8", 0.02, 90), 34, (3, 2), "uint8", 3, w_dtype="int2", pads=(1, 0, 1, 1))
+    x = n.conv(x, 34, (3, 3), "int8", -9, pads=(1, 1, 1, 1), group=34, w_dtype="int2")
+    x = n.conv(x, 20, (1, 1), "int8", -9, w_dtype="uint2", w_zero=1)
+    n.output(n.conv(x, 6, (1, 1), "uint8", 60, group=2, w_dtype="int2"))
+
+
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
@@ -408,6 +464,13 @@ NETWORKS: dict[str, Callable[[Network], None]] = {
     "means": _means,
     "moves": _moves,
     "smooth": _smooth,
+    "int4": _int4,
+    "int4_groups": _int4_groups,
+    "int4_one_channel": _int4_one_channel,
+    "int4_separable": _int4_separable,
+    "int4_zero_points": _int4_zero_points,
+    "int4_products": _int4_products,
+    "int2": _int2,
 }
 
 
