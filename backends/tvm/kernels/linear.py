@@ -34,27 +34,33 @@ _FEW_TILES = 16  # register tiles that share their weights
 _FEW_PLACES = 160  # the same in places, for the small tiles of narrow vectors
 
 
-class _Linear:
+class LinearKernel:
+    stages = True  # data that a step wants prepared are prepared
+
     def __init__(self, symbol: str, spec: LinearSpec, target: Target) -> None:
         self.spec = spec
         self.lanes = lanes_of(target)
         self.step = choose_step(spec.x_dtype, target, spec.ic, spec.w_dtype)
         k = self.k = KernelBuilder(symbol, target)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
-        self.w = k.pointer("w", weight_type(spec.x_dtype, spec.w_dtype, target), spec.w_size)
+        self._declare_weights(target)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
         self.following = k.pointer("next", "int8", spec.ahead) if spec.ahead else None
         self.y = k.pointer("y", spec.y_dtype, spec.y_size)
         rows, columns, vectors = spec.tile
         self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
         self.sums = k.local(rows * columns * self.lanes, "int32", "sum") if spec.sum_x else None
-        self.staging = Staging(k, spec, self.lanes) if self.step.staged and fits(spec) else None
+        self.staging = Staging(k, spec, self.lanes) if self.stages and self.step.staged and fits(spec) else None
         self.channel_spans = channel_tiles(spec.oc, self.lanes, vectors)
         self.start, self.expression = split_start(spec)
         limit = sum_limit(spec.x_dtype, spec.kernel[0] * spec.kernel[1] * spec.ic)
         if self.start is not None:
             limit += spec.operands[self.start].limit
         self.limits = magnitudes(self.expression, limit, [o.limit for o in spec.operands])
+
+    def _declare_weights(self, target: Target) -> None:
+        spec = self.spec
+        self.w = self.k.pointer("w", weight_type(spec.x_dtype, spec.w_dtype, target), spec.w_size)
 
     def build(self) -> Any:
         """Work is shared out by places or by channels, in register tiles, so that shares are as even as can be."""
@@ -453,4 +459,4 @@ class _maybe:
 
 def build(symbol: str, spec: LinearSpec, target: Target) -> Any:
     """The TIR function `symbol(x, w, operands..., y, part, parts)`."""
-    return _Linear(symbol, spec, target).build()
+    return LinearKernel(symbol, spec, target).build()
