@@ -25,6 +25,7 @@ TABLE: dict[str, str] = {
     "fuse-functions": "irc.passes.fuse.fuse_functions:FuseFunctions",
     "prune": "irc.passes.prune.prune:Prune",
     "factorize": "irc.passes.factorize.factorize:Factorize",
+    "cluster": "irc.passes.cluster.cluster:Cluster",
     "quantize": "irc.passes.quantize.quantize:Quantize",
 }
 

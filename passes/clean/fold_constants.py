@@ -4,7 +4,7 @@ Three things make constants: nodes that read only constants (run by onnxruntime,
 shapes that are known although the data is not, and If with a constant condition (its branch is inlined).
 
 Left alone: what is not deterministic; a result that is larger than `max_bytes` and than what it was computed from;
-DequantizeLinear of a constant, and Cast of a 16-bit one that is a weight: somebody made them small on purpose.
+DequantizeLinear of a constant, Cast of a 16-bit one that is a weight, palettes: somebody made them small on purpose.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from irc.ir import ops
 from irc.ir.clone import copy_nodes
 from irc.ir.graph import Graph, Model, Node, Value
+from irc.ir.palette import part_of_palette
 from irc.ir.types import Array, Constant, Shape
 from irc.passes.clean.evaluate import CannotEvaluate, evaluate
 from irc.pipeline.contract import Pass, PassContext, PassResult
@@ -101,6 +102,8 @@ def _refusal(node: Node, size: int, max_bytes: int) -> str | None:
         return "a quantized weight stays as small as it is"
     if is_half_weight(node):
         return "a weight stored in 16 bits stays so"
+    if part_of_palette(node):
+        return "a weight stored as a palette stays so"
     if not ops.is_deterministic(node):
         return "its result is not determined by its inputs"
     made = [_nbytes(v) for v in node.outputs]

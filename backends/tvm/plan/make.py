@@ -18,6 +18,7 @@ from irc.backends.tvm.plan.lower_transposed import lower_transposed
 from irc.backends.tvm.plan.lower_winograd import lower_winograd, winograd_choice
 from irc.backends.tvm.plan.moves import lower_concat
 from irc.backends.tvm.plan.normalize import normalize
+from irc.backends.tvm.plan.palette import expand_palettes
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.regions import Region, find_regions
 from irc.backends.tvm.plan.regroup import regroup
@@ -66,6 +67,7 @@ _LOWERINGS: dict[str, Callable[[Planner, Region], None]] = {
 def make_plan(graph: Graph, target: Target) -> Plan:
     """Plan `graph` (static shapes). The graph is rewritten on the way: hand in a copy."""
     fold_empty(graph)
+    expand_palettes(graph)
     regroup(graph)
     normalize(graph, target)
     planner = Planner(graph, target)
