@@ -78,6 +78,36 @@ class LinearSpec:
 
 
 @dataclass(frozen=True)
+class SparseSpec:
+    """The kernel `linear`, of whose weights only the blocks that are not zero are stored.
+
+    A block is `unit` output channels by the input channels of one step, at one tap. Weights: [entry, channel of the
+    unit, input channel]. The entries of unit u are starts[u] .. starts[u + 1] - 1 (int32; units of all groups), and
+    offsets[entry] (of type `index`) is where the block's data lie from a place's first tap on, in elements of x.
+    `entries` counts the addressable ones. Arguments: x, weights, offsets, starts, operands..., y; `ahead` as in
+    LinearSpec.
+    """
+
+    linear: LinearSpec
+    unit: int
+    index: str
+    entries: int
+    lists: int  # units of all groups
+
+    @property
+    def x_dtype(self) -> str:
+        return self.linear.x_dtype
+
+    @property
+    def y_dtype(self) -> str:
+        return self.linear.y_dtype
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return self.linear.operands
+
+
+@dataclass(frozen=True)
 class WinogradInputSpec:
     """Winograd's transform of an image's tiles (`winograd.py`): v[p, t, i], point p, tile t, channel i.
 
@@ -343,6 +373,7 @@ class LibrarySpec:
 
 Spec = (
     LinearSpec
+    | SparseSpec
     | WinogradInputSpec
     | WinogradSpec
     | DepthwiseSpec
@@ -362,6 +393,7 @@ _CLASSES = {
     c.__name__: c
     for c in (
         LinearSpec,
+        SparseSpec,
         WinogradInputSpec,
         WinogradSpec,
         DepthwiseSpec,

@@ -18,6 +18,7 @@ from irc.backends.tvm.specs import (
     PoolSpec,
     ReduceSpec,
     RowsSpec,
+    SparseSpec,
     Spec,
 )
 
@@ -69,6 +70,8 @@ def _limits(spec: Spec, count: int) -> dict[int, int]:
 
 
 def _outputs(spec: Spec) -> int | None:
+    if isinstance(spec, SparseSpec):
+        return _outputs(spec.linear)
     if isinstance(spec, LinearSpec):
         return math.prod(spec.batch) * math.prod(spec.out) * spec.oc
     if isinstance(spec, DepthwiseSpec | PoolSpec):
@@ -83,6 +86,8 @@ def _outputs(spec: Spec) -> int | None:
 
 
 def _inputs(spec: Spec) -> int | None:
+    if isinstance(spec, SparseSpec):
+        return _inputs(spec.linear)
     if isinstance(spec, LinearSpec):
         return min(spec.x_size, math.prod(spec.batch) * math.prod(spec.out) * math.prod(spec.kernel) * spec.ic)
     if isinstance(spec, DepthwiseSpec | PoolSpec):

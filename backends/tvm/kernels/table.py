@@ -18,6 +18,7 @@ from irc.backends.tvm.kernels import (
     recurrent,
     resize,
     rows,
+    sparse,
     transpose,
     winograd,
 )
@@ -33,6 +34,7 @@ from irc.backends.tvm.specs import (
     ReduceSpec,
     ResizeSpec,
     RowsSpec,
+    SparseSpec,
     Spec,
     WinogradInputSpec,
     WinogradSpec,
@@ -55,6 +57,7 @@ def _elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
 
 _BUILDERS: dict[type, Callable[..., Any]] = {
     LinearSpec: linear.build,
+    SparseSpec: sparse.build,
     WinogradInputSpec: winograd.build_input,
     WinogradSpec: winograd.build,
     DepthwiseSpec: _depthwise,

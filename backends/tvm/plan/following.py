@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from irc.backends.tvm.plan.planner import Call, Planner, Pointer
-from irc.backends.tvm.specs import LinearSpec
+from irc.backends.tvm.specs import LinearSpec, SparseSpec, Spec
 from irc.targets.target import Target
 
 _LEAST = 8 * 1024  # bytes of weights that are worth asking for
@@ -23,14 +23,25 @@ def ask_ahead(planner: Planner, calls: list[Call], target: Target) -> None:
     following: tuple[Pointer, int] | None = None
     for i in reversed(range(len(calls))):
         call = calls[i]
-        if following is not None and isinstance(call.spec, LinearSpec) and not call.spec.w_rows:
+        if following is not None and _has_weights(call.spec):
             pointer, size = following
-            spec = replace(call.spec, ahead=min(_rounded(size), target.l2_bytes // _SHARE))
+            spec = _asking(call.spec, min(_rounded(size), target.l2_bytes // _SHARE))
             calls[i] = replace(call, spec=spec, args=(*call.args[:-1], pointer, call.args[-1]))
         sizes = [(planner.storages[p.storage].nbytes, p) for p in call.args[:-1] if _is_weights(planner, p)]
         size, pointer = max(sizes, key=lambda s: s[0], default=(0, Pointer(0, 0)))
         if size >= _LEAST:
             following = (pointer, size)
+
+
+def _has_weights(spec: Spec) -> bool:
+    return isinstance(spec, SparseSpec) or (isinstance(spec, LinearSpec) and not spec.w_rows)
+
+
+def _asking(spec: Spec, ahead: int) -> Spec:
+    if isinstance(spec, SparseSpec):
+        return replace(spec, linear=replace(spec.linear, ahead=ahead))
+    assert isinstance(spec, LinearSpec)
+    return replace(spec, ahead=ahead)
 
 
 def _is_weights(planner: Planner, pointer: Pointer) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from irc.backends.tvm.plan.lower_winograd import retiled as winograd_retiled
+from irc.backends.tvm.plan.sparse_model import retiled as sparse_retiled
 from irc.backends.tvm.plan.tiles import retiled
-from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, Spec, WinogradSpec
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec, SparseSpec, Spec, WinogradSpec
 from irc.targets.catalogue import get_target, levels_of
 from irc.targets.target import Target
 
@@ -32,9 +33,15 @@ def versions_of(spec: Spec, target: Target) -> tuple[tuple[Spec, Target], ...]:
     found = []
     for level in levels_of(target):
         same = plain_level(spec, level)
-        suited = winograd_retiled(spec, same) if isinstance(spec, WinogradSpec) else retiled(spec, same)
-        found.append((suited, same))
+        found.append((_suited(spec, same), same))
     return tuple(found)
+
+
+def _suited(spec: Spec, level: Target) -> Spec:
+    """`spec` with the tile that suits a level."""
+    if isinstance(spec, WinogradSpec):
+        return winograd_retiled(spec, level)
+    return sparse_retiled(spec, level) if isinstance(spec, SparseSpec) else retiled(spec, level)
 
 
 def plain_level(spec: Spec, level: Target) -> Target:
@@ -44,7 +51,7 @@ def plain_level(spec: Spec, level: Target) -> Target:
 
 def _sums_bytes(spec: Spec) -> bool:
     """Whether the kernel may use the target's dot product."""
-    if isinstance(spec, LinearSpec | DepthwiseSpec):
+    if isinstance(spec, LinearSpec | SparseSpec | DepthwiseSpec):
         return spec.x_dtype != "float32"
     return type(spec).__name__ not in _PLAIN
 

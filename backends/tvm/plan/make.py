@@ -14,6 +14,7 @@ from irc.backends.tvm.plan.lower_others import lower_elementwise, lower_pool, lo
 from irc.backends.tvm.plan.lower_product import lower_product
 from irc.backends.tvm.plan.lower_recurrent import lower_recurrent
 from irc.backends.tvm.plan.lower_resize import lower_resize
+from irc.backends.tvm.plan.lower_sparse import skip_zeros
 from irc.backends.tvm.plan.lower_transposed import lower_transposed
 from irc.backends.tvm.plan.lower_winograd import lower_winograd, winograd_choice
 from irc.backends.tvm.plan.moves import lower_concat
@@ -84,6 +85,7 @@ def make_plan(graph: Graph, target: Target) -> Plan:
         planner.origin = region.origin
         _LOWERINGS[region.kind](planner, region)
     _finish_outputs(planner)
+    skip_zeros(planner)
     keep_stored(planner, graph)
     return Plan(planner, planner.calls, planner.constants)
 

@@ -27,6 +27,20 @@ def pack_linear(w: Array, lanes: int, vectors: int, step: int) -> Array:
     return np.concatenate(parts)
 
 
+def unpack_linear(packed: Array, shape: tuple[int, ...], lanes: int, vectors: int, step: int) -> Array:
+    """The weights [oc, kh, kw, ic] = `shape` that `pack_linear` packed."""
+    oc, kh, kw, ic = shape
+    total = -(-oc // lanes)
+    result = np.empty((total * lanes, kh, kw, ic), packed.dtype)
+    for start, count, size in channel_tiles(oc, lanes, vectors):
+        for t in range(count):
+            at = (start + t * size) * lanes
+            length = size * lanes * kh * kw * ic
+            tile = packed[at * kh * kw * ic :][:length].reshape(kh, kw, ic // step, size, lanes, step)
+            result[at : at + size * lanes] = tile.transpose(3, 4, 0, 1, 2, 5).reshape(size * lanes, kh, kw, ic)
+    return np.asarray(result[:oc])
+
+
 def pack_for(target: Target, w: Array, vectors: int, step: int) -> Array:
     """`pack_linear` as kernels for `target` with tiles of `vectors` read it: in its blocks, if it has any."""
     block = block_of(target)

@@ -66,7 +66,7 @@ class Product:
 
     out: tuple[int, int]
     vectors: int
-    steps: int
+    steps: float
     sums: bool = False
     uops: float = 1.0
     apart: tuple[int, int] = (0, 0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from irc.backends.tvm.expression import Expression
 from irc.backends.tvm.plan.levels import plain_level
-from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec, to_json
+from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, SparseSpec, Spec, WinogradSpec, to_json
 from irc.targets.target import Target
 
 Choice = Mapping[str, Any]
@@ -90,6 +90,8 @@ def _structure(expression: Expression) -> Expression:
 
 def describe(spec: Spec) -> str:
     """A kernel in a few words, for people."""
+    if isinstance(spec, SparseSpec):
+        return f"sparse {describe(spec.linear)}"
     if isinstance(spec, LinearSpec):
         kind = f"{spec.kernel[0]}x{spec.kernel[1]} " if spec.kernel != (1, 1) else ""
         batch = f" batch {spec.batch[0]}x{spec.batch[1]}" if spec.batch != (1, 1) else ""
