@@ -187,6 +187,10 @@ class _Chosen:
     def _factor(self) -> tuple[Array, Array]:
         metric = self.metric
         assert metric is not None
+        assert self.layer.moment is not None
+        # Few rows show few directions: the others must not be bent, so that what few rows say of them counts less.
+        shrink = min(1.0, metric.shape[1] / max(self.layer.moment.count, 1))
+        metric = metric + shrink * metric * np.eye(metric.shape[1])
         order = np.argsort(-np.diagonal(metric, axis1=1, axis2=2), axis=1, kind="stable")
         sorted_ = np.take_along_axis(np.take_along_axis(metric, order[:, :, None], 1), order[:, None, :], 2)
         return inverse_factor(sorted_, 0.01), order

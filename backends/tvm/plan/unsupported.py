@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from irc.backends.tvm.plan.kinds import stored_half
 from irc.ir.graph import Graph, Node, Value
+from irc.ir.palette import part_of_palette
 from irc.ir.types import DType, TensorType
 
 _STORED = (
@@ -33,6 +34,7 @@ def _reason(node: Node) -> str:
         return "control flow with a condition or trip count that is not constant"
     weights = node.is_op("DequantizeLinear") and all(v is None or v.is_constant for v in node.inputs)
     weights = weights or (len(node.outputs) == 1 and stored_half(node.output) is not None)
+    weights = weights or part_of_palette(node)
     for value in (*node.inputs, *node.outputs):
         if value is None or (value.is_constant and weights):
             continue
