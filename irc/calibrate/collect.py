@@ -18,18 +18,16 @@ import numpy as np
 
 from irc.calibrate.npz import open_npz
 from irc.calibrate.observers import KINDS, Observer
+from irc.calibrate.sessions import Feed, batches, call, feed_samples, make_session, same_for_batches, symbolic_batch
 from irc.errors import DataError, ModelError
 from irc.ir.graph import Model, Value
-from irc.ir.types import Array
 from irc.pipeline.contract import Samples
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 Wanted = Mapping[str, Sequence[Observer]]
 Progress = Callable[[str, int, int], None]
-Feed = dict[str, Array]
 O = TypeVar("O", bound=Observer)  # noqa: E741 - the usual short name of a type variable
 
 _MEMORY = 1 << 30
@@ -157,13 +155,8 @@ def _run(
         for name, array in runner(feed).items():
             for observer in chunk[name]:
                 observer.update(array)
-        done += _feed_samples(feed)
+        done += feed_samples(feed)
         progress(min(done, len(samples)), len(samples))
-
-
-def _feed_samples(feed: Feed) -> int:
-    first = next(iter(feed.values()))
-    return int(first.shape[0]) if first.ndim else 1
 
 
 def _grouped(model: Model, feeds: Iterator[Feed], runner: _Runner, batch: int) -> Iterator[Feed]:
@@ -174,12 +167,7 @@ def _grouped(model: Model, feeds: Iterator[Feed], runner: _Runner, batch: int) -
         yield from feeds
         return
     rest = itertools.chain(first, feeds)
-    while part := list(itertools.islice(rest, batch)):
-        yield _joined(part)
-
-
-def _joined(feeds: Sequence[Feed]) -> Feed:
-    return {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
+    yield from batches(rest, batch)
 
 
 class _Runner:
@@ -196,89 +184,27 @@ class _Runner:
         computed = [n for n in names if n not in self.inputs]
         types = {v.name: v.tensor.dtype.onnx for v in model.graph.values() if v.name in set(computed)}
         _set_outputs(self.proto, computed, types)
-        self.session = self._session(self.proto) if computed else None
+        self.session = make_session(self.proto, self.where, threads) if computed else None
         self.computed = computed
 
     def __call__(self, feed: Feed) -> Feed:
         found = {name: feed[name] for name in self.names if name in self.inputs}
         if self.session is not None:
-            found.update(zip(self.computed, self._call(self.session, feed), strict=True))
+            found.update(zip(self.computed, call(self.session, self.computed, feed, self.where), strict=True))
         return found
 
     def rebind(self, feeds: Sequence[Feed]) -> bool:
-        """Make the batch symbolic if joined feeds then give exactly what single ones give; says whether it did.
-
-        A model may use its batch size (a Reshape to [1, -1]), so this is decided by trying.
-        """
+        """Make the batch symbolic if joined feeds then give exactly what single ones give; says whether it did."""
         if self.session is None:
             return True
-        proto = symbolic_batch(self.proto)
-        single = [self._call(self.session, feed) for feed in feeds]
         try:
-            session = self._session(proto)
-            joined = session.run(self.computed, _joined(feeds))
-        except Exception:  # onnxruntime raises its own types; whatever fails, single feeds still work
+            session = make_session(symbolic_batch(self.proto), self.where, self.threads)
+        except ModelError:
             return False
-        for i, together in enumerate(joined):
-            alone = np.concatenate([s[i] for s in single]) if single[0][i].ndim else np.asarray(0.0)
-            if together.shape != alone.shape or not _same(together, alone):
-                return False
+        if not same_for_batches(self.session, session, self.computed, feeds):
+            return False
         self.session = session
         return True
-
-    def _call(self, session: onnxruntime.InferenceSession, feed: Feed) -> list[Array]:
-        try:
-            outputs: list[Array] = session.run(self.computed, feed)
-        except Exception as error:  # onnxruntime has no common base class for its errors
-            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}", where=self.where) from error
-        return outputs
-
-    def _session(self, proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        source: Any = proto.SerializeToString()
-        try:
-            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # as above
-            raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}", where=self.where) from error
-
-
-def symbolic_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that may run with any first dimension: that of the inputs is a symbol, and a Reshape to [1, ...] keeps the
-    first dimension instead. Whether the copy means the same for every batch has to be tried."""
-    import onnx
-    from onnx import numpy_helper
-
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    del made.graph.value_info[:]
-    for value in (*made.graph.input, *made.graph.output):
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = "irc_batch"
-    targets = {n.input[1] for n in made.graph.node if n.op_type == "Reshape" and n.domain == ""}
-    for initializer in made.graph.initializer:
-        if initializer.name not in targets or initializer.data_location == onnx.TensorProto.EXTERNAL:
-            continue
-        shape = numpy_helper.to_array(initializer)
-        if shape.size > 1 and shape[0] == 1:
-            initializer.CopyFrom(numpy_helper.from_array(np.concatenate([[0], shape[1:]]), initializer.name))
-    return made
-
-
-def _same(a: Array, b: Array) -> bool:
-    """Equal up to the rounding of another blocking: batched kernels may add in another order."""
-    if a.dtype.kind != "f":
-        return bool(np.array_equal(a, b))
-    scale = float(np.abs(b).max()) if b.size else 0.0
-    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _set_outputs(proto: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from irc.calibrate.collect import Statistics, Wanted, collect
 from irc.errors import DataError
 from irc.ir.graph import Model
-from irc.pipeline.contract import PassContext
+from irc.pipeline.contract import PassContext, Samples
 
 
 def calibrated(ctx: PassContext) -> bool:
@@ -28,12 +28,17 @@ def gather(ctx: PassContext, model: Model, wanted: Wanted, *, stage: str = "") -
     `stage` names a collection of a pass that has changed the model since it began, unique within the pass: without it
     the model must be the one that the pass was given. Raises DataError where there is nothing to learn from.
     """
-    if ctx.calibration is None:
-        raise DataError(
-            "this needs calibration data",
-            where=model.name,
-            expected="samples of real inputs",
-            got="none",
-            hint="--calibration samples.npz",
-        )
-    return collect(model, ctx.calibration, wanted, progress=ctx.progress)
+    return collect(model, need_samples(ctx, model), wanted, progress=ctx.progress)
+
+
+def need_samples(ctx: PassContext, model: Model) -> Samples:
+    """Raises DataError without calibration samples."""
+    if ctx.calibration is not None:
+        return ctx.calibration
+    raise DataError(
+        "this needs calibration data",
+        where=model.name,
+        expected="samples of real inputs",
+        got="none",
+        hint="--calibration samples.npz",
+    )

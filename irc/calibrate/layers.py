@@ -14,26 +14,27 @@ from irc.calibrate.observers import SecondMoment, Window
 from irc.ir.graph import Node
 from irc.ir.types import Array
 
-_WIDEST = 1152  # columns of one block of H; wider layers keep blocks on the diagonal only
+_WIDEST = 5120  # columns of one block of H; wider layers keep blocks on the diagonal only
 _ROWS_PER_COLUMN = 16  # rows over all samples that are enough for the moments of one column
 
 
 def window(node: Node) -> Window | None:
-    """The geometry of a 2-D Conv; None where it is no Conv, or its padding is only known at run time."""
+    """The geometry of a Conv; None where it is no Conv, or its padding is only known at run time."""
     weight = node.need(1)
-    if node.op_type != "Conv" or len(weight.static_shape()) != 4:
+    if node.op_type != "Conv" or node.get_str("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    if node.get_str("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
-    kh, kw = weight.static_shape()[2:]
-    sh, sw = node.get_ints("strides", (1, 1))
-    top, left, bottom, right = node.get_ints("pads", (0, 0, 0, 0))
-    dh, dw = node.get_ints("dilations", (1, 1))
-    return Window((kh, kw), (sh, sw), (top, left, bottom, right), (dh, dw))
+    kernel = weight.static_shape()[2:]
+    ones = (1,) * len(kernel)
+    return Window(
+        kernel,
+        node.get_ints("strides", ones),
+        node.get_ints("pads", (0,) * (2 * len(kernel))),
+        node.get_ints("dilations", ones),
+    )
 
 
 def moment_observer(node: Node, samples: int) -> SecondMoment | None:
-    """An observer for the data input of `node`, None where its rows cannot be formed (1-D, 3-D convolutions)."""
+    """An observer for the data input of `node`, None where its rows cannot be formed (padding known at run time)."""
     shape = node.need(1).static_shape()
     if node.op_type != "Conv":
         size = shape[1] if node.get_int("transB") else shape[0]

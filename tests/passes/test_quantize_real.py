@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from irc.calibrate.collect import symbolic_batch
 from irc.calibrate.dataset import Dataset
+from irc.calibrate.sessions import symbolic_batch
 from irc.export import to_proto
 from irc.frontend import load_model
 from irc.frontend.bind import default_batch

@@ -1,0 +1,318 @@
+"""Compressing layer by layer on what the compressed layers before really give.
+
+`walk` goes through a model in waves of layers and hands out, for each, the moments of its input in the model as it is
+by then and in the reference; the caller changes the layers of a wave before the next one is measured. `refit` gives the
+weights that make the best of the changed input: min ||W x0 - W' x||^2 over the samples. Frantar and Alistarh,
+"Optimal Brain Compression" (2022), section 6; Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
+Calibration" (2025).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+
+from irc.calibrate.gather import need_samples
+from irc.calibrate.layers import moment_observer
+from irc.calibrate.observers import PairedMoment
+from irc.calibrate.segments import Segments
+from irc.calibrate.sessions import Feed, batches, feed_samples, make_session, same_for_batches, symbolic_batch
+from irc.errors import ModelError
+from irc.ir.analysis import reads
+from irc.ir.graph import Graph, Model, Node, Value
+from irc.ir.types import Array
+from irc.pipeline.contract import PassContext, Samples
+
+MOST_WAVES = 256
+"""So many waves at most where the caller does not say: each costs a few sessions of onnxruntime."""
+_MOMENT_MEMORY = 1 << 30  # of the moments of one wave
+_CACHE_MEMORY = 256 << 20  # of the activations kept for each of the two models; more goes to a file
+_BATCH_MEMORY = 32 << 20  # of the largest layer input of a batch
+_MOST_BATCH = 32
+_NOISE = 1e-6  # of moments that are sums of float32 products, as a share of their mean diagonal
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """What one layer multiplies. `x`: its rows in the model as it is now; `x0`: the same rows in the reference.
+
+    Matrices are float64 [groups, k, k] and means [groups, k], with the groups of `layers.to_rows`. They are made anew
+    each time they are asked for, so ask once.
+    """
+
+    node: Node
+    paired: PairedMoment
+
+    @property
+    def groups(self) -> int:
+        return self.paired.groups
+
+    @property
+    def count(self) -> int:
+        """Rows seen."""
+        return self.paired.count
+
+    @property
+    def moment(self) -> Array:
+        """H = E[x xT]."""
+        return self.paired.moment
+
+    @property
+    def covariance(self) -> Array:
+        """E[x xT] - E[x] E[x]T: the metric where the bias is free."""
+        return self.paired.covariance
+
+    @property
+    def cross(self) -> Array:
+        """C = E[x0 xT]."""
+        return self.paired.cross
+
+    @property
+    def cross_covariance(self) -> Array:
+        """E[x0 xT] - E[x0] E[x]T."""
+        return self.paired.cross_covariance
+
+    @property
+    def mean(self) -> Array:
+        """E[x]."""
+        return self.paired.mean
+
+    @property
+    def reference_mean(self) -> Array:
+        """E[x0]."""
+        return self.paired.reference_mean
+
+
+def refit(
+    rows: Array, moments: LayerMoments | PairedMoment, damping: float = 0.01, *, bias: bool = True
+) -> tuple[Array, Array]:
+    """The weights that come closest on x to what `rows` give on x0, and what to add to the bias.
+
+    `rows`: [groups, outputs, k]; the results are float64 of that shape and [groups, outputs]. With `bias` the means are
+    matched by the bias and the weights fit the rest; without, the shift is 0. Minimises
+    ||W x0 - W' x||^2 + d ||W' - W||^2 over W', with d = `damping` times the mean square of x, more where there are
+    fewer rows than columns: inputs that never vary keep their weights. For groups that add up to the same outputs
+    (`sum_outputs`) each is fitted alone.
+    """
+    mean, reference_mean = moments.mean, moments.reference_mean
+    metric = moments.covariance if bias else moments.moment
+    cross = moments.cross_covariance if bias else moments.cross
+    wanted = rows.astype(np.float64)
+    fitted = wanted.copy()
+    columns = rows.shape[2]
+    damping *= max(1.0, columns / max(moments.count, 1))
+    for g in range(len(rows)):
+        power = max(float(np.trace(metric[g])) / columns, 0.0)
+        means = float(np.square(mean[g]).mean() + np.square(reference_mean[g]).mean())
+        least = damping * power + _NOISE * (power + means)
+        if not least > np.finfo(np.float64).tiny / np.finfo(np.float64).eps:
+            continue
+        damped = metric[g]
+        changed = wanted[g] @ (cross[g] - damped)
+        damped.flat[:: columns + 1] += least
+        fitted[g] += np.linalg.solve(damped, changed.T).T
+    if not bias:
+        return fitted, np.zeros(rows.shape[:2])
+    shift = np.einsum("gok,gk->go", wanted, reference_mean) - np.einsum("gok,gk->go", fitted, mean)
+    return fitted, shift
+
+
+def walk(
+    model: Model, reference: Model, nodes: Sequence[Node], ctx: PassContext, *, waves: int | None = None
+) -> Iterator[list[LayerMoments]]:
+    """Waves of layers in topological order, each with its moments in `model` as it is when the wave is asked for.
+
+    `nodes`: Conv, Gemm and MatMul of the main graph of `model` with constant weights as input 1; those whose rows
+    cannot be formed are left out. `reference`: a model with the same value names (a clone from before); a layer whose
+    input it lacks, or has in another shape, gets C = H. Both see the same samples at the same positions. Layers that do
+    not depend on each other are in one wave; `waves` bounds their number (by default 256), by putting successive layers
+    together, and a bound on memory may split them again. Between waves the caller may change the layers it was given
+    (weights, bias, nodes that it puts before or after them), and nothing before them. A layer that is gone by its turn
+    is left out.
+
+    Each model runs once through the samples in all. Raises DataError without calibration data.
+    """
+    samples = need_samples(ctx, model)
+    layers = _layers(model.graph, nodes, len(samples))
+    if not layers:
+        return
+    plan = _plan(model.graph, layers, waves or MOST_WAVES)
+    feeds, joined = _feeds(model, samples, [layer.value for layer in layers])
+    first, second = _shared(feeds)
+    with (
+        closing(Segments(model, first, _CACHE_MEMORY, joined=joined)) as ours,
+        closing(Segments(reference, second, _CACHE_MEMORY, joined=joined)) as theirs,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for number, wave in enumerate(plan):
+            wave = [layer for layer in wave if layer.node.graph is model.graph]
+            rest = [layer for later in plan[number + 1 :] for layer in later if layer.node.graph is model.graph]
+            progress = _Progress(ctx, number, len(plan), len(samples))
+            yield _measure(wave, rest, ours, theirs, pool, progress)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    node: Node
+    value: Value  # its input when the walk began
+    nbytes: int  # of its moments
+
+    @property
+    def name(self) -> str:
+        """Name of the value that it reads now."""
+        return self.node.need(0).name
+
+
+@dataclass(frozen=True)
+class _Progress:
+    ctx: PassContext
+    wave: int
+    waves: int
+    samples: int
+
+    def __call__(self, done: int) -> None:
+        self.ctx.progress("calibrate layer by layer", self.wave * self.samples + done, self.waves * self.samples)
+
+
+def _layers(graph: Graph, nodes: Sequence[Node], samples: int) -> list[_Layer]:
+    """Those of `nodes` whose moments can be measured, in the order of the graph."""
+    wanted = set(nodes)
+    found = []
+    for node in graph.nodes:
+        if node not in wanted:
+            continue
+        paired = _observer(node, samples)
+        if paired is not None and node.need(0).constant is None:
+            found.append(_Layer(node, node.need(0), paired.nbytes))
+    return found
+
+
+def _observer(node: Node, samples: int) -> PairedMoment | None:
+    plain = moment_observer(node, samples)
+    return None if plain is None else PairedMoment(plain.size, plain.window, plain.groups, plain.most)
+
+
+def _plan(graph: Graph, layers: Sequence[_Layer], waves: int) -> list[list[_Layer]]:
+    """Layers by their depth, at most `waves` lists, and more where one would take too much memory."""
+    depth = _depths(graph, {layer.node for layer in layers})
+    levels: dict[int, list[_Layer]] = {}
+    for layer in layers:
+        levels.setdefault(depth[layer.node], []).append(layer)
+    waves = min(waves, len(levels))
+    plan: list[list[_Layer]] = [[] for _ in range(waves)]
+    for number, level in enumerate(sorted(levels)):
+        plan[number * waves // len(levels)].extend(levels[level])
+    return [part for wave in plan for part in _parts(wave)]
+
+
+def _depths(graph: Graph, layers: set[Node]) -> Mapping[Node, int]:
+    """How many of `layers` stand before each node, on the longest way."""
+    depth: dict[Node, int] = {}
+    for node in graph.nodes:
+        before = (v.producer for v in reads(node))
+        depth[node] = max((depth.get(p, 0) + (p in layers) for p in before if p is not None), default=0)
+    return depth
+
+
+def _parts(wave: Sequence[_Layer]) -> Iterator[list[_Layer]]:
+    part: list[_Layer] = []
+    used = 0
+    for layer in wave:
+        if part and used + layer.nbytes > _MOMENT_MEMORY:
+            yield part
+            part, used = [], 0
+        part.append(layer)
+        used += layer.nbytes
+    yield part
+
+
+def _measure(
+    wave: Sequence[_Layer],
+    rest: Sequence[_Layer],
+    ours: Segments,
+    theirs: Segments,
+    pool: ThreadPoolExecutor,
+    progress: _Progress,
+) -> list[LayerMoments]:
+    known = {v.name for v in theirs.model.graph.values()}
+    shared: dict[tuple[str, str, str], PairedMoment] = {}
+    moments, pairs = [], []
+    for layer in wave:
+        paired = _observer(layer.node, progress.samples)
+        if paired is None:
+            continue
+        other = layer.value.name if layer.value.name in known else ""
+        key = layer.name, other, paired.key
+        if key not in shared:
+            shared[key] = paired
+            pairs.append((layer.name, other, paired))
+        moments.append(LayerMoments(layer.node, shared[key]))
+    if not wave:
+        return moments
+    later = [layer.name for layer in (*wave, *rest)] if rest else []
+    later_there = [layer.value.name for layer in (*wave, *rest) if layer.value.name in known] if rest else []
+    mine = ours.advance(list(dict.fromkeys(p[0] for p in pairs)), later)
+    reference = theirs.advance(list(dict.fromkeys(p[1] for p in pairs if p[1])), later_there)
+    done = 0
+    while True:
+        waiting = pool.submit(next, reference, None)
+        here, there = next(mine, None), waiting.result()
+        if here is None or there is None:
+            return moments
+        for name, other, paired in pairs:
+            same = other and there[other].shape == here[name].shape
+            paired.update_pair(there[other] if same else here[name], here[name])
+        done += feed_samples(here)
+        progress(done)
+
+
+def _feeds(model: Model, samples: Samples, values: Sequence[Value]) -> tuple[Iterator[Feed], bool]:
+    """The batches, and whether they hold several samples of a model whose batch is 1."""
+    feeds = samples.feeds()
+    sizes = [int(np.prod([d if isinstance(d, int) else 1 for d in v.shape or ()], dtype=np.int64)) for v in values]
+    size = min(_MOST_BATCH, _BATCH_MEMORY // (4 * max(sizes)))
+    if size < 2 or not all(v.shape and v.shape[0] == 1 for v in model.graph.inputs):
+        return feeds, False
+    first = list(itertools.islice(feeds, 2))
+    feeds = itertools.chain(first, feeds)
+    if len(first) < 2 or not _may_join(model, values, first):
+        return feeds, False
+    return batches(feeds, size), True
+
+
+def _shared(feeds: Iterator[Feed]) -> tuple[Iterator[Feed], Iterator[Feed]]:
+    """The same feeds twice, for two threads. Read in step, they hold one feed at most."""
+    lock = Lock()
+
+    def locked(one: Iterator[Feed]) -> Iterator[Feed]:
+        while True:
+            with lock:
+                feed = next(one, None)
+            if feed is None:
+                return
+            yield feed
+
+    first, second = itertools.tee(feeds)
+    return locked(first), locked(second)
+
+
+def _may_join(model: Model, values: Sequence[Value], feeds: Sequence[Feed]) -> bool:
+    from irc.calibrate.segments import piece_proto
+
+    inputs = {v.name for v in model.graph.inputs}
+    names = list(dict.fromkeys(v.name for v in values if v.name not in inputs))
+    if not names:
+        return True
+    proto, read = piece_proto(model, names, set())
+    own = [{name: feed[name] for name in read} for feed in feeds]
+    single = make_session(proto, model.name)
+    try:
+        return same_for_batches(single, make_session(symbolic_batch(proto), model.name), names, own)
+    except ModelError:
+        return False
