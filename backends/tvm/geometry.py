@@ -37,6 +37,27 @@ def step_channels(x_dtype: str, target: Target, channels: int = 0) -> int:
     return {"vpdpbusd": 4, "sdot": 4, "pmaddwd4": 4, "pmaddwd": 2, "widening": 1}[dot_of(x_dtype, target, channels)]
 
 
+_FIELDS = {"int4": 2, "int2": 4}
+
+
+def fields_of(w_dtype: str) -> int:
+    """Weights that share a byte. The lowest bits hold the first one."""
+    return _FIELDS.get(w_dtype, 1)
+
+
+def shared_axis(counts: tuple[int, int, int], fields: int) -> int:
+    """Which weights share a byte: neighbours along the rows of the kernel (0), its columns (1) or the steps of a tap
+    (2), of which there are `counts`. The way that leaves the fewest gaps, of equal ones the last."""
+    return min((2, 1, 0), key=lambda axis: -(-counts[axis] // fields) * fields / counts[axis])
+
+
+def stored_counts(counts: tuple[int, int, int], fields: int) -> tuple[int, int, int]:
+    """`counts` of steps as they are stored, `fields` to a byte."""
+    axis = shared_axis(counts, fields)
+    rows, columns, steps = (-(-n // fields) if i == axis else n for i, n in enumerate(counts))
+    return rows, columns, steps
+
+
 def depthwise_rows(x_dtype: str, w_dtype: str, target: Target) -> int:
     """Kernel rows that a depthwise kernel sums by one dot product; 1: it multiplies tap by tap."""
     if x_dtype != "uint8" or target.dot not in ("vpdpbusd", "pmaddwd"):

@@ -7,6 +7,7 @@ rows*columns*vectors multiply-adds. Tiles at the border of the output get code o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, Instr
-from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, spans
+from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, shared_axis, spans, stored_counts
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.emit import Operand, emit_expression, emit_levels
 from irc.backends.tvm.kernels.rounding import pack, packs, piece
 from irc.backends.tvm.kernels.staging import Staging, fits
-from irc.backends.tvm.kernels.steps import choose_step, weight_type
+from irc.backends.tvm.kernels.steps import Value, choose_step, weight_type
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec
 from irc.targets.target import Target
@@ -55,7 +56,11 @@ class LinearKernel:
         self.start, self.expression = split_start(spec)
         limit = sum_limit(spec.x_dtype, spec.kernel[0] * spec.kernel[1] * spec.ic)
         if self.start is not None:
-            limit += spec.operands[self.start].limit
+            bias = spec.operands[self.start].limit
+            if self.step.shift and limit + bias * (1 << self.step.shift) >= 2**31:  # as many times the bias do not fit
+                self.start, self.expression = None, spec.expression
+            else:
+                limit += bias
         self.limits = magnitudes(self.expression, limit, [o.limit for o in spec.operands])
 
     def _declare_weights(self, target: Target) -> None:
@@ -187,7 +192,10 @@ class LinearKernel:
         for v in range(vectors):
             first = const(0, self.step.acc_dtype, lanes)
             if self.start is not None and not self._is_partial(start + v):
-                first = k.let(k.load(self.operands[self.start], bases[self.start] + v * lanes, lanes), "first")
+                first = k.load(self.operands[self.start], bases[self.start] + v * lanes, lanes)
+                if self.step.shift:
+                    first = first << const(self.step.shift, "int32", lanes)
+                first = k.let(first, "first")
             for p in range(len(places)):
                 k.store(self.acc, (p * vectors + v) * lanes, first, lanes)
         if self.sums is not None:
@@ -226,38 +234,53 @@ class LinearKernel:
         vectors: int,
         start: int,
     ) -> None:
-        spec, k, lanes, step = self.spec, self.k, self.lanes, self.step
-        _, _, sh, sw = spec.x_strides
-        steps = spec.ic // step.channels
+        spec, k, step = self.spec, self.k, self.step
+        counts = (*spec.kernel, spec.ic // step.channels)
+        stored = stored_counts(counts, step.fields)
         x_base = self._x_base(a, b, h, w)
-        reduction = spec.kernel[0] * spec.kernel[1] * steps
+        reduction = math.prod(stored)
         bases, w_step = self._weights(a * spec.w_strides[0] + b * spec.w_strides[1], vector, vectors, start, reduction)
         image = a * spec.batch[1] + b
         place = k.let((image * spec.out[0] + h) * spec.out[1] + w, "pl")
         ahead = self._ahead(place, bases[0], vectors, reduction, len(places))
         following = self._following(place, vector, vectors, reduction, len(places))
-        with (
-            k.loop(spec.kernel[0], "kh") as kh,
-            k.loop(spec.kernel[1], "kw") as kw,
-            k.loop(steps, "i") as i,
-        ):
-            tap = (kh * spec.kernel[1] + kw) * steps + i
-            weights = [step.load_w(k, self.w, base + tap * w_step) for base in bases]
-            ahead(tap)
-            following(tap)
-            x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
-            for p, (r, c) in enumerate(places):
-                place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
-                if self.staging is not None:
-                    value = self.staging.load((r, c), (kh, kw), i)
-                else:
-                    value = step.load_x(k, self.x, x_at + place)
-                for v in range(vectors):
-                    at = (p * vectors + v) * lanes
-                    k.store(self.acc, at, step.mac(k.load(self.acc, at, lanes), value, weights[v]), lanes)
-                if self.sums is not None:
-                    total = step.mac(k.load(self.sums, p * lanes, lanes), value, step.ones)
-                    k.store(self.sums, p * lanes, total, lanes)
+        axis = shared_axis(counts, step.fields)
+        for first, _, fields in spans(counts[axis], step.fields):
+            extents = list(stored)
+            extents[axis] = 1 if fields < step.fields else counts[axis] // step.fields
+            starts = [first // step.fields if i == axis else 0 for i in range(3)]
+            with (
+                k.loop(extents[0], "kh", start=starts[0]) as kh,
+                k.loop(extents[1], "kw", start=starts[1]) as kw,
+                k.loop(extents[2], "i", start=starts[2]) as i,
+            ):
+                at = (kh * stored[1] + kw) * stored[2] + i
+                loaded = [step.load_w(k, self.w, base + at * w_step) for base in bases]
+                ahead(at)
+                following(at)
+                for field in range(fields):
+                    taps = [t * step.fields + field if n == axis else t for n, t in enumerate((kh, kw, i))]
+                    self._step(x_base, taps, [step.unpack(k, w, field) for w in loaded], places)
+
+    def _step(self, x_base: Expr, taps: list[Expr], weights: list[Value], places: list[tuple[int, int]]) -> None:
+        """One step of the reduction, for all places of a register tile: `taps` are the row and column of the kernel
+        and the step of channels."""
+        spec, k, lanes, step = self.spec, self.k, self.lanes, self.step
+        _, _, sh, sw = spec.x_strides
+        kh, kw, i = taps
+        x_at = x_base + kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw) + i * step.channels
+        for p, (r, c) in enumerate(places):
+            place = r * spec.stride[0] * sh + c * spec.stride[1] * sw
+            if self.staging is not None:
+                value = self.staging.load((r, c), (kh, kw), i)
+            else:
+                value = step.load_x(k, self.x, x_at + place)
+            for v, w in enumerate(weights):
+                at = (p * len(weights) + v) * lanes
+                k.store(self.acc, at, step.mac(k.load(self.acc, at, lanes), value, w), lanes)
+            if self.sums is not None:
+                total = step.mac(k.load(self.sums, p * lanes, lanes), value, step.ones)
+                k.store(self.sums, p * lanes, total, lanes)
 
     def _ahead(self, place: Expr, first: Expr, vectors: int, reduction: int, places: int) -> Callable[[Expr], None]:
         """Step of the reduction -> asks for weights of the next tile of channels, so that they come from memory while
@@ -367,7 +390,7 @@ class LinearKernel:
         found = []
         for p, v in group:
             read = self._reader(bases, places, p, v * lanes)
-            acc = k.load(self.acc, (p * vectors + v) * lanes, lanes)
+            acc = self._sum((p * vectors + v) * lanes, lanes)
             found.append(emit_levels(k, self.expression, lanes, read, acc, self.limits))
         packed = pack(k, [found[i % len(found)] for i in range(4)], self.expression[-1], lanes)
         at = 0
@@ -395,11 +418,16 @@ class LinearKernel:
         k, lanes = self.k, self.lanes
         inner = v * lanes + offset
         read = self._reader(bases, places, p, inner)
-        acc = k.load(self.acc, (p * vectors + v) * lanes + offset, size)
+        acc = self._sum((p * vectors + v) * lanes + offset, size)
         if partial and self.start is not None:  # the operand ends with the last channel: no whole vector to start from
             acc = acc + read(self.start, size)
         value = emit_expression(k, self.expression, size, read, acc, limits=self.limits)
         k.store(self.y, y_base + self._y_place(places[p]) + inner, value, size)
+
+    def _sum(self, at: int, size: int) -> Expr:
+        """Finished sums from accumulator `at` on."""
+        acc = self.k.load(self.acc, at, size)
+        return acc >> const(self.step.shift, "int32", size) if self.step.shift else acc
 
     def _y_place(self, place: tuple[int, int]) -> int:
         return place[0] * self.spec.y_strides[2] + place[1] * self.spec.y_strides[3]

@@ -7,6 +7,11 @@ Instructions per step:
   pmaddwd    4 uint8 or 2 channels, widened to int16 first, so nothing saturates (x86 without VNNI)
   widening   1 channel in int32
 
+Weights of 4 or 2 bits come several steps to a byte (`Step.fields`). Dot products of bytes take them as they stand at
+the upper end of a byte, the other steps' bits cleared: 16 or 64 times the weight, and no more than a byte's 128. Their
+sums are that many times too large, which `Step.shift` undoes exactly. Where weights are widened, two shifts take the
+bits out.
+
 pmaddwd with four channels reads weights as vpdpbusd does, four bytes a lane. Neighbours are told apart without
 shuffles: bytes 0 and 2 of a word become one pair of int16, bytes 1 and 3 the other, by a mask and a shift for data
 (uint8) and by two arithmetic shifts for weights (int8).
@@ -15,11 +20,11 @@ shuffles: bytes 0 and 2 of a word become one pair of int16, bytes 1 and 3 the ot
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import dot_of, lanes_of
+from irc.backends.tvm.geometry import dot_of, fields_of, lanes_of
 from irc.backends.tvm.kernels.builder import (
     Buffer,
     Expr,
@@ -47,15 +52,18 @@ class Step:
     channels: int
     acc_dtype: str
     load_x: Callable[[KernelBuilder, Buffer, Expr], Value]
-    load_w: Callable[[KernelBuilder, Buffer, Expr], Value]
+    load_w: Callable[[KernelBuilder, Buffer, Expr], Value]  # of all steps that share the bytes
     mac: Callable[[Expr, Value, Value], Expr]
     ones: Value = ()
     staged: bool = False  # linear kernels prepare x before a tile (`staging.py`)
+    fields: int = 1  # steps whose weights share bytes
+    unpack: Callable[[KernelBuilder, Value, int], Value] = lambda k, w, field: w  # the weights of one of them
+    shift: int = 0  # sums are 2**shift times too large
 
 
 def weight_type(x_dtype: str, w_dtype: str, target: Target) -> str:
     """Element type of the weights' buffer. float16 has it only where the machine converts it: others take the bits."""
-    if x_dtype != "float32" or w_dtype == "int8":
+    if x_dtype != "float32" or w_dtype in ("int8", "int4", "int2"):
         return "int8"
     if not w_dtype:
         return "float32"
@@ -175,8 +183,60 @@ def _widening_step(lanes: int) -> Step:
     )
 
 
+def _field(value: Expr, field: int, bits: int, dtype: str, lanes: int, *, above: int = 0) -> Expr:
+    """Field `field` of `bits` of a byte in every lane, sign and all; `above`: bits of the lane above the byte, which
+    repeat its sign or do not matter."""
+    width = above + 8
+    up, down = width - bits * (field + 1), width - bits
+    if above and field == 8 // bits - 1:  # the byte's sign is the field's
+        up, down = 0, 8 - bits
+    moved = value << const(up, dtype, lanes) if up else value
+    return moved >> const(down, dtype, lanes)
+
+
+def _shared(step: Step, lanes: int, bits: int, way: str) -> Step:
+    """`step` for weights of `bits`, of which a byte holds those of several steps."""
+    wide = lanes * step.channels
+
+    def high(k: KernelBuilder, w: Value, field: int) -> Value:
+        up = 8 - bits * (field + 1)
+        moved = w[0] << const(up, "int8", wide) if up else w[0]
+        return (k.let(moved & const(-(1 << (8 - bits)), "int8", wide) if field else moved, "w"),)
+
+    def quad(k: KernelBuilder, w: Value, field: int) -> Value:
+        words = reinterpret(w[0], f"int16x{2 * lanes}")
+        up, down = 16 - bits * (field + 1), const(16 - bits, "int16", 2 * lanes)
+        odd = words << const(up - 8, "int16", 2 * lanes) if up > 8 else words
+        return k.let((words << const(up, "int16", 2 * lanes)) >> down, "w"), k.let(odd >> down, "w")
+
+    def widened_field(k: KernelBuilder, w: Value, field: int) -> Value:
+        dtype = "int16" if way == "pmaddwd" else "int32"
+        value = _field(w[0], field, bits, dtype, wide, above=8 if way == "pmaddwd" else 24)
+        return (k.let(cast(value, "float32", lanes) if way == "float32" else value, "w"),)
+
+    def load(k: KernelBuilder, w: Buffer, i: Expr) -> Value:
+        raw = k.load(w, i, wide)
+        if way in ("vpdpbusd", "sdot", "pmaddwd4"):
+            return (k.let(raw, "n"),)
+        return (k.let(cast(raw, "int16" if way == "pmaddwd" else "int32", wide), "n"),)
+
+    high_ends = way in ("vpdpbusd", "sdot")
+    unpack = high if high_ends else quad if way == "pmaddwd4" else widened_field
+    return replace(step, load_w=load, fields=8 // bits, unpack=unpack, shift=8 - bits if high_ends else 0)
+
+
 def choose_step(x_dtype: str, target: Target, channels: int, w_dtype: str = "") -> Step:
     """The step for x with `channels` input channels; `w_dtype` as in LinearSpec."""
+    lanes = lanes_of(target)
+    step = _plain_step(x_dtype, target, channels, w_dtype)
+    fields = fields_of(w_dtype)
+    if fields == 1:
+        return step
+    way = "float32" if x_dtype == "float32" else dot_of(x_dtype, target, channels)
+    return _shared(step, lanes, 8 // fields, way)
+
+
+def _plain_step(x_dtype: str, target: Target, channels: int, w_dtype: str) -> Step:
     lanes = lanes_of(target)
     if x_dtype == "float32":
         return _float_step(lanes, w_dtype, target)

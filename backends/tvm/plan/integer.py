@@ -46,11 +46,12 @@ class IntegerWeights:
         return np.asarray(total)
 
     def full_weights(self) -> Array:
-        """Weights less their zero point: int8, or int16 where they have one."""
+        """Weights less their zero point: int8, or int16 where that does not hold them."""
         if self.weight_zero is None:
             return self.w
         zero = self.weight_zero.reshape((-1,) + (1,) * (self.w.ndim - 1))
-        return (self.w.astype(np.int16) - zero).astype(np.int16)
+        full = (self.w.astype(np.int16) - zero).astype(np.int16)
+        return full.astype(np.int8) if full.min(initial=0) >= -128 and full.max(initial=0) < 128 else full
 
     def full_compensation(self) -> Array:
         w = self.full_weights()
@@ -114,13 +115,14 @@ def integer_weights(node: Node) -> IntegerWeights | None:
         return None
     total = np.broadcast_to(scale, (channels,)) * float(np.float32(data[1]))
     signed = q.dtype in (DType.INT8, DType.INT4, DType.INT2)
+    half = 1 << (q.dtype.bits - 1)
     if signed and not zeros.any():  # nearly always: nothing to do, and nothing to copy
         return IntegerWeights(data[0], data[2], array, np.ascontiguousarray(total), None)
     wide = array.astype(np.int16)
     shifted = wide - zeros.reshape((-1,) + (1,) * (wide.ndim - 1)).astype(np.int16)
     weight_zero: Array | None = None
-    if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:  # keep the bytes, remember the zero point
-        shift = 0 if signed else 128
+    if shifted.min(initial=0) < -half or shifted.max(initial=0) >= half:  # keep the bits, remember the zero point
+        shift = 0 if signed else half
         shifted = wide - shift
         weight_zero = (zeros - shift).astype(np.int32)
     return IntegerWeights(data[0], data[2], shifted.astype(np.int8), np.ascontiguousarray(total), weight_zero)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.geometry import block_of, depthwise_rows, lanes_of, step_channels
+from irc.backends.tvm.geometry import block_of, depthwise_rows, fields_of, lanes_of, step_channels
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
     IntegerWeights,
@@ -18,7 +18,7 @@ from irc.backends.tvm.plan.integer import (
     start_sum,
 )
 from irc.backends.tvm.plan.kinds import dequantized, kind_of
-from irc.backends.tvm.plan.pack import pack_depthwise, pack_for
+from irc.backends.tvm.plan.pack import pack_depthwise, pack_for, share_bytes, small_type
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.tiles import Product, choose_order, choose_tile, depthwise_tile, epilogue_cycles, uops_of
@@ -157,11 +157,14 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         out_hw = (1, out_hw[0] * out_hw[1])
     vectors = -(-per_group // lanes)
     steps = kernel[0] * kernel[1] * ic // step
+    w_dtype = "" if integer is None else small_type(w, step)
+    w = share_bytes(w, step, w_dtype)
     uops = uops_of(x.dtype, p.target)
     apart = (x_strides[1] * g.stride[0] * x.itemsize, x_strides[2] * g.stride[1] * x.itemsize)
     expression = b.finish(result)
     ending = epilogue_cycles(expression)
-    product = Product(out_hw, vectors, steps, sums=sums, uops=uops, apart=apart, epilogue=ending)
+    fields = fields_of(w_dtype)
+    product = Product(out_hw, vectors, steps, sums=sums, uops=uops, apart=apart, epilogue=ending, fields=fields)
     tile = choose_tile(p.target, product)
     packed = [pack_for(p.target, w[i * per_group : (i + 1) * per_group], tile.vectors, step) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), node.need(1).name)
@@ -174,7 +177,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         kernel,
         ic,
         per_group,
-        (x_strides[0], (w.shape[3] if groups > 1 else 0) * 1, x_strides[1], x_strides[2]),
+        (x_strides[0], ic if groups > 1 else 0, x_strides[1], x_strides[2]),
         (y_strides[0], per_group if groups > 1 else 0, y_strides[1], y_strides[2]),
         (0, packed[0].size if groups > 1 else 0),
         g.stride,
@@ -189,6 +192,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         out.extent,
         weights.extent,
         block_of(p.target),
+        w_dtype,
     )
     macs = math.prod(out_shape) * g.kernel[0] * g.kernel[1] * (node.need(1).static_shape()[1])
     args = [p.pointer(v) for v in (x, weights, *views, out)]

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.geometry import block_of, lanes_of, step_channels
+from irc.backends.tvm.geometry import block_of, fields_of, lanes_of, step_channels
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
     float_weights,
@@ -19,7 +19,7 @@ from irc.backends.tvm.plan.integer import (
     start_sum,
 )
 from irc.backends.tvm.plan.kinds import is_weight
-from irc.backends.tvm.plan.pack import pack_for
+from irc.backends.tvm.plan.pack import pack_for, share_bytes, small_type
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.tiles import Product, choose_tile, epilogue_cycles, uops_of
@@ -137,9 +137,20 @@ def _constant_weights(p: Planner, region: Region) -> None:
     apart = (0, x.strides[0] * x.itemsize)
     expression = b.finish(result)
     ending = epilogue_cycles(expression)
-    product = Product((1, rows), vectors, inner_padded // step, sums=sums, uops=uops, apart=apart, epilogue=ending)
+    w = w.reshape(columns, 1, 1, inner_padded)
+    w_dtype = "" if integer is None else small_type(w, step)
+    product = Product(
+        (1, rows),
+        vectors,
+        inner_padded // step,
+        sums=sums,
+        uops=uops,
+        apart=apart,
+        epilogue=ending,
+        fields=fields_of(w_dtype),
+    )
     tile = choose_tile(p.target, product)
-    packed = pack_for(p.target, w.reshape(columns, 1, 1, inner_padded), tile.vectors, step)
+    packed = pack_for(p.target, share_bytes(w, step, w_dtype), tile.vectors, step)
     weights = p.constant(packed, node.need(1).name)
     spec = LinearSpec(
         x.dtype,
@@ -164,6 +175,7 @@ def _constant_weights(p: Planner, region: Region) -> None:
         flat.extent,
         weights.extent,
         block_of(p.target),
+        w_dtype,
     )
     args = [p.pointer(v) for v in (x, weights, *views, out)]
     p.call(spec, args, (out.storage,), region.label, macs=rows * columns * inner)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from irc.backends.tvm.geometry import BLOCK, block_of, channel_tiles, lanes_of
+from irc.backends.tvm.geometry import (
+    BLOCK,
+    block_of,
+    channel_tiles,
+    fields_of,
+    lanes_of,
+    shared_axis,
+    stored_counts,
+)
 from irc.ir.types import Array
 from irc.targets.target import Target
 
@@ -45,6 +55,38 @@ def pack_for(target: Target, w: Array, vectors: int, step: int) -> Array:
     """`pack_linear` as kernels for `target` with tiles of `vectors` read it: in its blocks, if it has any."""
     block = block_of(target)
     return pack_linear(w, block, 1, step) if block else pack_linear(w, lanes_of(target), vectors, step)
+
+
+def small_type(w: Array, step: int) -> str:
+    """The type in which integer weights [oc, kh, kw, ic] are stored: "int4" or "int2" where all of them fit and that
+    saves a quarter at least, otherwise "" (bytes)."""
+    low, high = int(w.min(initial=0)), int(w.max(initial=0))
+    counts = (w.shape[1], w.shape[2], w.shape[3] // step)
+    best, size = "", 3 * math.prod(counts) // 4
+    for kind, bits in (("int4", 4), ("int2", 2)):
+        stored = math.prod(stored_counts(counts, fields_of(kind)))
+        if -(1 << (bits - 1)) <= low and high < 1 << (bits - 1) and stored <= size:
+            best, size = kind, stored - 1
+    return best
+
+
+def share_bytes(w: Array, step: int, w_dtype: str) -> Array:
+    """Integers [oc, kh, kw, ic] -> int8 of the same kind, several steps of `step` channels to a byte
+    (`geometry.shared_axis`); `w` itself where `w_dtype` is no type of less than a byte."""
+    fields = fields_of(w_dtype)
+    if fields == 1:
+        return w
+    oc, kh, kw, ic = w.shape
+    counts = (kh, kw, ic // step)
+    axis = 1 + shared_axis(counts, fields)
+    bits = 8 // fields
+    split = w.reshape(oc, *counts, step)
+    pad = [(0, 0)] * 5
+    pad[axis] = (0, -split.shape[axis] % fields)
+    split = np.pad(split, pad).astype(np.uint8) & ((1 << bits) - 1)
+    each = [np.take(split, range(f, split.shape[axis], fields), axis) << (bits * f) for f in range(fields)]
+    rows, columns, steps = stored_counts(counts, fields)
+    return np.bitwise_or.reduce(each).view(np.int8).reshape(oc, rows, columns, steps * step)
 
 
 def pack_depthwise(w: Array, rows: int) -> Array:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from irc.backends.tvm.expression import Expression
-from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
+from irc.backends.tvm.geometry import depthwise_rows, fields_of, lanes_of, step_channels
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
@@ -32,6 +32,7 @@ _EXPOSED = 1.9  # by how much a vector beyond costs more
 _TILE = 4.0  # cycles of a tile's addresses and loops
 _WEIGHTS = (0.06, 0.3)  # cycles per vector of weights in the first-level cache and from the second
 _SPLIT = 0.9  # cycles per vector of bytes that are made numbers of 16 bits
+_UNPACK = 0.4  # cycles per vector of weights that is taken out of bytes it shares
 _CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
 
@@ -61,7 +62,7 @@ class Product:
 
     `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more). `apart`:
     bytes from the inputs of one place to those of the next, down and across (0: not known). `epilogue`: cycles of a
-    vector of results (`epilogue_cycles`).
+    vector of results (`epilogue_cycles`). `fields`: steps whose weights share bytes.
     """
 
     out: tuple[int, int]
@@ -71,6 +72,7 @@ class Product:
     uops: float = 1.0
     apart: tuple[int, int] = (0, 0)
     epilogue: float = _EPILOGUE
+    fields: int = 1
 
 
 def choose_tile(target: Target, product: Product) -> TileChoice:
@@ -100,10 +102,11 @@ def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
                 if r > 1 and c < out[1]:
                     continue  # several rows only where a row is narrower than a tile
                 places = r * c
-                if places * (v + sums) + v > free:
+                packed = v + 1 if product.fields > 1 else 0  # what shares bytes, and a mask
+                if places * (v + sums) + v + packed > free:
                     break
                 conflict = _CONFLICT if _share_a_set(r, c, product.apart) > ways else 0.0
-                stay = v * product.steps * target.vector_bytes <= target.l1_bytes
+                stay = v * product.steps * target.vector_bytes <= target.l1_bytes * product.fields
                 weights = _WEIGHTS[0 if stay else 1]
                 yield TileChoice(r, c, v, *_cycles(product, r, c, v, conflict, weights))
 
@@ -129,13 +132,14 @@ def _cycles(
                 written = places * size
                 halves = uops > 1  # of a word, in two registers
                 work = places * (size + product.sums) * uops / 2 + (_SPLIT * size if halves else 0.0)
-                loads = (places * (2 if halves else 1) + size) * _SLOT
+                work += _UNPACK * size if product.fields > 1 else 0.0
+                loads = (places * (2 if halves else 1) + size / product.fields) * _SLOT
                 latency = _LATENCY if written <= 8 else 0.0
                 out_of_sight = max(written - _WINDOW, 0)
                 narrow = _NARROW if size % 4 else 0.0
                 ending = (product.epilogue + narrow) * (written + _EXPOSED * out_of_sight) + _TILE
                 tiles = n_r * n_c * n_v
-                caches = weights * size + conflict * places
+                caches = weights * size / product.fields + conflict * places
                 total += tiles * (steps * (max(work, loads, latency) + caches) + ending)
                 for name, cost in (("multiply-adds", work), ("loads", loads), ("latency", latency), ("caches", caches)):
                     bound[name] += tiles * steps * cost
@@ -197,6 +201,7 @@ def product_of(spec: LinearSpec, target: Target) -> Product:
         uops=uops_of(spec.x_dtype, target),
         apart=places_apart(spec),
         epilogue=epilogue_cycles(spec.expression),
+        fields=fields_of(spec.w_dtype),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from irc.backends.tvm.geometry import lanes_of, step_channels
+from irc.backends.tvm.geometry import fields_of, lanes_of, step_channels, stored_counts
 from irc.backends.tvm.plan.make import Plan
 from irc.backends.tvm.plan.pack import pack_linear
 from irc.backends.tvm.plan.planner import Call, Pointer
@@ -103,9 +103,11 @@ def _order(spec: Spec, target: Target, count: int) -> Array:
     taps, step = spec.kernel, 1
     if isinstance(spec, WinogradSpec):
         taps = (input_size(spec.tile[0], spec.kernel[0]), input_size(spec.tile[1], spec.kernel[1]))
+        rows, columns, steps = *taps, spec.ic
     else:
         step = step_channels(spec.x_dtype, target, spec.ic)
-    shape = (spec.oc, *taps, spec.ic)
+        rows, columns, steps = stored_counts((*taps, spec.ic // step), fields_of(spec.w_dtype))
+    shape = (spec.oc, rows, columns, steps * step)
     numbers = np.arange(1, np.prod(shape) + 1, dtype=np.int64).reshape(shape)
     order = pack_linear(numbers, lanes_of(target), packed_vectors(spec), step) - 1
     if order.size != count:

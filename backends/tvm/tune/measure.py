@@ -11,6 +11,7 @@ import numpy as np
 
 from irc.backends.artifact.function import Function
 from irc.backends.artifact.load import aligned_empty
+from irc.backends.tvm.geometry import fields_of
 from irc.backends.tvm.plan.make import Plan
 from irc.backends.tvm.plan.planner import Call
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Spec, WinogradSpec
@@ -167,6 +168,7 @@ def _dtypes(call: Call) -> list[str]:
     elif isinstance(spec, WinogradSpec):
         known = ["float32", "float32", *(o.dtype for o in spec.operands), "float32"]
     elif isinstance(spec, LinearSpec | DepthwiseSpec):
-        weights = spec.w_dtype or ("float32" if spec.x_dtype == "float32" else "int8")
+        shared = isinstance(spec, LinearSpec) and fields_of(spec.w_dtype) > 1
+        weights = "int8" if shared else spec.w_dtype or ("float32" if spec.x_dtype == "float32" else "int8")
         known = [spec.x_dtype, weights, *(o.dtype for o in spec.operands), spec.y_dtype]
     return known if len(known) == len(call.args) else [""] * len(call.args)
