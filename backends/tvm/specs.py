@@ -47,7 +47,8 @@ class LinearSpec:
     product, or (images, groups). Weights are packed by `pack.py`, with element strides `w_strides` (a, b): in blocks of
     `block` channels whatever the tile and the vectors of the machine, or with `block` 0 in tiles of the kernel's.
     `w_rows` > 0 instead reads them unpacked, row i at i * w_rows. `w_dtype`: weights of float32 data that are stored
-    as "float16", "bfloat16" or "int8" and widened when loaded; "" otherwise. `ahead` > 0: another pointer, before y's,
+    as "float16", "bfloat16" or "int8" and widened when loaded, and weights of any data as "int4" or "int2", several
+    steps to a byte (`geometry.shared_axis`); "" otherwise. `ahead` > 0: another pointer, before y's,
     to so many bytes that are to be brought near while the kernel computes; they need not exist.
     """
 
