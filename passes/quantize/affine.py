@@ -14,7 +14,7 @@ import numpy as np
 from irc.ir.types import Array
 
 WEIGHT_LIMIT = 127  # weights use [-127, 127], so that negating one never overflows
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**24  # products of two scales stay normal float32 numbers
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**24  # products of two scales stay normal float32 numbers
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def symmetric(low: float, high: float) -> Affine:
 def _safe(scale: float) -> float:
     if not np.isfinite(scale) or scale <= 0:
         return 1.0
-    return float(np.float32(max(scale, _SMALLEST_SCALE)))
+    return float(np.float32(max(scale, SMALLEST_SCALE)))
 
 
 def weight_scales(weight: Array, axis: int | None, *, search: bool = True, importance: Array | None = None) -> Array:
@@ -75,7 +75,7 @@ def weight_scales(weight: Array, axis: int | None, *, search: bool = True, impor
     rows = _rows(weight, axis)
     weigh = np.ones((1, 1)) if importance is None else _rows(np.broadcast_to(importance, weight.shape), axis)
     full = np.abs(rows).max(axis=1, initial=0.0) / WEIGHT_LIMIT
-    full = np.where((full > 0) & np.isfinite(full), np.maximum(full, _SMALLEST_SCALE), 1.0)
+    full = np.where((full > 0) & np.isfinite(full), np.maximum(full, SMALLEST_SCALE), 1.0)
     best, least = full.copy(), np.full(len(full), np.inf)
     for shrink in np.linspace(1.0, 0.7, 31) if search else (1.0,):
         scale = (full * shrink)[:, None]
@@ -121,7 +121,7 @@ def scales_for_bias(scales: Array, bias: Array, input_scale: float, empty: Array
     them, so the bias gets one that is fine for it.
     """
     size = np.abs(bias.astype(np.float64)) / input_scale
-    fine = np.where(size > 0, np.maximum(size / 2**24, _SMALLEST_SCALE), 1.0)
+    fine = np.where(size > 0, np.maximum(size / 2**24, SMALLEST_SCALE), 1.0)
     return np.where(empty, fine, np.maximum(scales.astype(np.float64), size / BIAS_LIMIT)).astype(np.float32)
 
 

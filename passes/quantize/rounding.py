@@ -1,46 +1,147 @@
 """Rounding weights so that the layer's output, not each weight, changes least.
 
-Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2023): columns are
-rounded one after another, and each one's error is made up for by those not rounded yet, with the inverse of
-H = E[x xT] telling how. Where the bias takes back the mean error (correction.py), the covariance is the metric.
+The change of the output is E|(W - Q) x|^2 = tr((W - Q) H (W - Q)T) with H = E[x xT]; where the bias takes back the mean
+error, H is the covariance. Two ways to make it small:
+
+- columns are rounded one after another, and each one's error is made up for by those not rounded yet, with the inverse
+  of H telling how (Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+  2023);
+- from there, each weight in turn goes to its best level while all others stay (coordinate descent; Nair and Suggala,
+  "CDQuant", 2024), a few times over all of them.
+
+Arrays are [groups, outputs, k] as `layers.to_rows` makes them; scales and offsets broadcast to that.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
 from irc.ir.types import Array
-from irc.passes.quantize.affine import WEIGHT_LIMIT
+from irc.passes.quantize.levels import NAMED, Levels
 
 _BLOCK = 128
+_NO_SIGNAL = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
+
+
+@dataclass(frozen=True)
+class Metric:
+    """H of a layer's rows with `damping` times its mean diagonal added: [groups, k, k].
+
+    The damping keeps directions that the samples did not show from being bent. A group without any signal has the unit
+    matrix. Made once for a layer, whatever is tried with it.
+    """
+
+    moment: Array
+    damping: float = 0.01
+
+    @cached_property
+    def damped(self) -> Array:
+        k = self.moment.shape[1]
+        mean = np.trace(self.moment, axis1=1, axis2=2) / k
+        known = (mean > _NO_SIGNAL)[:, None, None]
+        return np.asarray(np.where(known, self.moment + (self.damping * mean)[:, None, None] * np.eye(k), np.eye(k)))
+
+    @cached_property
+    def diagonal(self) -> Array:
+        """[groups, 1, k]."""
+        return np.diagonal(self.damped, axis1=1, axis2=2)[:, None, :]
+
+    @cached_property
+    def order(self) -> Array:
+        """Columns of the largest diagonal first, [groups, k]: what matters most is rounded while all can make up."""
+        return np.argsort(-np.diagonal(self.moment, axis1=1, axis2=2), axis=1, kind="stable")
+
+    @cached_property
+    def factor(self) -> Array:
+        """`inverse_factor` in that order."""
+        order = self.order
+        ordered = np.take_along_axis(np.take_along_axis(self.moment, order[:, :, None], 1), order[:, None, :], 2)
+        return inverse_factor(ordered, self.damping)
+
+    def error(self, rows: Array, approximate: Array) -> Array:
+        """The change of each output, E|(w - w') x|^2 (damped): [groups, outputs]."""
+        difference = rows - approximate
+        return np.asarray(np.einsum("gok,gok->go", difference @ self.damped, difference))
+
+
+def round_rows(rows: Array, scales: Array, metric: Metric, levels: Levels, offset: Array | int = 0) -> Array:
+    """Levels (less `offset`) by making up for errors, float64 [groups, outputs, k]."""
+    order = metric.order[:, :, None]
+    factor = metric.factor
+    left, unit, low = (_columns(a, order, rows.shape) for a in (rows.astype(np.float64), scales, np.asarray(offset)))
+    q = np.empty_like(left)
+    count = left.shape[1]
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        errors = np.empty((left.shape[0], stop - start, left.shape[2]))
+        for i in range(start, stop):
+            whole = levels.nearest(left[:, i] / unit[:, i], low[:, i])
+            q[:, i] = whole
+            error = (left[:, i] - whole * unit[:, i]) / factor[:, i, i, None]
+            errors[:, i - start] = error
+            left[:, i + 1 : stop] -= factor[:, i, i + 1 : stop, None] * error[:, None, :]
+        left[:, stop:] -= factor[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+    back = np.argsort(order, axis=1, kind="stable")
+    return np.ascontiguousarray(np.take_along_axis(q, back, 1).transpose(0, 2, 1))
+
+
+def descend(
+    rows: Array, q: Array, scales: Array, metric: Metric, levels: Levels, offset: Array | int = 0, sweeps: int = 3
+) -> Array:
+    """`q` after at most `sweeps` rounds of coordinate descent. Never worse than `q` in the metric."""
+    identity = np.broadcast_to(np.arange(rows.shape[2])[None, :, None], (rows.shape[0], rows.shape[2], 1))
+    now, unit, low = (_columns(a, identity, rows.shape) for a in (q, scales, np.asarray(offset)))
+    now = now.astype(np.float64)
+    h = metric.damped
+    slope = h @ (rows.transpose(0, 2, 1) - now * unit)  # [groups, k, outputs]: half the slope of the error, downwards
+    diagonal = metric.diagonal[:, 0, :, None]
+    count = rows.shape[2]
+    for _ in range(sweeps):
+        still = True
+        for start in range(0, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            steps = np.zeros((len(now), stop - start, now.shape[2]))
+            for i in range(start, stop):
+                best = levels.nearest(now[:, i] + slope[:, i] / (unit[:, i] * diagonal[:, i]), low[:, i])
+                step = (best - now[:, i]) * unit[:, i]
+                if not step.any():
+                    continue
+                now[:, i], steps[:, i - start] = best, step
+                slope[:, start:stop] -= h[:, start:stop, i, None] * step[:, None, :]
+            if not steps.any():
+                continue
+            still = False
+            slope[:, :start] -= h[:, :start, start:stop] @ steps
+            slope[:, stop:] -= h[:, stop:, start:stop] @ steps
+        if still:
+            break
+    return np.ascontiguousarray(now.transpose(0, 2, 1))
+
+
+def best_factor(rows: Array, q: Array, metric: Metric) -> tuple[Array, Array]:
+    """(numerator, denominator) of the factor a of least error of w - a q, for each row: [groups, outputs] twice."""
+    turned = q @ metric.damped
+    return np.einsum("gok,gok->go", turned, rows), np.einsum("gok,gok->go", turned, q)
+
+
+def _columns(a: Array, order: Array, shape: tuple[int, ...]) -> Array:
+    """[groups, outputs, k], or what broadcasts to it, as [groups, k, outputs] with the columns in `order`."""
+    if a.ndim < 3 or a.shape[2] == 1:  # the same for all columns: no copies
+        whole = np.broadcast_to(a, (*shape[:2], 1)).transpose(0, 2, 1)
+        return np.broadcast_to(whole, (shape[0], shape[2], shape[1]))
+    return np.take_along_axis(np.broadcast_to(a, shape).transpose(0, 2, 1), order, 1)
 
 
 def round_least_squares(rows: Array, scales: Array, moment: Array, damping: float = 0.01) -> Array:
     """int8 weights in [-127, 127], [groups, outputs, k].
 
-    `rows`: weights [groups, outputs, k]; `scales`: [groups, outputs]; `moment`: [groups, k, k]. `damping`, as a share
-    of the mean diagonal, keeps directions that the samples did not show from being bent.
+    `rows`: weights [groups, outputs, k]; `scales`: [groups, outputs]; `moment`: [groups, k, k].
     """
-    order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")  # [groups, k]
-    metric = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
-    factor = inverse_factor(metric, damping)
-    left = np.take_along_axis(rows.astype(np.float64), order[:, None, :], 2)
-    q = np.empty(left.shape, np.int8)
-    unit = scales.astype(np.float64)
-    columns = left.shape[2]
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
-        errors = np.empty((*left.shape[:2], stop - start))
-        for i in range(start, stop):
-            column = left[:, :, i]
-            whole = np.clip(np.rint(column / unit), -WEIGHT_LIMIT, WEIGHT_LIMIT)
-            q[:, :, i] = whole
-            error = (column - whole * unit) / factor[:, None, i, i]
-            errors[:, :, i - start] = error
-            left[:, :, i + 1 : stop] -= error[:, :, None] * factor[:, None, i, i + 1 : stop]
-        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    back = np.argsort(order, axis=1, kind="stable")
-    return np.take_along_axis(q, back[:, None, :], 2)
+    unit = scales.astype(np.float64)[:, :, None]
+    return round_rows(rows, unit, Metric(moment, damping), NAMED["int8"]).astype(np.int8)
 
 
 def inverse_factor(metric: Array, damping: float) -> Array:
@@ -53,7 +154,7 @@ def inverse_factor(metric: Array, damping: float) -> Array:
     """
     k = metric.shape[1]
     mean = np.trace(metric, axis1=1, axis2=2) / k
-    known = mean > np.finfo(np.float64).tiny / np.finfo(np.float64).eps
+    known = mean > _NO_SIGNAL
     scaled = np.where(known[:, None, None], metric / np.where(known, mean, 1.0)[:, None, None], np.eye(k))
     while True:
         try:

@@ -26,7 +26,7 @@ from irc.passes.quantize.correction import conv_correction
 from irc.passes.quantize.equalize import channel_factors, equalize, find_links, observer
 from irc.passes.quantize.ranges import choose, saturation, signal_to_noise
 from irc.passes.quantize.regions import find_regions
-from irc.passes.quantize.rounding import _inverse_factor, mean_error, round_least_squares
+from irc.passes.quantize.rounding import inverse_factor, mean_error, round_least_squares
 
 RNG = np.random.default_rng(4)
 
@@ -188,7 +188,7 @@ def test_channels_behind_a_clip_are_measured_against_it() -> None:
 def test_the_factor_is_that_of_the_inverse_metric(groups, k):
     x = np.random.default_rng(k).standard_normal((groups, 2 * k + 3, k))
     metric = np.swapaxes(x, 1, 2) @ x
-    factor = _inverse_factor(metric, 0.01)
+    factor = inverse_factor(metric, 0.01)
     damped = metric / (np.trace(metric, axis1=1, axis2=2) / k)[:, None, None] + 0.01 * np.eye(k)
     assert not np.tril(factor, -1).any()
     # float64 with condition numbers below 1e4
