@@ -77,6 +77,19 @@ class Blob:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class Coded:
+    """The weights of a program, entropy-coded (`artifact/coder`). `data`: `meta_bytes` of operations, then words.
+
+    Decoding needs `out_bytes` for the weights and what helps to make them, and `scratch_bytes` behind that.
+    """
+
+    data: bytes
+    meta_bytes: int
+    out_bytes: int
+    scratch_bytes: int
+
+
 @dataclass
 class Program:
     """Everything that the artifact is made of."""
@@ -95,3 +108,4 @@ class Program:
     threads: int = 1  # of the pool that is compiled in; 1: none
     worth_threads: bool = True  # False: a run is over so soon that the pool is left alone
     levels: tuple[Target, ...] = ()  # whose kernels it holds, weakest first, to pick from when it starts; (): target's
+    coded: Coded | None = None  # the weights as the library stores them, to be decoded by NAME_init; None: plain

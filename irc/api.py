@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from irc.backends.artifact.load import Network, load_artifact
 from irc.backends.artifact.manifest import read_manifest
@@ -84,6 +84,7 @@ def compile(
     workers: int = 0,
     seed: int = 0,
     tuning: PathLike | None = None,
+    weights: Literal["plain", "coded"] = "plain",
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Artifact:
@@ -93,6 +94,7 @@ def compile(
     `passes`: a pipeline or its text; the default is the lossless clean-up. `shapes` and `dims` bind what the model
     leaves open; a symbolic first dimension becomes 1 by default. `max_drop`: accuracy budget in points of `metric` on
     `evaluation`. `tuning`: a file of records that `tune` wrote. `threads`: more than 1 compiles a thread pool in.
+    `weights`: "coded" stores them entropy-coded; they are decoded into RAM when the network is initialised.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
     """
@@ -115,6 +117,7 @@ def compile(
         workers=workers,
         seed=seed,
         tuning=None if tuning is None else Path(tuning),
+        weights=weights,
     )
     done = compile_model(options, progress=progress, instruments=instruments)
     return Artifact(options.directory, done.manifest, done.report)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact import levels, pool
+from irc.backends.artifact.coder import decoder
 from irc.backends.program import Arg, Port, Program, Step
 from irc.errors import InternalError
 
@@ -26,6 +27,7 @@ _DATALAYOUT = {
     "aarch64": "e-m:e-p270:32:32-p271:32:32-p272:64:64-i8:8:32-i16:16:32-i64:64-i128:128-n32:64-S128-Fn32",
 }
 
+CODED_ALIGNMENT = 4
 INFO_TYPE = "{ i32, i32, ptr, %w, %w, %w, %w, i32, i32, ptr, ptr }"
 _BASES = (
     ("weights", pool.FRAME_WEIGHTS),
@@ -61,12 +63,15 @@ class _Glue:
             "",
         ]
         if p.weights_bytes:
-            size = f"[{p.weights_bytes} x i8]"
-            out.append(f"@{weights_symbol(p)} = external hidden constant {size}, align {p.alignment}")
+            count = p.weights_bytes if p.coded is None else len(p.coded.data)
+            align = p.alignment if p.coded is None else CODED_ALIGNMENT
+            out.append(f"@{weights_symbol(p)} = external hidden constant [{count} x i8], align {align}")
         out += self._declarations()
         out += self._tables()
         if p.levels:
             out += levels.levels_ll(p, self._check_ctx())
+        if p.coded is not None:
+            out += decoder.decoder_ll(self.word)
         out += self._init()
         out += self._set_parallel()
         out += self._deinit()
@@ -155,6 +160,7 @@ class _Glue:
     def _init(self) -> list[str]:
         p, n, w = self.p, self.n, self.word
         weights = f"@{weights_symbol(p)}" if p.weights_bytes else "null"
+        weights = weights if p.coded is None else "%ram"
         out = [
             f"define i32 @{n}_init(ptr %ctx, ptr %ram, {w} %ram_bytes) #0 {{",
             "  %null = icmp eq ptr %ctx, null",
@@ -162,7 +168,8 @@ class _Glue:
             "bad:",
             f"  ret i32 {abi.ERROR_NULL}",
             "good:",
-            *(self._check_ram(str(abi.init_ram_bytes(p))) if p.threads > 1 else []),
+            *(self._check_ram(str(abi.init_ram_bytes(p))) if abi.init_ram_bytes(p) else []),
+            *self._decode(),
         ]
         for i in range(abi.CTX_WORDS):
             value = {abi.CTX_WEIGHTS: f"ptr {weights}", abi.CTX_PARTS: f"{w} 1"}.get(i, f"{w} 0")
@@ -171,7 +178,8 @@ class _Glue:
         if p.levels:
             out += levels.start(p)
         if p.threads > 1:
-            out.append(f"  call void @pool_start(ptr %ctx, ptr %ram, i32 {p.threads})")
+            out += self._behind_weights("%pool_ram")
+            out.append(f"  call void @pool_start(ptr %ctx, ptr %pool_ram, i32 {p.threads})")
         return [
             *out,
             f"  ret i32 {abi.OK}",
@@ -188,6 +196,27 @@ class _Glue:
             "}",
             "",
         ]
+
+    def _decode(self) -> list[str]:
+        """Decodes coded weights to the start of %ram; ends the function with an error where they are damaged."""
+        c = self.p.coded
+        if c is None:
+            return []
+        out = f"ptr %ram, i32 {c.out_bytes}, ptr %scratch"
+        return [
+            *self._behind_weights("%scratch"),
+            f"  %decoded = call i32 @{decoder.ENTRY}(ptr @{weights_symbol(self.p)}, i32 {c.meta_bytes}, "
+            f"i32 {len(c.data)}, {out})",
+            "  %whole = icmp ne i32 %decoded, 0",
+            "  br i1 %whole, label %intact, label %damaged",
+            "damaged:",
+            f"  ret i32 {abi.ERROR_DATA}",
+            "intact:",
+        ]
+
+    def _behind_weights(self, name: str) -> list[str]:
+        """The RAM of NAME_init behind decoded weights: the decoder's, and then the pool's."""
+        return [f"  {name} = getelementptr inbounds i8, ptr %ram, {self.word} {abi.pool_offset(self.p)}"]
 
     def _field(self, name: str, base: str, index: int) -> list[str]:
         return [f"  {name} = getelementptr inbounds i8, ptr {base}, {self.word} {index * self.word_bytes}"]
@@ -292,17 +321,24 @@ class _Glue:
             "refuse:",
             f"  ret i32 {abi.ERROR_ARGUMENT}",
             "accept:",
+            # In the RAM of NAME_init decoded weights stay.
+            *self._field("%weights_at", "%ctx", abi.CTX_WEIGHTS),
+            "  %weights = load ptr, ptr %weights_at",
+            "  %own = icmp eq ptr %ram, %weights",
+            f"  %before = select i1 %own, {w} {abi.pool_offset(self.p)}, {w} 0",
             "  %one = icmp eq i32 %threads, 1",
             "  br i1 %one, label %ram_ready, label %check",
             "check:",
             f"  %count = zext i32 %threads to {w}",
             f"  %slots = mul {w} %count, {pool.LINE}",
-            f"  %needed = add {w} %slots, {pool.ram_bytes(2) - 2 * pool.LINE}",
+            f"  %behind = add {w} %slots, {pool.ram_bytes(2) - 2 * pool.LINE}",
+            f"  %needed = add {w} %behind, %before",
             *self._check_ram("%needed"),
             *self._stop_pool(),
             "  br i1 %one, label %end, label %start",
             "start:",
-            "  call void @pool_start(ptr %ctx, ptr %ram, i32 %threads)",
+            f"  %place = getelementptr inbounds i8, ptr %ram, {w} %before",
+            "  call void @pool_start(ptr %ctx, ptr %place, i32 %threads)",
             "  br label %end",
             "end:",
             f"  ret i32 {abi.OK}",

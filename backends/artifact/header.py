@@ -117,9 +117,9 @@ typedef struct @NAME@_ctx {
     void *reserved[@WORDS@];
 } @NAME@_ctx;
 
-/* Prepares `ctx`. `ram` is kept by the context and must outlive it; its contents belong to the library.
-   Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_RAM, IRC_ERROR_ALIGN, or IRC_ERROR_VERSION when this header and the
-   library come from different compilations. */
+/* Prepares `ctx`. `ram` is kept by the context and must outlive it; its contents belong to the library.@DECODES@
+   Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_RAM, IRC_ERROR_ALIGN, @DAMAGED@or IRC_ERROR_VERSION when this header
+   and the library come from different compilations. */
 int @NAME@_init(@NAME@_ctx *ctx, void *ram, size_t ram_bytes);
 int @NAME@_init_checked(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, unsigned int interface_hash);
 #define @NAME@_init(ctx, ram, ram_bytes) @NAME@_init_checked((ctx), (ram), (ram_bytes), @UPPER@_INTERFACE)
@@ -157,6 +157,9 @@ The library allocates nothing, writes to no global data and needs libm, memcpy, 
 _POOL_PROMISES = """\
 The library has a pool of @UPPER@_THREADS threads, of which the caller of @NAME@_run is one. It writes to no
    global data and needs libm, the C library and its threads (Linux). Link with -l@NAME@ -lm -lpthread."""
+_DECODES = """
+   The weights of this library are coded: they are decoded into `ram`, of which each context needs its own.
+   IRC_ERROR_DATA says that they are damaged."""
 _POOL = """
 /* Optional, after @NAME@_init: ends the pool and makes one of `threads` threads (at least 1), or of as many as there
    are processors for this process. `ram`: that of @NAME@_init, which is enough for @UPPER@_THREADS threads, or other.
@@ -209,7 +212,9 @@ def header_text(program: Program) -> str:
     values |= {
         "THREADS": str(program.threads),
         "PROMISE": _POOL_PROMISES if pooled else _PROMISES,
-        "INIT": f"ram, {name.upper()}_INIT_RAM_BYTES" if pooled else "NULL, 0",
+        "INIT": f"ram, {name.upper()}_INIT_RAM_BYTES" if abi.init_ram_bytes(program) else "NULL, 0",
+        "DECODES": "" if program.coded is None else _DECODES,
+        "DAMAGED": "" if program.coded is None else "IRC_ERROR_DATA, ",
         "JOINS": ": the threads of the pool have ended when it returns" if pooled else "",
         "POOL": _POOL if pooled else "",
         "WITHOUT": "the pool" if pooled else "one thread",
@@ -220,6 +225,8 @@ def header_text(program: Program) -> str:
     for key in (
         "PROMISE",
         "INIT",
+        "DECODES",
+        "DAMAGED",
         "JOINS",
         "POOL",
         "WITHOUT",

@@ -22,7 +22,7 @@ CTX_WORDS = 16
 """Pointer-sized words of a context. Their use is private to the library; what is not used is zero."""
 CTX_TAG, CTX_WEIGHTS, CTX_PARALLEL_FOR, CTX_PARALLEL_USER, CTX_PARTS, CTX_POOL, CTX_KERNELS = range(7)
 
-OK, ERROR_NULL, ERROR_ALIGN, ERROR_UNINITIALISED, ERROR_VERSION, ERROR_RAM, ERROR_ARGUMENT = range(7)
+OK, ERROR_NULL, ERROR_ALIGN, ERROR_UNINITIALISED, ERROR_VERSION, ERROR_RAM, ERROR_ARGUMENT, ERROR_DATA = range(8)
 ERRORS = {
     OK: ("IRC_OK", "success"),
     ERROR_NULL: ("IRC_ERROR_NULL", "a pointer that is needed is null"),
@@ -31,6 +31,7 @@ ERRORS = {
     ERROR_VERSION: ("IRC_ERROR_VERSION", "the header belongs to another build of the library"),
     ERROR_RAM: ("IRC_ERROR_RAM", "fewer bytes of RAM than needed"),
     ERROR_ARGUMENT: ("IRC_ERROR_ARGUMENT", "an argument is out of range"),
+    ERROR_DATA: ("IRC_ERROR_DATA", "the coded weights are damaged"),
 }
 
 
@@ -55,8 +56,15 @@ def identifier(text: str) -> str:
 
 
 def init_ram_bytes(program: Program) -> int:
-    """RAM that NAME_init needs: for the thread pool. Networks with encoded weights will need some too."""
-    return ram_bytes(program.threads)
+    """RAM that NAME_init needs: for coded weights and the thread pool. The pool starts when the weights are decoded,
+    and takes the place of what the decoder worked with."""
+    pool = ram_bytes(program.threads)
+    return pool if program.coded is None else pool_offset(program) + max(program.coded.scratch_bytes, pool)
+
+
+def pool_offset(program: Program) -> int:
+    """Where the pool begins in the RAM of NAME_init: behind the decoded weights."""
+    return 0 if program.coded is None else -(-program.coded.out_bytes // program.alignment) * program.alignment
 
 
 def interface_hash(program: Program) -> int:

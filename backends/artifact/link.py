@@ -13,7 +13,7 @@ import numpy as np
 
 from irc.backends.artifact import elf
 from irc.backends.artifact.elf import ObjectFile, Relocation, Section, Symbol
-from irc.backends.artifact.glue import public_symbols, weights_symbol
+from irc.backends.artifact.glue import CODED_ALIGNMENT, public_symbols, weights_symbol
 from irc.backends.artifact.pool import FUNCTIONS as THREAD_FUNCTIONS
 from irc.backends.program import Blob, Program
 from irc.errors import InternalError, UnsupportedError
@@ -79,9 +79,13 @@ def link(program: Program, glue_object: bytes, *, threads: bool = False) -> Obje
 
 
 def weights_section(program: Program) -> Section | None:
-    """The weights at their offsets, as views of the plan's arrays. None when there are none."""
+    """The weights at their offsets, as views of the plan's arrays, or coded. None when there are none."""
     if not program.weights_bytes:
         return None
+    if program.coded is not None:
+        coded = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, CODED_ALIGNMENT)
+        coded.append(program.coded.data)
+        return coded
     section = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, program.alignment)
     for blob in sorted(program.weights, key=lambda b: b.offset):
         if blob.offset < section.size:

@@ -250,7 +250,8 @@ class Network:
         self._output_rows = [(i, *_row(p)[:2]) for i, p in enumerate(self.outputs)]
         self._align = int(info.workspace_align)
         self._ctx = ctypes.create_string_buffer(info.ctx_bytes)
-        self._ram = aligned_empty(info.init_ram_bytes, self._align)
+        self._ram = aligned_empty(info.init_ram_bytes, self._align)  # of decoded weights, too: kept until the end
+        self._pool_ram = self._ram
         init.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
         self._set_parallel.argtypes = [ctypes.c_void_p, _PARALLEL_FOR, ctypes.c_void_p, ctypes.c_int]
         if self._set_threads is not None:
@@ -276,7 +277,7 @@ class Network:
             return
         ram = aligned_empty(ram_bytes(threads), self._align)
         _check(self._set_threads(self._ctx, ram.ctypes.data, ram.nbytes, threads), "set_threads")
-        self._ram = ram  # the pool's: it lives as long as its threads
+        self._pool_ram = ram  # it lives as long as its threads
 
     def use_parallel_for(self, function: int | None, user: int | None, parts: int = 1) -> None:
         """Lets machine code at the address `function` (an irc_parallel_for of the header) run the parallel steps; None

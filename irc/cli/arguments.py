@@ -90,6 +90,15 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tuning", type=Path, metavar="RECORDS.json", help="use what irc tune measured")
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        default="plain",
+        choices=("plain", "coded"),
+        help="how the library stores its weights: as they are, or entropy-coded and decoded into RAM by NAME_init",
+    )
+
+
 def add_metric(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric",

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=arguments.seed, default=0, metavar="N", help="for passes and inputs that are random"
     )
+    arguments.add_weights(parser)
     arguments.add_tuning(parser)
     arguments.add_cache(parser)
     arguments.add_json(parser)
@@ -84,6 +85,7 @@ def options(args: argparse.Namespace) -> CompileOptions:
         workers=args.jobs,
         seed=args.seed,
         tuning=args.tuning,
+        weights=args.weights,
     )
 
 

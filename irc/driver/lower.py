@@ -38,6 +38,10 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
     except IrcError as error:
         raise error.at(model.name) from None
     program.threads = options.threads
+    if options.weights == "coded":
+        from irc.backends.artifact.coder.encode import coded_program
+
+        program = coded_program(program)
     return program
 
 

@@ -28,6 +28,7 @@ def make_manifest(done: Compilation) -> dict[str, Any]:
         "model": _source(done),
         "pipeline": report.pipeline,
         "seed": options.seed,
+        "weights": options.weights,
         "shapes": {k: list(v) for k, v in sorted(options.shapes.items())},
         "dims": dict(sorted(options.dims.items())),
         "calibration": data_facts(options.calibration),

@@ -20,6 +20,9 @@ from irc.targets.target import Target
 Data = Path | Mapping[str, Array]
 """An .npz file of samples, or its arrays."""
 
+Weights = Literal["plain", "coded"]
+WEIGHTS: tuple[Weights, ...] = ("plain", "coded")
+
 Phase = Literal["import", "passes", "plan", "kernels"]
 PHASES: tuple[Phase, ...] = ("import", "passes", "plan", "kernels")
 
@@ -47,6 +50,7 @@ class CompileOptions:
     workers: int = 0
     seed: int = 0
     tuning: Path | None = None
+    weights: Weights = "plain"
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -63,6 +67,12 @@ class CompileOptions:
             raise OptionError("--max-drop needs data to measure the drop on", hint="--evaluation FILE.npz")
         if self.stop_after is not None and self.stop_after not in PHASES:
             raise OptionError(f"there is no phase '{self.stop_after}'", hint=suggest(self.stop_after, PHASES))
+        if self.weights not in WEIGHTS:
+            raise OptionError(
+                f"weights cannot be stored '{self.weights}'",
+                expected=" or ".join(WEIGHTS),
+                hint=suggest(self.weights, WEIGHTS),
+            )
         for part in self.emit:
             if part not in EMIT:
                 raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))

@@ -89,6 +89,8 @@ def program_digest(program: Program) -> bytes:
     total.update(repr((program.name, asdict(program.target), levels, ports, sizes, program.steps)).encode())
     for symbol, data in sorted(program.kernels.items()):
         total.update(symbol.encode() + b"\0" + hashlib.sha256(data).digest())
+    if program.coded is not None:
+        total.update(program.coded.data)
     for blob in program.weights:
         array = np.ascontiguousarray(blob.data)
         total.update(f"{blob.offset} {array.dtype} {array.shape}".encode())

@@ -1,0 +1,91 @@
+"""What is coded, before tables are chosen: runs of bytes at places of the weights, and what is done after decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from irc.ir.types import Array
+
+END, TABLE, CODED, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD = range(8)
+BLOCK = 64
+"""Blobs begin at multiples of this many bytes."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Bytes `first`, `first + step`, ... (`run` of them) of a place; the same `rows` times, `stride` bytes apart."""
+
+    first: int
+    run: int
+    step: int = 1
+    rows: int = 1
+    stride: int = 0
+
+    @property
+    def end(self) -> int:
+        """The byte behind the last one."""
+        return self.first + 1 + self.step * (self.run - 1) + self.stride * (self.rows - 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Symbols (bytes, in the order in which they are decoded) that share a table. `place`: a block. `halves`: bytes are
+    two 4-bit numbers."""
+
+    place: int
+    shape: Shape
+    symbols: Array
+    halves: bool = False
+
+
+@dataclass(frozen=True)
+class After:
+    """What is done in place after decoding: an operation on `count` words or units from block `place` on.
+
+    `size`: bytes of a unit; `aid`: the block that holds the palette, or the bits that say which units are not zero.
+    """
+
+    operation: int
+    place: int
+    count: int
+    size: int
+    aid: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """One way to code a blob. `aid_blocks`: blocks of memory that it needs beside the weights."""
+
+    name: str
+    runs: tuple[Run, ...]
+    after: tuple[After, ...] = ()
+    aid_blocks: int = 0
+
+
+@dataclass
+class Counts:
+    """How often each symbol occurs in the runs that share a table."""
+
+    bytes: Array
+    halves: Array | None
+    runs: list[int] = field(default_factory=list)
+
+
+def counts_of(symbols: Array) -> Array:
+    return np.bincount(symbols, minlength=256)[:256].astype(np.int64)
+
+
+def halves_of(counts: Array) -> Array:
+    """How often each 4-bit number occurs, [16], from counts of bytes."""
+    square = counts.reshape(16, 16)
+    total: Array = square.sum(0) + square.sum(1)
+    return total
+
+
+def entropy_bits(counts: Array) -> float:
+    """Order-0 entropy of what occurs `counts` times, in bits for all together. C. E. Shannon, 1948."""
+    n = counts[counts > 0].astype(np.float64)
+    total = float(n.sum())
+    return float(total * np.log2(total) - (n * np.log2(n)).sum()) if total else 0.0
