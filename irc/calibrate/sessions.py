@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Feed = dict[str, Array]
 
+_NOT_EQUIVALENT = ["WeightBiasQuantization"]
+"""Optimizers that change numbers: this one rounds real weights between quantized activations to 8 bits per tensor."""
+
 
 def make_session(proto: onnx.ModelProto, where: str, threads: int = 1) -> onnxruntime.InferenceSession:
     """Raises ModelError where onnxruntime refuses the model. With one thread a session is deterministic."""
@@ -29,7 +32,9 @@ def make_session(proto: onnx.ModelProto, where: str, threads: int = 1) -> onnxru
     options.enable_cpu_mem_arena = False  # it never gives back what the largest batch took
     source: Any = proto.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=_NOT_EQUIVALENT
+        )
     except Exception as error:  # onnxruntime has no common base class for its errors
         raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}", where=where) from error
 
