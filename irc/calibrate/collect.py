@@ -7,17 +7,14 @@ of one batch, would take more than `memory` bytes, the samples are run again for
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from irc.calibrate.npz import open_npz
-from irc.calibrate.observers import KINDS, Observer
+from irc.calibrate.observers import Observer
 from irc.calibrate.sessions import Feed, batches, call, feed_samples, make_session, same_for_batches, symbolic_batch
 from irc.errors import DataError, ModelError
 from irc.ir.graph import Model, Value
@@ -33,7 +30,6 @@ O = TypeVar("O", bound=Observer)  # noqa: E741 - the usual short name of a type 
 _MEMORY = 1 << 30
 _BATCH_MEMORY = 128 << 20
 _MOST_BATCH = 32
-_FORMAT = 1
 
 
 @dataclass
@@ -52,40 +48,6 @@ class Statistics:
 
     def has(self, name: str, key: str) -> bool:
         return (name, key) in self.entries
-
-    def save(self, path: str | Path) -> None:
-        """Write an .npz file that `load` reads; the same statistics give the same bytes."""
-        arrays: dict[str, Any] = {}
-        index = []
-        for i, ((name, _), observer) in enumerate(self.entries.items()):
-            index.append([name, observer.kind])
-            arrays.update({f"{i}.{part}": array for part, array in observer.state().items()})
-        text = json.dumps({"format": _FORMAT, "samples": self.samples, "entries": index})
-        arrays["index"] = np.frombuffer(text.encode(), np.uint8)
-        with Path(path).open("wb") as file:
-            np.savez(file, **arrays)
-
-    @staticmethod
-    def load(path: str | Path) -> Statistics:
-        """Raises DataError where the file is not one that `save` wrote."""
-        columns = open_npz(Path(path))
-        where = str(path)
-        if "index" not in columns:
-            raise DataError("this is no statistics file", where=where, expected="an 'index' array")
-        arrays = {}
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        index = json.loads(arrays["index"].tobytes())
-        if index.get("format") != _FORMAT:
-            raise DataError(
-                "statistics of another version", where=where, expected=str(_FORMAT), got=str(index["format"])
-            )
-        made = Statistics(samples=index["samples"])
-        for i, (name, kind) in enumerate(index["entries"]):
-            state = {k.split(".", 1)[1]: a for k, a in arrays.items() if k.startswith(f"{i}.")}
-            observer = KINDS[kind].from_state(state)
-            made.entries[name, observer.key] = observer
-        return made
 
 
 def collect(

@@ -41,7 +41,7 @@ class Observer(ABC):
 
     @property
     def key(self) -> str:
-        """The statistic, unique among the observers of one tensor."""
+        """The statistic, with all that it depends on: of one tensor, equal keys mean equal results."""
         return self.kind
 
     @property
@@ -72,6 +72,7 @@ class Histogram(Observer):
     """
 
     kind: ClassVar[str] = "histogram"
+    usual: ClassVar[tuple[int, int]] = (4096, 1 << 19)
 
     def __init__(self, bins: int = 4096, most: int = 1 << 19) -> None:
         self.bins, self.most = bins, most
@@ -82,6 +83,11 @@ class Histogram(Observer):
         self.first = 0  # bin 0 covers [first, first + 1) * width
         self.counts = np.zeros(bins, np.int64)
         self.zeros = 0  # exact zeros among the binned elements: they quantize without error
+
+    @property
+    def key(self) -> str:
+        size = (self.bins, self.most)
+        return self.kind if size == self.usual else f"{self.kind}{size[0]}/{size[1]}"
 
     @property
     def nbytes(self) -> int:
@@ -217,7 +223,7 @@ class ChannelOctaves(Observer):
 
     @property
     def key(self) -> str:
-        return f"{self.kind}{self.axis}"
+        return f"{self.kind}{self.axis}/{self.unit!r}/{self.most}"
 
     @property
     def nbytes(self) -> int:
@@ -312,7 +318,7 @@ class SecondMoment(Observer):
     def key(self) -> str:
         w = self.window
         geometry = "" if w is None else f"{w.kernel}{w.strides}{w.pads}{w.dilations}".replace(" ", "")
-        return f"{self.kind}{self.groups}{geometry}"
+        return f"{self.kind}{self.groups}{geometry}/{self.most}"
 
     @property
     def nbytes(self) -> int:
@@ -455,8 +461,3 @@ class PairedMoment(SecondMoment):
         made.cross_sum = np.asarray(state["cross_sum"])
         made.reference_sum = np.asarray(state["reference_sum"], np.float64)
         return made
-
-
-KINDS: dict[str, type[Observer]] = {
-    c.kind: c for c in (Histogram, ChannelMean, ChannelOctaves, SecondMoment, PairedMoment)
-}

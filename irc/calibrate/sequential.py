@@ -18,11 +18,13 @@ from threading import Lock
 
 import numpy as np
 
-from irc.calibrate.gather import need_samples
+from irc.calibrate.gather import need_calibration, sample_count, samples_for, store_of
 from irc.calibrate.layers import moment_observer
 from irc.calibrate.observers import PairedMoment
-from irc.calibrate.segments import Segments
+from irc.calibrate.segments import Segments, piece_proto
 from irc.calibrate.sessions import Feed, batches, feed_samples, make_session, same_for_batches, symbolic_batch
+from irc.calibrate.signature import signatures
+from irc.calibrate.store import Entry
 from irc.errors import ModelError
 from irc.ir.analysis import reads
 from irc.ir.graph import Graph, Model, Node, Value
@@ -138,23 +140,16 @@ def walk(
 
     Each model runs once through the samples in all. Raises DataError without calibration data.
     """
-    samples = need_samples(ctx, model)
-    layers = _layers(model.graph, nodes, len(samples))
+    need_calibration(ctx, model)
+    layers = _layers(model.graph, nodes, sample_count(ctx))
     if not layers:
         return
     plan = _plan(model.graph, layers, waves or MOST_WAVES)
-    feeds, joined = _feeds(model, samples, [layer.value for layer in layers])
-    first, second = _shared(feeds)
-    with (
-        closing(Segments(model, first, _CACHE_MEMORY, joined=joined)) as ours,
-        closing(Segments(reference, second, _CACHE_MEMORY, joined=joined)) as theirs,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    with closing(_Walk(model, reference, ctx, [layer.value for layer in layers], len(plan))) as run:
         for number, wave in enumerate(plan):
             wave = [layer for layer in wave if layer.node.graph is model.graph]
             rest = [layer for later in plan[number + 1 :] for layer in later if layer.node.graph is model.graph]
-            progress = _Progress(ctx, number, len(plan), len(samples))
-            yield _measure(wave, rest, ours, theirs, pool, progress)
+            yield run.measure(number, wave, rest)
 
 
 @dataclass(frozen=True)
@@ -167,17 +162,6 @@ class _Layer:
     def name(self) -> str:
         """Name of the value that it reads now."""
         return self.node.need(0).name
-
-
-@dataclass(frozen=True)
-class _Progress:
-    ctx: PassContext
-    wave: int
-    waves: int
-    samples: int
-
-    def __call__(self, done: int) -> None:
-        self.ctx.progress("calibrate layer by layer", self.wave * self.samples + done, self.waves * self.samples)
 
 
 def _layers(graph: Graph, nodes: Sequence[Node], samples: int) -> list[_Layer]:
@@ -232,44 +216,100 @@ def _parts(wave: Sequence[_Layer]) -> Iterator[list[_Layer]]:
     yield part
 
 
-def _measure(
-    wave: Sequence[_Layer],
-    rest: Sequence[_Layer],
-    ours: Segments,
-    theirs: Segments,
-    pool: ThreadPoolExecutor,
-    progress: _Progress,
-) -> list[LayerMoments]:
-    known = {v.name for v in theirs.model.graph.values()}
-    shared: dict[tuple[str, str, str], PairedMoment] = {}
-    moments, pairs = [], []
-    for layer in wave:
-        paired = _observer(layer.node, progress.samples)
-        if paired is None:
-            continue
-        other = layer.value.name if layer.value.name in known else ""
-        key = layer.name, other, paired.key
-        if key not in shared:
-            shared[key] = paired
-            pairs.append((layer.name, other, paired))
-        moments.append(LayerMoments(layer.node, shared[key]))
-    if not wave:
-        return moments
-    later = [layer.name for layer in (*wave, *rest)] if rest else []
-    later_there = [layer.value.name for layer in (*wave, *rest) if layer.value.name in known] if rest else []
-    mine = ours.advance(list(dict.fromkeys(p[0] for p in pairs)), later)
-    reference = theirs.advance(list(dict.fromkeys(p[1] for p in pairs if p[1])), later_there)
-    done = 0
-    while True:
-        waiting = pool.submit(next, reference, None)
-        here, there = next(mine, None), waiting.result()
-        if here is None or there is None:
-            return moments
-        for name, other, paired in pairs:
-            same = other and there[other].shape == here[name].shape
-            paired.update_pair(there[other] if same else here[name], here[name])
-        done += feed_samples(here)
-        progress(done)
+@dataclass(frozen=True)
+class _Pair:
+    """One statistic to measure: of the value `name` here and, unless empty, of `other` in the reference."""
+
+    name: str
+    other: str
+    paired: PairedMoment
+
+
+class _Walk:
+    """Both models on their way through the samples. They are run only where the statistics file does not know."""
+
+    def __init__(self, model: Model, reference: Model, ctx: PassContext, values: Sequence[Value], waves: int) -> None:
+        self.model, self.reference, self.ctx, self.values, self.waves = model, reference, ctx, values, waves
+        store = store_of(ctx)
+        self.store = store if store is not None and store.keeps_all else None
+        self.place = self.store.place("walk") if self.store is not None else ""
+        self.there = {v.name for v in reference.graph.values()}
+        self.ours: Segments | None = None
+        self.theirs: Segments | None = None
+
+    def close(self) -> None:
+        for side in (self.ours, self.theirs):
+            if side is not None:
+                side.close()
+
+    def measure(self, number: int, wave: Sequence[_Layer], rest: Sequence[_Layer]) -> list[LayerMoments]:
+        moments: list[tuple[Node, tuple[str, str, str]]] = []
+        pairs: dict[tuple[str, str, str], _Pair] = {}
+        for layer in wave:
+            paired = _observer(layer.node, sample_count(self.ctx))
+            if paired is None:
+                continue
+            other = layer.value.name if layer.value.name in self.there else ""
+            key = layer.name, other, paired.key
+            pairs.setdefault(key, _Pair(layer.name, other, paired))
+            moments.append((layer.node, key))
+        entries = self._entries(number, list(pairs.values()))
+        found = {key: self._known(entries, pair) for key, pair in pairs.items()}
+        missing = [pair for key, pair in pairs.items() if found[key] is None]
+        if missing:
+            self._run(number, missing, wave, rest)
+            for pair in missing:
+                if self.store is not None:
+                    self.store.add(entries[pair.name, pair.other, pair.paired.key], pair.paired, remember=False)
+        return [LayerMoments(node, found[key] or pairs[key].paired) for node, key in moments]
+
+    def _entries(self, number: int, pairs: Sequence[_Pair]) -> dict[tuple[str, str, str], Entry]:
+        if self.store is None:
+            return {}
+        ours, theirs = ({v.name: s for v, s in signatures(m).items()} for m in (self.model, self.reference))
+        return {
+            (p.name, p.other, p.paired.key): Entry(
+                f"{ours[p.name]} {theirs.get(p.other, '')}", f"{self.place}|{number}|{p.name}", p.paired.key
+            )
+            for p in pairs
+        }
+
+    def _known(self, entries: Mapping[tuple[str, str, str], Entry], pair: _Pair) -> PairedMoment | None:
+        found = None
+        if self.store is not None:
+            found = self.store.find(entries[pair.name, pair.other, pair.paired.key])
+        return found if isinstance(found, PairedMoment) else None
+
+    def _run(self, number: int, pairs: Sequence[_Pair], wave: Sequence[_Layer], rest: Sequence[_Layer]) -> None:
+        samples = samples_for(self.ctx, self.model, {p.name: [p.paired] for p in pairs})
+        ours, theirs = self._sides(samples)
+        after = [*wave, *rest] if rest else []
+        mine = ours.advance(list(dict.fromkeys(p.name for p in pairs)), [layer.name for layer in after])
+        reference = theirs.advance(
+            list(dict.fromkeys(p.other for p in pairs if p.other)),
+            [layer.value.name for layer in after if layer.value.name in self.there],
+        )
+        done = number * len(samples)
+        with ThreadPoolExecutor(1) as pool:
+            while True:
+                waiting = pool.submit(next, reference, None)
+                here, there = next(mine, None), waiting.result()
+                if here is None or there is None:
+                    return
+                for pair in pairs:
+                    x = here[pair.name]
+                    same = pair.other and there[pair.other].shape == x.shape
+                    pair.paired.update_pair(there[pair.other] if same else x, x)
+                done = min(done + feed_samples(here), (number + 1) * len(samples))
+                self.ctx.progress("calibrate layer by layer", done, self.waves * len(samples))
+
+    def _sides(self, samples: Samples) -> tuple[Segments, Segments]:
+        if self.ours is None or self.theirs is None:
+            feeds, joined = _feeds(self.model, samples, self.values)
+            first, second = _shared(feeds)
+            self.ours = Segments(self.model, first, _CACHE_MEMORY, joined=joined)
+            self.theirs = Segments(self.reference, second, _CACHE_MEMORY, joined=joined)
+        return self.ours, self.theirs
 
 
 def _feeds(model: Model, samples: Samples, values: Sequence[Value]) -> tuple[Iterator[Feed], bool]:
@@ -303,8 +343,6 @@ def _shared(feeds: Iterator[Feed]) -> tuple[Iterator[Feed], Iterator[Feed]]:
 
 
 def _may_join(model: Model, values: Sequence[Value], feeds: Sequence[Feed]) -> bool:
-    from irc.calibrate.segments import piece_proto
-
     inputs = {v.name for v in model.graph.inputs}
     names = list(dict.fromkeys(v.name for v in values if v.name not in inputs))
     if not names:

@@ -44,9 +44,22 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
 
+class Store(Protocol):
+    """What remembers calibration statistics (`irc.calibrate.store`), as the pipeline manager sees it."""
+
+    def begin(self, model: Model) -> None:
+        """A pipeline starts on `model`."""
+
+    def advance(self, text: str) -> None:
+        """A pass of this text has changed the model."""
+
+
 @dataclass
 class PassContext:
-    """What a pass may ask for. Passes keep no state of their own between runs."""
+    """What a pass may ask for. Passes keep no state of their own between runs.
+
+    Passes learn from calibration data through `irc.calibrate.gather` (or `sequential`), which reads and fills `store`.
+    """
 
     target: Target | None = None
     calibration: Samples | None = None
@@ -54,6 +67,7 @@ class PassContext:
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     explain: bool = False
     crash_dir: Path | None = None  # where reproducers of crashes go; None: a new folder in the temporary directory
+    store: Store | None = None
 
 
 class Pass(ABC):

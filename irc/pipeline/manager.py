@@ -58,7 +58,10 @@ class Pipeline:
         an invalid model after it, becomes an InternalError that names a folder with everything to see it again.
         """
         verify(model)
-        run = _Run(model, ctx or PassContext(), tuple(instruments), PipelineReport(str(self)))
+        ctx = ctx or PassContext()
+        if ctx.store is not None:
+            ctx.store.begin(model)
+        run = _Run(model, ctx, tuple(instruments), PipelineReport(str(self)))
         run.sequence(self.passes, rest=())
         return run.report
 
@@ -134,6 +137,8 @@ class _Run:
                 self.before = None
                 infer(self.model)
                 mark(self.model, before, p.name)
+                if self.ctx.store is not None:
+                    self.ctx.store.advance(pass_text(p))
             verify(self.model)
         except Exception as error:  # the model was valid before the pass: what is wrong now is the pass's doing
             raise self._crash(p, rest, backup, error) from error

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from irc.calibrate.collect import Statistics, collect
+from irc.calibrate.collect import collect
 from irc.calibrate.dataset import Dataset
 from irc.calibrate.layers import from_rows, moment_observer, sum_outputs, to_rows
-from irc.calibrate.observers import ChannelMean, Histogram, SecondMoment
-from irc.errors import DataError, ModelError
+from irc.calibrate.observers import ChannelMean, Histogram
+from irc.errors import ModelError
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.graph import Model
 
@@ -59,25 +57,6 @@ def test_little_memory_means_several_runs_and_the_same_result() -> None:
     assert "calibrate (2 of 2)" in runs
     for name in ("out", "x"):
         np.testing.assert_array_equal(*(r.get(name, Histogram).counts for r in results))
-
-
-def test_statistics_are_saved_and_loaded(tmp_path: Path) -> None:
-    model = network()
-    wanted = {"x": [Histogram(), ChannelMean(1)], "out": [SecondMoment(256)]}
-    statistics = collect(model, Dataset.of({"x": X}, model), wanted)
-    statistics.save(tmp_path / "s.npz")
-    again = Statistics.load(tmp_path / "s.npz")
-    assert again.samples == 40
-    assert list(again.entries) == list(statistics.entries)
-    np.testing.assert_array_equal(again.get("out", SecondMoment).moment, statistics.get("out", SecondMoment).moment)
-    again.save(tmp_path / "t.npz")
-    assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "t.npz").read_bytes()
-
-
-def test_loading_something_else(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x=X)
-    with pytest.raises(DataError, match="no statistics file"):
-        Statistics.load(tmp_path / "x.npz")
 
 
 def test_unknown_value() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from irc.calibrate.observers import KINDS, ChannelMean, ChannelOctaves, Histogram, Observer, SecondMoment, Window
+from irc.calibrate.observers import ChannelMean, ChannelOctaves, Histogram, Observer, SecondMoment, Window
+from irc.calibrate.store import KINDS
 
 RNG = np.random.default_rng(0)
 
