@@ -94,6 +94,7 @@ class SparseSpec:
     index: str
     entries: int
     lists: int  # units of all groups
+    columns: int  # places of a row whose data stay near while all weights pass
 
     @property
     def x_dtype(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from irc.backends.tvm.geometry import lanes_of, step_channels
 from irc.backends.tvm.plan.pack import unpack_linear
 from irc.backends.tvm.plan.planner import Call, Planner
-from irc.backends.tvm.plan.sparse_model import SparseChoice, choose, units_of
+from irc.backends.tvm.plan.sparse_model import SparseChoice, choose, columns_of, units_of
 from irc.backends.tvm.specs import LinearSpec, SparseSpec
 from irc.ir.types import Array
 from irc.targets.target import Target
@@ -33,7 +33,16 @@ def skip_zeros(planner: Planner) -> None:
         if data is None or not _readable(call.spec, data):
             continue
         if np.count_nonzero(data) <= (1 - _LEAST_ZEROS) * data.size:
-            planner.calls[i] = _skipping(planner, call, call.spec, data, name)
+            planner.calls[i] = _skipping(planner, call, _in_one_row(call.spec), data, name)
+
+
+def _in_one_row(spec: LinearSpec) -> LinearSpec:
+    """The rows of 1x1 convolutions as one, where they follow each other in memory everywhere."""
+    height, width = spec.out
+    images = (spec.x_strides, spec.y_strides, *(o.strides for o in spec.operands))
+    if spec.kernel != (1, 1) or spec.stride != (1, 1) or any(s[2] != width * s[3] for s in images):
+        return spec
+    return replace(spec, out=(1, height * width))
 
 
 def _readable(spec: LinearSpec, data: Array) -> bool:
@@ -89,8 +98,8 @@ def _sparse_call(
     views = [planner.constant(t, f"{name}{end}") for t, end in zip(tables, ("", "_offsets", "_starts"), strict=True)]
     tile = (choice.tile.rows, choice.tile.columns, choice.tile.vectors)
     room = 1 << (len(entries) - 1).bit_length()  # layers that differ only in what is zero share a kernel
-    linear = replace(spec, tile=tile, w_strides=(0, 0), block=0, w_size=room * unit * step)
-    made = SparseSpec(linear, unit, index, room, groups * units)
+    linear = replace(spec, tile=tile, order="rows", w_strides=(0, 0), block=0, w_size=room * unit * step)
+    made = SparseSpec(linear, unit, index, room, groups * units, columns_of(linear, planner.target))
     args = (call.args[0], *(planner.pointer(v) for v in views), *call.args[2:])
     return replace(call, spec=made, args=args)
 

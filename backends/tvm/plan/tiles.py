@@ -105,13 +105,13 @@ def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
                 packed = v + 1 if product.fields > 1 else 0  # what shares bytes, and a mask
                 if places * (v + sums) + v + packed > free:
                     break
-                conflict = _CONFLICT if _share_a_set(r, c, product.apart) > ways else 0.0
+                conflict = _CONFLICT if share_a_set(r, c, product.apart) > ways else 0.0
                 stay = v * product.steps * target.vector_bytes <= target.l1_bytes * product.fields
                 weights = _WEIGHTS[0 if stay else 1]
                 yield TileChoice(r, c, v, *_cycles(product, r, c, v, conflict, weights))
 
 
-def _share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
+def share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
     """The most places of a tile whose inputs fall into the same set of the first-level cache."""
     if not any(apart):
         return 1
