@@ -33,6 +33,8 @@ from irc.passes.quantize.affine import (
 )
 from irc.passes.quantize.correction import conv_correction, matrix_correction
 from irc.passes.quantize.equalize import equalize, find_links, observer
+from irc.passes.quantize.given import coarse_bias, given_scales
+from irc.passes.quantize.mixed import Fitted, Rounded, fit_drop
 from irc.passes.quantize.ranges import Calibrator, Range, choose, decibel, saturation, signal_to_noise
 from irc.passes.quantize.regions import NO_KERNEL, Kernel, Linear, Regions, find_regions
 from irc.passes.quantize.rewrite import NAME, Inserter
@@ -50,7 +52,8 @@ class Quantize(Pass):
     (uint8 without a target), symmetric ones are int8 with zero point 0. `percentile` counts for that calibrator only.
     `attention`: its two products take 8 bits too (queries, keys, values and softmax results).
     `rounding=least-squares` rounds weights for the least change of the layer's output. `skip` names nodes that stay
-    in floating point.
+    in floating point. `bits=free` gives each layer the steps that an entropy coder stores in the fewest bits at an
+    estimated loss of `drop` points (`mixed.py`).
     """
 
     name: ClassVar[str] = NAME
@@ -66,9 +69,19 @@ class Quantize(Pass):
     equalize: bool = True
     correct_bias: bool = True
     attention: bool = True
+    bits: Literal["fixed", "free"] = "fixed"
+    drop: float = 1.0
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 0 < self.drop <= 100:
+            raise OptionError("drop is out of range", where=NAME, expected="points in (0, 100]", got=str(self.drop))
+        if self.bits == "free" and (self.weights != "int8" or self.activations != "int8" or not self.per_channel):
+            raise OptionError(
+                "free steps are for int8 weights with a scale per channel and int8 activations",
+                where=NAME,
+                hint="quantize{bits=free drop=1} without weights, activations and per-channel",
+            )
         if not 50 < self.percentile <= 100:
             raise OptionError("percentile is out of range", where=NAME, expected="(50, 100]", got=str(self.percentile))
         if self.weights != "int8" and self.activations != "none":
@@ -100,9 +113,13 @@ class Quantize(Pass):
         if self.equalize and _equalize(model, regions.kernels, ctx):
             stage = "equalized"
             regions = find_regions(model.graph, self.skip, attention=self.attention)
+        fitted: Fitted | None = None
+        if self.bits == "free":
+            fitted, stage = fit_drop(model, ctx, self.skip, self.drop), "rounded"
+            regions = find_regions(model.graph, self.skip, attention=self.attention)
         statistics = gather(ctx, model, self._wanted(regions.kernels, sample_count(ctx)), stage=stage)
         dtype: Literal["uint8", "int8"] = ctx.target.activations if ctx.target is not None else "uint8"
-        result = _Run(self, model.graph, regions.kernels, statistics, dtype)
+        result = _Run(self, model.graph, regions.kernels, statistics, dtype, fitted)
         result.notes.extend(_floating(regions))
         return result.run(tuple(regions.refusals))
 
@@ -180,7 +197,9 @@ class _Run:
         kernels: list[Kernel],
         statistics: Statistics,
         dtype: Literal["uint8", "int8"],
+        fitted: Fitted | None = None,
     ) -> None:
+        self.fitted = fitted
         self.options, self.graph, self.kernels, self.statistics, self.dtype = (
             options,
             graph,
@@ -201,7 +220,8 @@ class _Run:
                 entry = kernel.inputs[0]
                 affine = parameters.get(id(entry)) or fixed_parameters(entry)
                 observed = self._observed(kernel.linear, entry)
-                line, note = _store_weight(self.options, inserter, kernel.linear, affine, observed)
+                given = self.fitted.layers.get(kernel.linear.core) if self.fitted is not None else None
+                line, note = _store_weight(self.options, inserter, kernel.linear, affine, observed, given)
                 layers.append(line)
                 self.notes.extend(note)
         made = {id(k.output) for k in self.kernels}
@@ -212,7 +232,10 @@ class _Run:
             for node in kernel.nodes:
                 node.origin = node.origin.touched(NAME)
         inserter.finish()
-        return PassResult(True, _summary(layers, tensors, self.notes), refusals)
+        summary = _summary(layers, tensors, self.notes)
+        if self.fitted is not None:
+            summary |= {"precision": self.fitted.lines, "estimate": self.fitted.damage.to_json()}
+        return PassResult(True, summary, refusals)
 
     def _observed(self, linear: Linear, entry: Value) -> Observer:
         key = self.options._layer_observer(linear, self.statistics.samples).key
@@ -263,23 +286,38 @@ def _readers(kernels: list[Kernel], value: Value) -> list[Node]:
 
 
 def _store_weight(
-    options: Quantize, inserter: Inserter, linear: Linear, entry: Affine | None, observed: Observer | None
+    options: Quantize,
+    inserter: Inserter,
+    linear: Linear,
+    entry: Affine | None,
+    observed: Observer | None,
+    given: Rounded | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Replace weight and bias by integers. Without `entry` (weights only) the bias stays. Returns a line, and notes."""
     node, weight = linear.core, linear.weight.numpy()
     axis = linear.axis if options.per_channel else None
     moment = observed if isinstance(observed, SecondMoment) and observed.count else None
-    scales = weight_scales(weight, axis, importance=_importance(node, weight, moment))
+    scales = (
+        given.scales if given is not None else weight_scales(weight, axis, importance=_importance(node, weight, moment))
+    )
     bias = linear.bias.numpy().reshape(-1) if linear.bias is not None else None
     if entry is not None and bias is not None:
         largest = bias if axis is not None else np.abs(bias).max()
-        scales = scales_for_bias(scales, largest, entry.scale, _empty(weight, axis))
-    q = quantize_weight(weight, scales, axis) if moment is None else _round(options, linear, weight, scales, moment)
+        if given is None:
+            scales = scales_for_bias(scales, largest, entry.scale, _empty(weight, axis))
+        else:
+            scales = given_scales(given, largest, entry.scale)
+    if given is not None or moment is None:  # given weights lie on their grid
+        q = quantize_weight(weight, scales, axis)
+    else:
+        q = _round(options, linear, weight, scales, moment)
     rounded = dequantize_weight(q, scales, axis)
     stored = inserter.weight(linear.weight, q, scales, axis, node.origin)
     inserter.replace_constant(node, 1, stored)
     if entry is not None:
-        _store_bias(options, inserter, linear, entry, scales, bias, _correction(linear, weight, rounded, observed))
+        _store_bias(
+            options, inserter, linear, entry, scales, bias, _correction(linear, weight, rounded, observed), given
+        )
     exact = weight.astype(np.float64)
     snr = decibel(float(np.square(exact).sum()), float(np.square(exact - rounded).sum()))
     line: dict[str, Any] = {
@@ -354,6 +392,7 @@ def _store_bias(
     scales: Array,
     bias: Array | None,
     correction: Array | None,
+    given: Rounded | None = None,
 ) -> None:
     """The int32 bias. A layer without one gets it where that takes back a mean error (not MatMul: it has no slot)."""
     corrected = bias
@@ -362,7 +401,10 @@ def _store_bias(
     if corrected is None:
         return
     shape = linear.bias.static_shape() if linear.bias_add is not None and linear.bias is not None else (len(corrected),)
-    q = quantize_bias(corrected, entry.scale, scales).reshape(shape)
+    q = quantize_bias(corrected, entry.scale, scales)
+    if given is not None:
+        q = coarse_bias(q, bias_scales(entry.scale, scales), given.bias_step)
+    q = q.reshape(shape)
     axis = len(shape) - 1 if options.per_channel else None
     base = linear.bias.name if linear.bias is not None else f"{linear.core.name}_bias"
     stored = inserter.integers(q, bias_scales(entry.scale, scales), axis, base, linear.bias_node.origin)
