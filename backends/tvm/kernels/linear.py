@@ -61,6 +61,7 @@ class LinearKernel:
                 self.start, self.expression = None, spec.expression
             else:
                 limit += bias
+        self.factor = scale_of_sum(self.expression) if self.step.shift else None
         self.limits = magnitudes(self.expression, limit, [o.limit for o in spec.operands])
 
     def _declare_weights(self, target: Target) -> None:
@@ -420,14 +421,15 @@ class LinearKernel:
         read = self._reader(bases, places, p, inner)
         acc = self._sum((p * vectors + v) * lanes + offset, size)
         if partial and self.start is not None:  # the operand ends with the last channel: no whole vector to start from
-            acc = acc + read(self.start, size)
+            first = read(self.start, size)
+            acc = acc + (first if self.factor is None else first << const(self.step.shift, "int32", size))
         value = emit_expression(k, self.expression, size, read, acc, limits=self.limits)
         k.store(self.y, y_base + self._y_place(places[p]) + inner, value, size)
 
     def _sum(self, at: int, size: int) -> Expr:
-        """Finished sums from accumulator `at` on."""
+        """Finished sums from accumulator `at` on. Where the factor after them has to be smaller instead, too large."""
         acc = self.k.load(self.acc, at, size)
-        return acc >> const(self.step.shift, "int32", size) if self.step.shift else acc
+        return acc >> const(self.step.shift, "int32", size) if self.step.shift and self.factor is None else acc
 
     def _y_place(self, place: tuple[int, int]) -> int:
         return place[0] * self.spec.y_strides[2] + place[1] * self.spec.y_strides[3]
@@ -441,8 +443,10 @@ class LinearKernel:
             o = self.spec.operands[n]
             place = bases[n] + r * o.strides[2] + c * o.strides[3]
             if o.strides[4] == 0:
-                return broadcast(k.load(self.operands[n], place), size)
-            return k.load(self.operands[n], place + inner, size)
+                value = broadcast(k.load(self.operands[n], place), size)
+            else:
+                value = k.load(self.operands[n], place + inner, size)
+            return value if n != self.factor else value * const(2.0**-self.step.shift, "float32", size)
 
         return operand
 
@@ -468,6 +472,22 @@ def split_start(spec: LinearSpec | DepthwiseSpec) -> tuple[int | None, Expressio
         if users == 1 and strides[-3:] == (0, 0, 1):
             return number, (*found[:i], Instr("accumulator", instr.dtype), *found[i + 1 :])
     return None, found
+
+
+def scale_of_sum(expression: Expression) -> int | None:
+    """The operand that scales the sum, if that is all that is done with either. Powers of two may then go from one to
+    the other: neither the conversion to float32 nor the product rounds otherwise."""
+    for n, scale in enumerate(expression):
+        if scale.op != "scale":
+            continue
+        cast, factor = (expression[a] for a in scale.args)
+        if cast.op != "cast" or expression[cast.args[0]].op != "accumulator" or factor.op != "operand":
+            continue
+        used = [a for instr in expression for a in instr.args]
+        same = [i for i in expression if i.op == "operand" and i.params == factor.params]
+        alone = all(used.count(a) == 1 for a in (*scale.args, cast.args[0])) and len(same) == 1
+        return int(factor.params[0]) if alone and n else None
+    return None
 
 
 class _maybe:

@@ -157,7 +157,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
         out_hw = (1, out_hw[0] * out_hw[1])
     vectors = -(-per_group // lanes)
     steps = kernel[0] * kernel[1] * ic // step
-    w_dtype = "" if integer is None else small_type(w, step)
+    w_dtype = "" if integer is None else small_type(w, step, integer.scale)
     w = share_bytes(w, step, w_dtype)
     uops = uops_of(x.dtype, p.target)
     apart = (x_strides[1] * g.stride[0] * x.itemsize, x_strides[2] * g.stride[1] * x.itemsize)
@@ -168,7 +168,7 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     tile = choose_tile(p.target, product)
     packed = [pack_for(p.target, w[i * per_group : (i + 1) * per_group], tile.vectors, step) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), node.need(1).name)
-    order = choose_order(p.target, weights.extent * weights.itemsize, x.extent * x.itemsize, out_hw[0])
+    order = choose_order(p.target, weights.extent * weights.itemsize * fields, x.extent * x.itemsize, out_hw[0])
     spec = LinearSpec(
         x.dtype,
         out.dtype,

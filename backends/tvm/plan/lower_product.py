@@ -138,7 +138,7 @@ def _constant_weights(p: Planner, region: Region) -> None:
     expression = b.finish(result)
     ending = epilogue_cycles(expression)
     w = w.reshape(columns, 1, 1, inner_padded)
-    w_dtype = "" if integer is None else small_type(w, step)
+    w_dtype = "" if integer is None else small_type(w, step, integer.scale)
     product = Product(
         (1, rows),
         vectors,

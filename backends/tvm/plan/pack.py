@@ -57,9 +57,15 @@ def pack_for(target: Target, w: Array, vectors: int, step: int) -> Array:
     return pack_linear(w, block, 1, step) if block else pack_linear(w, lanes_of(target), vectors, step)
 
 
-def small_type(w: Array, step: int) -> str:
+_SMALLEST = 2.0**-64
+"""Steps of sums: kernels take factors of up to 2**-6 from them, and from their quotients by others, without loss."""
+
+
+def small_type(w: Array, step: int, scale: Array) -> str:
     """The type in which integer weights [oc, kh, kw, ic] are stored: "int4" or "int2" where all of them fit and that
-    saves a quarter at least, otherwise "" (bytes)."""
+    saves a quarter at least, otherwise "" (bytes). `scale`: of the sums."""
+    if scale.size and scale.min() < _SMALLEST:
+        return ""
     low, high = int(w.min(initial=0)), int(w.max(initial=0))
     counts = (w.shape[1], w.shape[2], w.shape[3] // step)
     best, size = "", 3 * math.prod(counts) // 4
@@ -86,7 +92,8 @@ def share_bytes(w: Array, step: int, w_dtype: str) -> Array:
     split = np.pad(split, pad).astype(np.uint8) & ((1 << bits) - 1)
     each = [np.take(split, range(f, split.shape[axis], fields), axis) << (bits * f) for f in range(fields)]
     rows, columns, steps = stored_counts(counts, fields)
-    return np.bitwise_or.reduce(each).view(np.int8).reshape(oc, rows, columns, steps * step)
+    packed = np.asarray(np.bitwise_or.reduce(each), np.uint8)
+    return packed.view(np.int8).reshape(oc, rows, columns, steps * step)
 
 
 def pack_depthwise(w: Array, rows: int) -> Array:

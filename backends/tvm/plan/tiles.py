@@ -32,7 +32,7 @@ _EXPOSED = 1.9  # by how much a vector beyond costs more
 _TILE = 4.0  # cycles of a tile's addresses and loops
 _WEIGHTS = (0.06, 0.3)  # cycles per vector of weights in the first-level cache and from the second
 _SPLIT = 0.9  # cycles per vector of bytes that are made numbers of 16 bits
-_UNPACK = 0.4  # cycles per vector of weights that is taken out of bytes it shares
+_UNPACK = 0.3  # cycles per vector of weights that is taken out of bytes it shares
 _CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
 
