@@ -84,6 +84,8 @@ def compile(
     workers: int = 0,
     seed: int = 0,
     tuning: PathLike | None = None,
+    statistics: PathLike | None = None,
+    save_statistics: PathLike | None = None,
     weights: Literal["plain", "coded"] = "plain",
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -94,6 +96,8 @@ def compile(
     `passes`: a pipeline or its text; the default is the lossless clean-up. `shapes` and `dims` bind what the model
     leaves open; a symbolic first dimension becomes 1 by default. `max_drop`: accuracy budget in points of `metric` on
     `evaluation`. `tuning`: a file of records that `tune` wrote. `threads`: more than 1 compiles a thread pool in.
+    `save_statistics`: a file for what passes learn from `calibration`; `statistics`: such a file in its place or beside
+    it.
     `weights`: "coded" stores them entropy-coded; they are decoded into RAM when the network is initialised.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
@@ -117,6 +121,8 @@ def compile(
         workers=workers,
         seed=seed,
         tuning=None if tuning is None else Path(tuning),
+        statistics=None if statistics is None else Path(statistics),
+        save_statistics=None if save_statistics is None else Path(save_statistics),
         weights=weights,
     )
     done = compile_model(options, progress=progress, instruments=instruments)

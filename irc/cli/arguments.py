@@ -71,10 +71,17 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="native", metavar="NAME", help="see irc targets (default: native)")
 
 
-def add_calibration(parser: argparse.ArgumentParser) -> None:
+def add_calibration(parser: argparse.ArgumentParser, *, save: bool = False) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE.npz", help="samples to calibrate on, one array for each input"
     )
+    parser.add_argument(
+        "--statistics", type=Path, metavar="FILE.npz", help="what --save-statistics wrote: in place of the samples"
+    )
+    if save:
+        parser.add_argument(
+            "--save-statistics", type=Path, metavar="FILE.npz", help="write what the passes learn from the samples"
+        )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the artifact (default: ./NAME-irc)")
     parser.add_argument("--name", default="", help="prefix of the C functions (default: from the file name)")
     arguments.add_passes(parser)
-    arguments.add_calibration(parser)
+    arguments.add_calibration(parser, save=True)
     parser.add_argument("--evaluation", type=Path, metavar="FILE.npz", help="labelled samples to score on")
     arguments.add_metric(parser)
     parser.add_argument(
@@ -72,6 +72,8 @@ def options(args: argparse.Namespace) -> CompileOptions:
         name=args.name,
         passes=arguments.pipeline_text(args),
         calibration=args.calibration,
+        statistics=args.statistics,
+        save_statistics=args.save_statistics,
         evaluation=args.evaluation,
         metric=args.metric,
         max_drop=args.max_drop,

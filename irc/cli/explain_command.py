@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
             arguments.pipeline_text(args),
             target=args.target,
             calibration=args.calibration,
+            statistics=args.statistics,
             shapes=arguments.shapes(args.shape),
             dims=arguments.dims(args.dim),
             seed=args.seed,

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_passes(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")
     arguments.add_target(parser)
-    arguments.add_calibration(parser)
+    arguments.add_calibration(parser, save=True)
     arguments.add_shapes(parser)
     parser.add_argument("--print-ir-after", action="append", default=[], metavar="PASS|all", help="IR text on stderr")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write IR text and ONNX after every pass")
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
             arguments.pipeline_text(args),
             target=args.target,
             calibration=args.calibration,
+            statistics=args.statistics,
+            save_statistics=args.save_statistics,
             shapes=arguments.shapes(args.shape),
             dims=arguments.dims(args.dim),
             seed=args.seed,

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         target=get_target(args.target),
         passes=arguments.pipeline_text(args),
         calibration=args.calibration,
+        statistics=args.statistics,
         shapes=arguments.shapes(args.shape),
         dims=arguments.dims(args.dim),
         cache_dir=args.cache_dir,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from irc.driver.compilation import Compilation
 from irc.driver.divergence import amplified, first_divergence, first_wrong_pass
 from irc.driver.lower import Progress
 from irc.driver.samples import MAC_BUDGET, count_feeds, has_quantized_activations, output_steps, verification_feeds
+from irc.driver.statistics import pass_context
 from irc.driver.verification import ORIGINAL_SHARE, Reference, Verification, check, failure, measure
 from irc.errors import ModelError
 from irc.evaluation.damage import LayerDamage, damage
 from irc.evaluation.oracle import Oracle
 from irc.ir.graph import Model
 from irc.ir.types import Array
-from irc.pipeline import PassContext, Pipeline, Repeat
+from irc.pipeline import Pipeline, Repeat
 from irc.report.model import shortened
 from irc.targets import runs_here
 from irc.targets.target import Target
@@ -93,8 +95,8 @@ def verify(done: Compilation, twin: Twin, data: Dataset | None) -> Verification:
         return first_divergence(model, next(bad, feeds[0]), twin.run_cut, quantized=quantized, steps=steps)
 
     def wrong_pass() -> str:
-        context = PassContext(options.target, data, options.seed)
-        return first_wrong_pass(done.original, pipeline, context, originally, feeds)
+        with pass_context(replace(options, save_statistics=None), data) as context:
+            return first_wrong_pass(done.original, pipeline, context, originally, feeds)
 
     result = Verification(execution.where, execution.detail, samples=len(feeds), quantized=quantized)
     result.data = "random" if data is None else "calibration"

@@ -17,10 +17,11 @@ from irc.driver.lower import Progress
 from irc.driver.manifest import make_manifest
 from irc.driver.options import CompileOptions, check_writable
 from irc.driver.remembered import verification
+from irc.driver.statistics import pass_context
 from irc.driver.verification import Verification
 from irc.evaluation.scoring import check_metric
 from irc.ir.clone import clone
-from irc.pipeline import PassContext, Pipeline
+from irc.pipeline import Pipeline
 from irc.pipeline.instruments import Instrument
 from irc.report.model import StepRow
 
@@ -60,8 +61,9 @@ def compile_model(
     # Passes. They work on a copy: the original is what everything later is compared with.
     with clock("passes"):
         done.model = clone(original)
-        context = PassContext(options.target, calibration, options.seed, progress)
-        done.pipeline_report = pipeline.run(done.model, context, instruments)
+        with pass_context(options, calibration) as context:
+            context.progress = progress
+            done.pipeline_report = pipeline.run(done.model, context, instruments)
         report.passes = summaries(done.pipeline_report)
         report.after = size_of(done.model)
         report.notes.extend(pass_notes(done.pipeline_report))

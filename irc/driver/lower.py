@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from irc.backends.program import Program
 from irc.driver.load import load_data, load_static
 from irc.driver.options import CompileOptions
+from irc.driver.statistics import pass_context
 from irc.errors import IrcError
 from irc.ir.clone import clone
 from irc.ir.graph import Model
-from irc.pipeline import PassContext, Pipeline
+from irc.pipeline import Pipeline
 from irc.report.model import StepRow
 from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
@@ -48,8 +49,9 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
 def build_in_memory(options: CompileOptions, progress: Progress) -> tuple[Model, Program]:
     """The model as the passes leave it and its program, neither verified nor written."""
     model = load_static(options)
-    context = PassContext(options.target, load_data(options.calibration, model), options.seed, progress)
-    Pipeline.parse(options.passes).run(model, context)
+    with pass_context(options, load_data(options.calibration, model)) as context:
+        context.progress = progress
+        Pipeline.parse(options.passes).run(model, context)
     return model, build_program(model, options.target, options, progress)
 
 

@@ -32,6 +32,7 @@ def make_manifest(done: Compilation) -> dict[str, Any]:
         "shapes": {k: list(v) for k, v in sorted(options.shapes.items())},
         "dims": dict(sorted(options.dims.items())),
         "calibration": data_facts(options.calibration),
+        "statistics": data_facts(options.statistics),
         "passes": [p.to_json() for p in report.passes],
         "before": report.before.to_json() if report.before else None,
         "after": report.after.to_json() if report.after else None,

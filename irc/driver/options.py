@@ -51,6 +51,8 @@ class CompileOptions:
     seed: int = 0
     tuning: Path | None = None
     weights: Weights = "plain"
+    statistics: Path | None = None
+    save_statistics: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -76,10 +78,19 @@ class CompileOptions:
         for part in self.emit:
             if part not in EMIT:
                 raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))
-        for path in (self.calibration, self.evaluation, self.tuning):
+        for path in (self.calibration, self.evaluation, self.tuning, self.statistics):
             check_file(path)
+        self._check_saving()
         if isinstance(self.model, Path):
             check_file(self.model)
+
+    def _check_saving(self) -> None:
+        if self.save_statistics is None:
+            return
+        if self.calibration is None and self.statistics is None:
+            raise OptionError("--save-statistics needs samples to take them of", hint="--calibration FILE.npz")
+        if not self.save_statistics.absolute().parent.is_dir():
+            raise OptionError("there is no such folder", where=str(self.save_statistics), hint="another output path")
 
     @property
     def directory(self) -> Path:
