@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from irc.calibrate.gather import gather
+from irc.calibrate.gather import calibrated, gather, sample_count
 from irc.calibrate.layers import from_rows, moment_observer, spread_outputs, sum_outputs, to_rows
 from irc.calibrate.observers import Observer, SecondMoment
 from irc.errors import OptionError, suggest
@@ -328,12 +328,12 @@ def _layers(model: Model, nodes: Sequence[Node], ctx: PassContext, normalize: bo
 
 
 def _moments(model: Model, nodes: Sequence[Node], ctx: PassContext) -> Mapping[int, SecondMoment]:
-    if ctx.calibration is None or not nodes:
+    if not calibrated(ctx) or not nodes:
         return {}
     wanted: dict[str, list[Observer]] = {}
     keys: dict[int, tuple[str, str]] = {}
     for node in nodes:
-        observer = moment_observer(node, len(ctx.calibration))
+        observer = moment_observer(node, sample_count(ctx))
         if observer is None:
             continue
         observers = wanted.setdefault(node.need(0).name, [])
