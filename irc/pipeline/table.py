@@ -24,6 +24,7 @@ TABLE: dict[str, str] = {
     "fold-affine": "irc.passes.fuse.fold_affine:FoldAffine",
     "fuse-functions": "irc.passes.fuse.fuse_functions:FuseFunctions",
     "prune": "irc.passes.prune.prune:Prune",
+    "prune-channels": "irc.passes.prune.channels:PruneChannels",
     "factorize": "irc.passes.factorize.factorize:Factorize",
     "cluster": "irc.passes.cluster.cluster:Cluster",
     "quantize": "irc.passes.quantize.quantize:Quantize",
