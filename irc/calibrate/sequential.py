@@ -155,7 +155,7 @@ def walk(
 @dataclass(frozen=True)
 class _Layer:
     node: Node
-    value: Value  # its input when the walk began
+    value: Value  # its input when the walk began, before it was quantized
     nbytes: int  # of its moments
 
     @property
@@ -173,8 +173,15 @@ def _layers(graph: Graph, nodes: Sequence[Node], samples: int) -> list[_Layer]:
             continue
         paired = _observer(node, samples)
         if paired is not None and node.need(0).constant is None:
-            found.append(_Layer(node, node.need(0), paired.nbytes))
+            found.append(_Layer(node, _unquantized(node.need(0)), paired.nbytes))
     return found
+
+
+def _unquantized(value: Value) -> Value:
+    """What a pair of QuantizeLinear and DequantizeLinear was put behind: the reference may lack the pair."""
+    restored = value.producer
+    rounded = restored.need(0).producer if restored is not None and restored.is_op("DequantizeLinear") else None
+    return rounded.need(0) if rounded is not None and rounded.is_op("QuantizeLinear") else value
 
 
 def _observer(node: Node, samples: int) -> PairedMoment | None:

@@ -9,6 +9,7 @@ import numpy as np
 from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import Array, Constant, DType, Origin, Shape, TensorType
 from irc.passes.quantize.affine import Affine
+from irc.passes.quantize.weights import LayerWeights
 
 NAME = "quantize"
 
@@ -19,7 +20,7 @@ class Inserter:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._parameters: dict[Affine, tuple[Value, Value]] = {}
-        self._weights: dict[tuple[int, int | None, bytes], tuple[Value, Value]] = {}
+        self._weights: dict[tuple[int, int | None, bytes, bytes], tuple[Value, Value]] = {}
 
     def pair(self, value: Value, affine: Affine, readers: Collection[Node] | None) -> Value:
         """Quantize and dequantize `value`; `readers` (None: everyone, graph outputs too) then read the result."""
@@ -49,25 +50,41 @@ class Inserter:
                     self.graph.set_input(use.node, use.index, restored.output)
         return restored.output
 
-    def integers(self, q: Constant | Array, scales: Array, axis: int | None, name: str, origin: Origin) -> Value:
-        """A dequantized constant: weights or a bias stored as integers, zero point 0."""
+    def integers(
+        self,
+        q: Constant | Array,
+        scales: Array,
+        axis: int | None,
+        name: str,
+        origin: Origin,
+        *,
+        zero_points: Array | None = None,
+        block: int = 0,
+    ) -> Value:
+        """A dequantized constant: weights or a bias stored as integers. Without `zero_points` these are 0; `block`: the
+        numbers along `axis` that share a scale."""
         stored = self.graph.add_constant(q, f"{name}_q")
         scale = self.graph.add_constant(scales.astype(np.float32), f"{name}_scale")
+        zero = [] if zero_points is None else [self.graph.add_constant(zero_points, f"{name}_zero_point")]
+        attributes = {"axis": axis} if axis is not None and scales.ndim else {}
         node = self.graph.add(
             "DequantizeLinear",
-            [stored, scale],
-            attributes={"axis": axis} if axis is not None and scales.ndim else {},
+            [stored, scale, *zero],
+            attributes=attributes | ({"block_size": block} if block else {}),
             types=[TensorType(DType.FLOAT, Shape(stored.tensor.shape.dims if stored.tensor.shape else ()))],
             name=f"{name}_dequantize",
             origin=origin.touched(NAME),
         )
         return node.output
 
-    def weight(self, old: Value, q: Array, scales: Array, axis: int | None, origin: Origin) -> Value:
-        """The same for weights: layers that share a constant and its scales share the result."""
-        key = (id(old), axis, scales.tobytes())
+    def weight(self, old: Value, new: LayerWeights, origin: Origin) -> Value:
+        """The same for weights: layers that share a constant and its integers share the result."""
+        key = (id(old), new.axis, new.q.tobytes(), new.scales.tobytes())
         if key not in self._weights:
-            self._weights[key] = (self.integers(q, scales, axis, old.name, origin), old)
+            made = self.integers(
+                new.q, new.scales, new.axis, old.name, origin, zero_points=new.zero_points, block=new.block
+            )
+            self._weights[key] = (made, old)
         return self._weights[key][0]
 
     def replace_constant(self, node: Node, index: int, new: Value) -> None:

@@ -11,7 +11,7 @@ nothing is gained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -64,6 +64,16 @@ class LayerWeights:
         if self.zero_points is not None:
             steps = steps - self._spread(self.zero_points).astype(np.float32)
         return np.asarray(steps * self._spread(self.scales), np.float32)
+
+    def with_scales(self, scales: Array) -> LayerWeights:
+        return replace(self, scales=scales)
+
+    def overshoot(self, weight: Array) -> Array:
+        """By how many steps each number of `weight` lies beyond the levels, 0 within them."""
+        steps = weight / self._spread(self.scales)
+        if self.zero_points is not None:
+            steps = steps + self._spread(self.zero_points).astype(np.float64)
+        return np.asarray(np.maximum(np.maximum(self.levels.low - steps, steps - self.levels.high), 0.0))
 
     def _spread(self, values: Array) -> Array:
         if self.axis is None:
