@@ -16,6 +16,7 @@ from irc.ir.verify import verify
 from irc.passes.factorize.factorize import Factorize
 from irc.passes.factorize.lowrank import decompose
 from irc.pipeline.contract import PassContext
+from irc.targets import get_target
 
 RNG = np.random.default_rng(5)
 EXACT_RANK = 1e-5  # float32 products in another order, through an intermediate of the layer's size
@@ -176,7 +177,102 @@ def test_whitening_with_blocks_equals_the_dense_metric() -> None:
     np.testing.assert_allclose(a, w, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"energy": 0.0}, {"energy": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"rank": 0}, {"energy": 0.0}, {"energy": 1.5}),
+        *({"macs": 0.0}, {"bytes": 1.1}, {"macs": 0.5, "bytes": 0.5}, {"rank": 3, "macs": 0.5}),
+    ],
+)
 def test_bad_options(options) -> None:
     with pytest.raises(OptionError):
         Factorize(**options)
+
+
+def tucker_model(rng: np.random.Generator) -> Model:
+    """A convolution of Tucker rank (5, 6), in a matrix of rank 6 only: the pair form needs more multiply-adds."""
+    core = rng.normal(size=(6, 5, 3, 3))
+    w = np.einsum("rexy,or,ei->oixy", core, rng.normal(size=(40, 6)), rng.normal(size=(5, 36))) / 30
+    b = GraphBuilder()
+    x = b.input("x", "float32", ["n", 36, 7, 8])
+    b.output(b.conv(x, w.astype(np.float32), weights(40), strides=[2, 1], pads=[1, 0, 1, 2], dilations=[1, 2]))
+    return b.build()
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_tucker_factors_of_a_convolution_that_has_them(calibrated: bool) -> None:
+    rng = np.random.default_rng(3)
+    before = tucker_model(rng)
+    samples = rng.normal(size=(300, 36, 7, 8)).astype(np.float32)
+    after = clone(before)
+    data = Dataset.of({"x": samples}, before) if calibrated else None
+    line = Factorize(energy=0.9999).run(after, PassContext(calibration=data)).statistics["layers"][0]
+    verify(after)
+    assert (line["form"], line["rank"]) == ("tucker", 6)
+    shapes = [n.need(1).static_shape() for n in after.graph.nodes]
+    entry = line["entry_rank"]
+    assert shapes == [(entry, 36, 1, 1), (6, entry, 3, 3), (40, 6, 1, 1)]
+    assert line["multiply_adds"] < 0.35
+    exact, got = outputs(before, {"x": samples[:4]})[0], outputs(after, {"x": samples[:4]})[0]
+    # the metric is damped by a thousandth, which bends the factors by as much; otherwise float32 through two layers
+    assert np.abs(got - exact).max() <= (1e-2 if calibrated else 1e-5) * np.abs(exact).max()
+    assert not Factorize(energy=0.5, tucker=False).run(clone(after), PassContext()).changed
+
+
+def test_pivoted_qr_is_exact_at_full_rank_and_near_the_svd_below() -> None:
+    rng = np.random.default_rng(4)
+    w = rng.normal(size=(20, 30)) @ np.diag(np.geomspace(1, 1e-3, 30))
+    factor = rng.normal(size=(30, 30)) / 5 + np.eye(30)
+    moment = (factor @ factor.T)[None]
+    for metric in (None, moment):
+        svd, qr = decompose(w, metric), decompose(w, metric, method="qr")
+        np.testing.assert_allclose(np.matmul(*qr.factors(20)), w, atol=1e-6)  # float32 factors of numbers near 1
+        dense = np.eye(30) if metric is None else metric[0]
+        errors = []
+        for found in (svd, qr):
+            left, right = found.factors(8)
+            error = w - left.astype(np.float64) @ right
+            errors.append(float(np.einsum("oi,ij,oj->", error, dense, error)))
+        assert errors[0] <= errors[1] * (1 + 1e-6)  # the SVD is the best there is
+        assert errors[1] < 10 * errors[0]
+
+
+def chain(rng: np.random.Generator) -> Model:
+    """Three products: the first of low rank, the second of full rank, the third hardly felt by the output."""
+    b = GraphBuilder()
+    x = b.input("x", "float32", ["n", 48])
+    y = b.op("MatMul", x, low_rank(48, 48, 6), name="low")
+    y = b.op("Relu", b.op("MatMul", y, weights(48, 48), name="full"))
+    z = b.op("Mul", b.op("MatMul", y, weights(48, 48, seed=9), name="quiet"), b.constant(np.float32(0.01)))
+    b.output(b.op("Add", y, z))
+    return b.build()
+
+
+@pytest.mark.parametrize("option", ["macs", "bytes"])
+def test_a_target_is_met_where_it_costs_least(option: str) -> None:
+    rng = np.random.default_rng(7)
+    before = chain(rng)
+    data = Dataset.of({"x": rng.normal(size=(200, 48)).astype(np.float32)}, before)
+    after = clone(before)
+    result = Factorize(**{option: 0.6}).run(after, PassContext(calibration=data))
+    verify(after)
+    kept = sum(n.need(1).numpy().size for n in after.graph.nodes if n.is_op("MatMul"))
+    assert 0.5 * 3 * 48 * 48 < kept <= 0.6 * 3 * 48 * 48
+    lines = {line["node"]: line for line in result.statistics["layers"]}
+    assert set(lines) == {"low", "quiet"}  # what is exact, and what nobody hears
+    assert lines["quiet"]["sensitivity"] < 0.01
+    assert any("met without it" in r.reason for r in result.refusals)
+
+
+def test_a_target_out_of_reach_says_what_can_be_reached() -> None:
+    before = chain(np.random.default_rng(7))
+    with pytest.raises(OptionError, match=r"cannot be reached.*at least 0\.04"):
+        Factorize(macs=0.01).run(before, PassContext())
+
+
+def test_ranks_fill_the_vectors_of_the_target() -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [4, 64])
+    b.output(b.matmul(x, (low_rank(64, 64, 64) * np.geomspace(1, 1e-3, 64)).astype(np.float32)))
+    line = Factorize(energy=0.9).run(b.build(), PassContext(get_target("arm"))).statistics["layers"][0]
+    assert line["rank"] % 4 == 0
