@@ -319,12 +319,12 @@ def test_python_interface_takes_texts_in_lists(work: Path, kernel_cache: Path, t
     made = irc.compile(
         work / "tiny.onnx",
         output=tmp_path / "o",
-        passes=["fold-constants", Prune(sparsity=0.25)],
+        passes=["fold-constants", Prune(sparsity=0.25, criterion="magnitude")],
         emit="header",
         cache_dir=kernel_cache,
         workers=1,
     )
-    assert made.manifest["pipeline"] == "fold-constants,prune{sparsity=0.25}"
+    assert made.manifest["pipeline"] == "fold-constants,prune{sparsity=0.25 criterion=magnitude}"
     assert list(made.manifest["files"]) == ["include/tiny.h"]
 
 

@@ -17,8 +17,8 @@ from irc.errors import BudgetError
 PIPELINES = {
     "float": ("none", 1e-4),  # sums in another order
     "factorized": ("none,factorize{energy=0.999}", None),
-    "pruned": ("none,prune{sparsity=0.1}", None),
-    "int8": ("fast", None),
+    "pruned": ("none,prune{sparsity=0.5}", None),
+    "int8": ("speed", None),
     "int8 weights": ("none,quantize{activations=none}", None),
 }
 
@@ -57,7 +57,7 @@ def test_exported_model_is_what_was_compiled(digits_dir: Path, tmp_path: Path, k
     irc.compile(
         digits_dir / "digits.onnx",
         output=tmp_path / "out",
-        passes="fast",
+        passes="speed",
         calibration=digits_dir / "digits_calibration.npz",
         cache_dir=kernel_cache,
     )
@@ -74,7 +74,7 @@ def test_budget_refuses_and_writes_nothing(digits_dir: Path, tmp_path: Path, ker
         irc.compile(
             digits_dir / "digits.onnx",
             output=tmp_path / "out",
-            passes="none,prune{sparsity=0.97}",
+            passes="none,prune{sparsity=0.97 criterion=magnitude}",
             evaluation=digits_dir / "digits_eval.npz",
             metric="top1",
             max_drop=1.0,
@@ -84,7 +84,7 @@ def test_budget_refuses_and_writes_nothing(digits_dir: Path, tmp_path: Path, ker
 
 
 @pytest.mark.parametrize("target", ["x86-64", "x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "aarch64", "arm"])
-@pytest.mark.parametrize("passes", ["none", "fast"])
+@pytest.mark.parametrize("passes", ["none", "speed"])
 def test_every_target(target: str, passes: str, digits_dir: Path, tmp_path: Path, kernel_cache: Path) -> None:
     """It compiles and verifies somewhere; what was run where is in the manifest."""
     irc.compile(

@@ -11,8 +11,9 @@ from irc.ir.clone import clone
 from irc.ir.compare import difference
 from irc.ir.graph import Model
 from irc.ir.verify import verify
-from irc.passes.prune.patterns import apply, block_scores, block_sizes, lowest
+from irc.passes.prune.layers import Form, Pattern
 from irc.passes.prune.prune import Prune
+from irc.passes.prune.ranking import rank_scores
 from irc.pipeline.contract import PassContext
 
 
@@ -38,7 +39,7 @@ def zeros(model: Model) -> dict[str, float]:
 
 def test_before_and_after() -> None:
     model, before = network(), network()
-    result = Prune(sparsity=0.5).run(model, PassContext())
+    result = Prune(criterion="magnitude", sparsity=0.5).run(model, PassContext())
     verify(model)
     assert result.changed
     assert zeros(model) == {"wide": 0.5, "depthwise": 0, "small": 0, "dense": 0.5, "MatMul": 0.5}
@@ -52,7 +53,7 @@ def test_before_and_after() -> None:
 
 
 def test_refuses_with_reasons() -> None:
-    reasons = {r.node: r.reason for r in Prune().run(network(), PassContext()).refusals}
+    reasons = {r.node: r.reason for r in Prune(criterion="magnitude").run(network(), PassContext()).refusals}
     assert "depthwise" in reasons["node 'depthwise' (Conv)"]
     assert "128 weights" in reasons["node 'small' (Conv)"]
 
@@ -66,7 +67,7 @@ def test_refuses_quantized_and_shared_weights() -> None:
     b.output(b.op("Add", b.op("Add", b.matmul(x, table), looked_up), b.matmul(x, q)))
     model = b.build()
     before = clone(model)
-    result = Prune().run(model, PassContext())
+    result = Prune(criterion="magnitude").run(model, PassContext())
     assert not result.changed
     assert difference(before, model) is None
     assert any("Gather" in r.reason for r in result.refusals)
@@ -74,10 +75,10 @@ def test_refuses_quantized_and_shared_weights() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"pattern": "block", "block": "8x2"}, {"criterion": "random"}])
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["uniform", "global"])
 def test_running_twice_changes_nothing_more(options, scope) -> None:
     model = network()
-    prune = Prune(sparsity=0.6, scope=scope, **options)
+    prune = Prune(**{"criterion": "magnitude", "sparsity": 0.6, "scope": scope, **options})
     prune.run(model, PassContext(seed=3))
     once = clone(model)
     again = prune.run(model, PassContext(seed=3))
@@ -87,7 +88,7 @@ def test_running_twice_changes_nothing_more(options, scope) -> None:
 
 def test_blocks_go_whole_and_positions_apart() -> None:
     model = network()
-    Prune(sparsity=0.5, pattern="block", block="16x4").run(model, PassContext())
+    Prune(criterion="magnitude", sparsity=0.5, pattern="block", block="16x4").run(model, PassContext())
     w = next(n for n in model.graph.nodes if n.name == "wide").need(1).numpy()
     alive = (w.reshape(2, 16, 2, 4, 9) != 0).transpose(0, 2, 4, 1, 3).reshape(36, 64)
     assert set(alive.sum(axis=1)) == {0, 64}
@@ -108,17 +109,17 @@ def test_global_takes_from_the_small_weights_first() -> None:
     y = b.matmul(x, weights(32, 32, scale=1e-6))
     b.output(b.matmul(y, weights(32, 32, seed=1, scale=10)))
     model = b.build()
-    Prune(sparsity=0.25, scope="global").run(model, PassContext())
+    Prune(criterion="magnitude", sparsity=0.25, scope="global").run(model, PassContext())
     first, second = zeros(model).values()
     assert first == 0.5
     assert second == 0
 
 
 def test_a_layer_never_loses_everything() -> None:
-    scores = [np.array([[1.0, 2.0]]), np.array([[100.0, 200.0]])]
-    sizes = [np.ones((1, 2), np.int64)] * 2
-    dropped = lowest(scores, sizes, 0.9)
-    assert [d.tolist() for d in dropped] == [[[True, False]], [[True, False]]]
+    form = Form.of(1, 2, 4, 1, Pattern())
+    ranking = rank_scores(form, np.arange(1.0, 9.0).reshape(1, 2, 4), np.zeros((1, 2, 4), bool))
+    assert ranking.kept(8).sum() == 1
+    assert ranking.kept(8).reshape(-1)[-1]  # the best
 
 
 def test_tied_weights_are_pruned_once_and_stay_tied() -> None:
@@ -127,22 +128,32 @@ def test_tied_weights_are_pruned_once_and_stay_tied() -> None:
     w = b.constant(weights(32, 32), "tied")
     b.output(b.matmul(b.op("Relu", b.matmul(x, w)), w))
     model = b.build()
-    result = Prune().run(model, PassContext())
+    result = Prune(criterion="magnitude").run(model, PassContext())
     assert list(model.graph.constants) == ["tied"]
     assert zeros(model) == {"MatMul": 0.5, "MatMul_1": 0.5}
     assert result.statistics["layers"][0]["nodes"] == ["MatMul", "MatMul_1"]
 
 
 def test_ragged_blocks() -> None:
-    w = np.ones((5, 3, 1))
-    w[4:, 2:] = 0.1
-    scores, sizes = block_scores(w, (4, 2)), block_sizes(w, (4, 2))
-    assert sizes.reshape(2, 2).tolist() == [[8, 4], [2, 1]]
-    np.testing.assert_allclose(scores.reshape(2, 2), [[1, 1], [1, 0.01]])
-    assert np.count_nonzero(apply(w, scores < 0.5, (4, 2))) == 14
+    form = Form.of(1, 5, 3, 1, Pattern(4, 2))
+    assert form.sizes().tolist() == [[[8, 4], [2, 1]]]
+    rows = np.arange(15.0).reshape(1, 5, 3)
+    np.testing.assert_array_equal(form.unfold(form.fold(rows)), rows)
+    assert form.blocks(form.fold(rows)).tolist() == [[[0 + 1 + 3 + 4 + 6 + 7 + 9 + 10, 2 + 5 + 8 + 11], [12 + 13, 14]]]
+    kept = np.array([[[True, True], [True, False]]])
+    assert np.argwhere(~form.spread(kept)).tolist() == [[0, 4, 2]]
+
+
+def test_positions_of_a_kernel_are_blocks_of_their_own() -> None:
+    form = Form.of(1, 2, 4 * 9, 9, Pattern(2, 4))
+    kept = np.ones((1, 1, 9), bool)
+    kept[0, 0, 5] = False
+    gone = ~form.spread(kept).reshape(2, 4, 9)
+    assert np.argwhere(gone.any(axis=(0, 1))).tolist() == [[5]]
+    assert gone[:, :, 5].all()
 
 
 @pytest.mark.parametrize("options", [{"sparsity": 1.0}, {"sparsity": -0.1}, {"block": "16"}, {"block": "0x4"}])
 def test_bad_options(options) -> None:
     with pytest.raises(OptionError):
-        Prune(**options)
+        Prune(criterion="magnitude", **options)
