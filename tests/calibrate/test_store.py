@@ -139,7 +139,7 @@ def test_what_a_file_lacks_is_named(tmp_path: Path) -> None:
     saved(model, tmp_path / "s.npz", "quantize{rounding=nearest}")
     ctx = PassContext(store=StatisticsStore(None, source=tmp_path / "s.npz"))
     with pytest.raises(DataError, match=r"no moment of value 'x'.*--calibration"):
-        Pipeline.parse("quantize").run(clone(model), ctx)
+        Pipeline.parse("quantize{sequential=false}").run(clone(model), ctx)
     data = Dataset.of({"x": X}, model)
     both = PassContext(calibration=data, store=StatisticsStore(data, source=tmp_path / "s.npz"))
     completed, plain = clone(model), clone(model)
