@@ -102,13 +102,19 @@ def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
                 if r > 1 and c < out[1]:
                     continue  # several rows only where a row is narrower than a tile
                 places = r * c
-                packed = v + 1 if product.fields > 1 else 0  # what shares bytes, and a mask
-                if places * (v + sums) + v + packed > free:
+                if places * (v + sums) + v + _kept(product, v) > free:
                     break
                 conflict = _CONFLICT if share_a_set(r, c, product.apart) > ways else 0.0
                 stay = v * product.steps * target.vector_bytes <= target.l1_bytes * product.fields
                 weights = _WEIGHTS[0 if stay else 1]
                 yield TileChoice(r, c, v, *_cycles(product, r, c, v, conflict, weights))
+
+
+def _kept(product: Product, vectors: int) -> int:
+    """Registers for bytes that weights share and for a mask. Those that are split into halves anyway need one more."""
+    if product.fields == 1:
+        return 0
+    return 1 if product.uops > 1 else vectors + 1
 
 
 def share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
@@ -132,7 +138,7 @@ def _cycles(
                 written = places * size
                 halves = uops > 1  # of a word, in two registers
                 work = places * (size + product.sums) * uops / 2 + (_SPLIT * size if halves else 0.0)
-                work += _UNPACK * size if product.fields > 1 else 0.0
+                work += _UNPACK * size if product.fields > 1 and not halves else 0.0
                 loads = (places * (2 if halves else 1) + size / product.fields) * _SLOT
                 latency = _LATENCY if written <= 8 else 0.0
                 out_of_sight = max(written - _WINDOW, 0)
