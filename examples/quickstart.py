@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
     artifact = irc.compile(
         DIGITS / "digits.onnx",
         output=folder / "int8",
-        passes="fast",
+        passes="speed",
         calibration=DIGITS / "digits_calibration.npz",
         evaluation=DIGITS / "digits_eval.npz",
         metric="top1",

@@ -86,7 +86,7 @@ def compile(
     tuning: PathLike | None = None,
     statistics: PathLike | None = None,
     save_statistics: PathLike | None = None,
-    weights: Literal["plain", "coded"] = "plain",
+    weights: Literal["plain", "coded"] | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Artifact:
@@ -98,7 +98,8 @@ def compile(
     `evaluation`. `tuning`: a file of records that `tune` wrote. `threads`: more than 1 compiles a thread pool in.
     `save_statistics`: a file for what passes learn from `calibration`; `statistics`: such a file in its place or beside
     it.
-    `weights`: "coded" stores them entropy-coded; they are decoded into RAM when the network is initialised.
+    `weights`: "coded" stores them entropy-coded; they are decoded into RAM when the network is initialised. "plain" is
+    the default, but for the preset `size`.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
     """

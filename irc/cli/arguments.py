@@ -64,7 +64,7 @@ def add_shapes(parser: argparse.ArgumentParser) -> None:
 def add_passes(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--passes", metavar="TEXT", help="pipeline text, for example 'none,quantize{weights=int8}'")
-    group.add_argument("--preset", metavar="NAME", help="none (the default), fast or small; see irc passes")
+    group.add_argument("--preset", metavar="NAME", help="none (the default), speed, balanced or size; see irc passes")
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +100,9 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
-        default="plain",
         choices=("plain", "coded"),
-        help="how the library stores its weights: as they are, or entropy-coded and decoded into RAM by NAME_init",
+        help="how the library stores its weights: as they are (the default, but for the preset size), or entropy-coded "
+        "and decoded into RAM by NAME_init",
     )
 
 

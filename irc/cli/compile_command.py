@@ -2,7 +2,7 @@
 
   irc compile model.onnx                      for this machine, into ./model-irc
   irc compile model.onnx --target arm -o out
-  irc compile model.onnx --preset fast --calibration samples.npz --evaluation test.npz --max-drop 1
+  irc compile model.onnx --preset speed --calibration samples.npz --evaluation test.npz --max-drop 1
 
 Nothing is written unless the compiled result has been compared with onnxruntime.
 """

@@ -15,6 +15,7 @@ from irc.backends.artifact.write import DEFAULT_EMIT, EMIT, refuse_foreign
 from irc.errors import OptionError, OutputError, suggest
 from irc.ir.graph import Model
 from irc.ir.types import Array
+from irc.pipeline.presets import default_weights
 from irc.targets.target import Target
 
 Data = Path | Mapping[str, Array]
@@ -50,7 +51,7 @@ class CompileOptions:
     workers: int = 0
     seed: int = 0
     tuning: Path | None = None
-    weights: Weights = "plain"
+    weights: Weights | None = None
     statistics: Path | None = None
     save_statistics: Path | None = None
 
@@ -69,11 +70,13 @@ class CompileOptions:
             raise OptionError("--max-drop needs data to measure the drop on", hint="--evaluation FILE.npz")
         if self.stop_after is not None and self.stop_after not in PHASES:
             raise OptionError(f"there is no phase '{self.stop_after}'", hint=suggest(self.stop_after, PHASES))
+        if self.weights is None:
+            object.__setattr__(self, "weights", default_weights(self.passes))
         if self.weights not in WEIGHTS:
             raise OptionError(
                 f"weights cannot be stored '{self.weights}'",
                 expected=" or ".join(WEIGHTS),
-                hint=suggest(self.weights, WEIGHTS),
+                hint=suggest(str(self.weights), WEIGHTS),
             )
         for part in self.emit:
             if part not in EMIT:

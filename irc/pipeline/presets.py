@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 # Lossless clean-up. The order inside one round:
 #   canonicalize first, so that every later rule sees one form of each operator;
 #   fold-constants next: it turns shape arithmetic into constants, which simplify and the folding passes need;
@@ -17,14 +19,25 @@ CLEAN = (
 
 PRESETS: dict[str, str] = {
     "none": CLEAN,
-    "fast": f"{CLEAN},quantize",
-    # The same as fast until there is recovery: without training afterwards, low-rank factors (even at 99.99 % of the
-    # energy) cost a quantized MobileNet many points, and pruning makes zeros that nothing stores shorter yet.
-    "small": f"{CLEAN},quantize",
+    # Integer kernels are what measurably speeds networks up at next to no loss.
+    "speed": f"{CLEAN},quantize",
+    # Every layer 8 or 4 bits: less to store and to move, and no layer so coarse that it shows.
+    "balanced": f"{CLEAN},quantize{{bits=auto drop=0.5}}",
+    # Steps of any size, for the entropy coder: it wins more than clustering or low rank do at the same loss.
+    "size": f"{CLEAN},quantize{{bits=free}}",
 }
 
 SUMMARIES: dict[str, str] = {
     "none": "lossless clean-up only",
-    "fast": "clean-up, then 8-bit weights and activations (needs calibration data)",
-    "small": "what makes the library smallest without training: today the same as fast (needs calibration data)",
+    "speed": "8-bit weights and activations (needs calibration data)",
+    "balanced": "8-bit activations, weights of 8 or 4 bits, about half a point of loss (needs calibration data)",
+    "size": "the smallest library at about one point of loss, weights entropy-coded (needs calibration data)",
 }
+
+CODED = frozenset(("size",))
+"""Presets whose weights are stored entropy-coded unless --weights says otherwise."""
+
+
+def default_weights(passes: str) -> Literal["plain", "coded"]:
+    """How the weights are stored where nobody says how. `passes`: a pipeline text, or the name of a preset."""
+    return "coded" if passes.strip() in CODED else "plain"

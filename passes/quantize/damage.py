@@ -7,19 +7,21 @@ that were not calibrated on, which the share of changed decisions on samples tha
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from irc.calibrate.collect import Statistics
-from irc.calibrate.gather import gather
+from irc.calibrate.gather import gather, need_samples
 from irc.calibrate.recorded import Recorded
+from irc.calibrate.sessions import feed_samples
 from irc.ir.graph import Model, Node, Value
 from irc.ir.types import Array
-from irc.pipeline.contract import PassContext
+from irc.pipeline.contract import PassContext, Samples
 
 # Points of changed top-1 decisions for each unit of the root of relative noise, ten classes. Measured on networks of
 # 2 to 1000 classes over noise of 0.03 to 0.4: between 20 and 45; with more classes the two highest logits are closer.
@@ -28,8 +30,6 @@ _TEN = math.log(10.0)
 _LOST = 1.0 / 3.0
 """Points of accuracy that are lost for each point of changed decisions: the other changes were wrong before, too, or
 mend what was wrong."""
-_UNSEEN = 1.7
-"""Noise on other samples over that on those which rounding was fitted to: 1.1 to 2, measured with 100 to 256."""
 _MARGIN = 1.5  # changed decisions over those that independent noise on each logit would make
 
 
@@ -74,6 +74,39 @@ class Reference:
         return damage(self.outputs, outputs(model, self.ctx, stage))
 
 
+_EVERY = 4
+"""One feed of so many is kept from fitting. What weights are fitted to looks up to fifty times better than the rest."""
+_FEWEST = 8
+
+
+def split(ctx: PassContext, model: Model) -> tuple[PassContext, PassContext]:
+    """Contexts with the samples to fit to, and with those to measure on; the same for both where there are too few.
+
+    Raises DataError without samples.
+    """
+    samples = need_samples(ctx, model)
+    sizes = [feed_samples(feed) for feed in samples.feeds()]
+    if len(sizes) < _FEWEST:
+        return ctx, ctx
+    kept = [i % _EVERY == _EVERY - 1 for i in range(len(sizes))]
+    parts = [_Part(samples, [k is held for k in kept], sizes) for held in (False, True)]
+    return replace(ctx, calibration=parts[0], store=None), replace(ctx, calibration=parts[1], store=None)
+
+
+class _Part:
+    """Some of the feeds of other samples."""
+
+    def __init__(self, samples: Samples, chosen: Sequence[bool], sizes: Sequence[int]) -> None:
+        self.samples, self.chosen = samples, chosen
+        self.count = sum(size for size, c in zip(sizes, chosen, strict=True) if c)
+
+    def feeds(self) -> Iterator[dict[str, Array]]:
+        return itertools.compress(self.samples.feeds(), self.chosen)
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def outputs(model: Model, ctx: PassContext, stage: str) -> list[Array]:
     """What the network says on every sample, [samples, numbers] each; logits instead of probabilities."""
     values = [_before_softmax(v) for v in model.graph.outputs]
@@ -113,7 +146,6 @@ def _of_output(reference: Array, changed: Array) -> Damage:
     signal = float(np.square(spread).sum())
     if signal <= 0:
         signal = float(np.square(exact).sum()) or 1.0
-    error = error * math.sqrt(_UNSEEN)
     noise = float(np.square(error).sum()) / signal
     factor = _DECISIONS * math.sqrt(max(1.0, math.log(max(classes, 2)) / _TEN))
     return Damage(noise, min(100.0, max(factor * math.sqrt(noise), _flips(exact, error))))

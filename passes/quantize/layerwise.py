@@ -23,13 +23,14 @@ from irc.passes.quantize.weights import LayerWeights
 from irc.pipeline.contract import PassContext
 
 Entry = Callable[[Linear], Affine | None]
+Choices = Callable[[Linear], WeightChoice]
 
 
 def fit_layers(
     model: Model,
     reference: Model,
     layers: Sequence[Linear],
-    choice: WeightChoice,
+    choice: Choices,
     entry: Entry,
     ctx: PassContext,
     inserter: Inserter,
@@ -46,7 +47,7 @@ def fit_layers(
     for wave in walk(model, reference, [linear.core for linear in layers], ctx):
         for moments in wave:
             linear = by_core[id(moments.node)]
-            fitted = _fit(linear, choice, entry(linear), moments, tied, shared)
+            fitted = _fit(linear, choice(linear), entry(linear), moments, tied, shared)
             found[id(linear.core)] = fitted
             if id(linear.weight) in tied:
                 shared.setdefault(id(linear.weight), fitted.weights)

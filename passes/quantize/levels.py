@@ -34,6 +34,11 @@ class Levels:
         return Levels(DType.INT2 if bits == 2 else DType.INT4 if bits <= 4 else DType.INT8, -half, half - 1)
 
     @property
+    def bits(self) -> int:
+        """That one weight takes in memory."""
+        return {DType.INT2: 2, DType.INT4: 4}.get(self.dtype, 8)
+
+    @property
     def count(self) -> int:
         return (self.high - self.low) // self.step + 1
 

@@ -24,11 +24,15 @@ from irc.ir.clone import clone
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Array
 from irc.passes.quantize.affine import WEIGHT_LIMIT
-from irc.passes.quantize.damage import Damage, Reference, noise_for
+from irc.passes.quantize.damage import Damage, Reference, noise_for, split
+from irc.passes.quantize.levels import NAMED, Levels
 from irc.passes.quantize.rate import Curve, conditional, curve, entropy_bits, round_for_rate
 from irc.passes.quantize.regions import Linear, find_regions
+from irc.passes.quantize.weights import quantize_layer
 from irc.pipeline.contract import PassContext
 
+MENU = (NAMED["int4"], NAMED["int8"])
+"""Levels that every target executes well, from few bits to many."""
 _DAMPING = 0.01
 _SPREAD = 0.5
 """Power of an output's deviation that its step follows: 0 would make all outputs of a layer equally noisy, 1 equally
@@ -37,6 +41,8 @@ _STEPS = np.exp2(np.arange(-22, 1) / 4)  # of the step at which half of the outp
 _MOST_CHANGE = 0.25  # of a layer's output; beyond, changes of layers do not add up
 _PROBE = 0.01  # change of a layer's output with which its sensitivity is measured
 _LEAST_SENSITIVITY = 1e-3  # of the median: samples do not show everything
+_REFIT = 100.0  # times that damping where weights mend errors made before: these are less sure than the weights are
+_SMALL = 1024  # weights up to which a layer is not worth a kernel that unpacks
 _ROUNDS = 5
 _CLOSE = 0.9  # of the budget: near enough
 _AIM = 0.96
@@ -51,17 +57,20 @@ class Rounded:
     q: Array
     scales: Array
     bias_step: Array
+    levels: Levels
 
 
 @dataclass
 class _Layer:
     """One layer under study. `number`: its place among the linear layers of the graph; `followers`: places of those
-    that read the same weights. `ratios`: the step of each output channel over the layer's."""
+    that read the same weights. `menu`: the levels to choose from; where it is empty the step is free, and `ratios` are
+    the step of each output channel over the layer's."""
 
     number: int
     followers: tuple[int, ...]
     linear: Linear
     moment: SecondMoment
+    menu: tuple[Levels, ...]
     ratios: Array  # [output channels], powers of two
     costs: Array  # [groups, k]
     signal: float
@@ -96,42 +105,57 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Fitted:
-    """`layers`: integers by layer; `lines`: what to report of each; `damage`: of all weights together."""
+    """`layers`: integers by layer, where steps were free; `levels`: what was chosen from a menu; `lines`: what to
+    report of each; `damage`: of all weights together."""
 
     layers: dict[Node, Rounded]
+    levels: dict[Node, Levels]
     lines: list[dict[str, Any]]
     damage: Damage
 
 
-def fit_drop(model: Model, ctx: PassContext, skip: Collection[str], drop: float) -> Fitted:
-    """Round the weights of every linear layer of `model` so that about `drop` points of accuracy are lost.
+def fit_drop(model: Model, ctx: PassContext, skip: Collection[str], drop: float, menu: Sequence[Levels] = ()) -> Fitted:
+    """Choose the precision of every linear layer of `model` so that about `drop` points of accuracy are lost.
 
-    The weights and biases in `model` are then float32 constants that lie on the grids of the result. Layers whose
-    rows cannot be formed are left alone.
+    Without `menu` steps are free, and the weights and biases in `model` become float32 constants that lie on the grids
+    of the result; with it, from few bits to many, each layer gets one of these levels, and `model` stays as it is.
+    Layers whose rows cannot be formed are left out.
     """
-    reference = Reference(model, ctx)
-    layers = _study(model, ctx, skip)
+    fitting, measuring = split(ctx, model)
+    reference = Reference(model, measuring)
+    layers = _study(model, ctx, skip, tuple(menu))
     for layer in layers:
-        _probe(model, ctx, layer, reference, skip)
+        _probe(model, layer, reference, skip)
     typical = float(np.median([x.sensitivity for x in layers])) if layers else 0.0
     for layer in layers:
         layer.sensitivity = max(layer.sensitivity, _LEAST_SENSITIVITY * typical, 1e-9)
-    best: tuple[Model, dict[int, Rounded], Damage] | None = None
+    best: tuple[list[int], Damage] | None = None
     price, low, high = _first_price(layers, noise_for(drop)), 0.0, math.inf
     for attempt in range(_ROUNDS):
         _choose(layers, price)
         trial = clone(model)
-        rounded = _round_all(trial, model, ctx, layers, skip)
+        _round_all(trial, model, fitting, layers, skip)
         found = reference.compare(trial, f"trial {attempt}")
-        if best is None or _better(found, best[2], drop):
-            best = trial, rounded, found
+        if best is None or _better(found, best[1], drop):
+            best = [layer.choice for layer in layers], found
         if _CLOSE * drop <= found.drop <= drop:
             break
         low, high = (price, high) if found.drop <= drop else (low, price)
         price = _next_price(price, found.drop, drop, low, high)
     if best is None:
-        return Fitted({}, [], Damage(0.0, 0.0))
-    return Fitted(_adopt(model, best[0], best[1], skip), _report(layers, best[1]), best[2])
+        return Fitted({}, {}, [], Damage(0.0, 0.0))
+    for layer, chosen in zip(layers, best[0], strict=True):
+        layer.choice = chosen
+    if menu:
+        return Fitted({}, _levels(layers, _linears(model.graph, skip)), _report(layers, {}), best[1])
+    final = clone(model)
+    rounded = _round_all(final, model, ctx, layers, skip)  # now all samples may teach
+    return Fitted(_adopt(model, final, rounded, skip), {}, _report(layers, rounded), best[1])
+
+
+def _levels(layers: Sequence[_Layer], linears: Sequence[Linear]) -> dict[Node, Levels]:
+    """What was chosen from the menu."""
+    return {linears[i].core: x.menu[x.choice] for x in layers for i in (x.number, *x.followers)}
 
 
 def _better(found: Damage, best: Damage, drop: float) -> bool:
@@ -153,7 +177,7 @@ def _linears(graph: Graph, skip: Collection[str]) -> list[Linear]:
     return [k.linear for k in find_regions(graph, skip).kernels if k.linear is not None]
 
 
-def _study(model: Model, ctx: PassContext, skip: Collection[str]) -> list[_Layer]:
+def _study(model: Model, ctx: PassContext, skip: Collection[str], menu: tuple[Levels, ...]) -> list[_Layer]:
     """The trade-off of each layer, from one run over the samples."""
     linears = _linears(model.graph, skip)
     wanted: dict[str, list[Observer]] = {}
@@ -175,11 +199,20 @@ def _study(model: Model, ctx: PassContext, skip: Collection[str]) -> list[_Layer
         found = statistics.entries[linear.core.need(0).name, observer.key]
         assert isinstance(found, SecondMoment)
         same = tuple(i for i, x in enumerate(linears) if x.weight is linear.weight and i != number)
-        layers.append(_layer(number, same, linear, found))
+        layers.append(_layer(number, same, linear, found, _usable(linear, menu)))
     return layers
 
 
-def _layer(number: int, followers: tuple[int, ...], linear: Linear, moment: SecondMoment) -> _Layer:
+def _usable(linear: Linear, menu: tuple[Levels, ...]) -> tuple[Levels, ...]:
+    """Few bits only where they save more than they cost: depthwise and tiny layers have the most bits."""
+    shape = linear.weight.static_shape()
+    depthwise = linear.core.op_type == "Conv" and shape[1] == 1
+    return menu[-1:] if depthwise or math.prod(shape) < _SMALL else menu
+
+
+def _layer(
+    number: int, followers: tuple[int, ...], linear: Linear, moment: SecondMoment, menu: tuple[Levels, ...]
+) -> _Layer:
     node, weight = linear.core, linear.weight.numpy()
     metric = _metric(linear, moment)
     rows = to_rows(node, weight, moment.groups).astype(np.float64)
@@ -193,9 +226,16 @@ def _layer(number: int, followers: tuple[int, ...], linear: Linear, moment: Seco
     spread = spread_outputs(node, ratios, moment.groups)
     signal = float(power.sum())
     noise = float((np.square(spread)[:, :, None] * costs[:, None, :]).sum()) / 12  # of a step of 1
+    if menu:
+        errors = [rows - _nearest(linear, weight, levels, moment) for levels in menu]
+        change = np.array([float((np.square(e) * costs[:, None, :]).sum()) / signal for e in errors])
+        bits = np.array([levels.bits * weight.size for levels in menu], np.float64)
+        known = Curve(np.arange(len(menu), dtype=np.float64), bits, change)
+        return _Layer(number, followers, linear, moment, menu, ratios, costs, signal, known)
     # Weights of inputs that hardly vary may be too large for their layer's steps; clipping them costs little.
     steps = _STEPS * math.sqrt(signal / (2 * noise))
-    return _Layer(number, followers, linear, moment, ratios, costs, signal, curve(rows, spread, costs, signal, steps))
+    known = curve(rows, spread, costs, signal, steps)
+    return _Layer(number, followers, linear, moment, menu, ratios, costs, signal, known)
 
 
 def _metric(linear: Linear, moment: SecondMoment | LayerMoments) -> Array:
@@ -213,18 +253,28 @@ def _damping(moment: SecondMoment | LayerMoments) -> float:
     return _DAMPING * max(1.0, 4.0 * columns / max(moment.count, 1))
 
 
-def _probe(model: Model, ctx: PassContext, layer: _Layer, reference: Reference, skip: Collection[str]) -> None:
+def _probe(model: Model, layer: _Layer, reference: Reference, skip: Collection[str]) -> None:
     """Sensitivity of a layer: noise of the network's output for each unit of change of the layer's."""
     layer.choice = int(np.argmin(np.abs(np.log(np.maximum(layer.curve.change, 1e-12) / _PROBE))))
     trial = clone(model)
-    rows, units = layer.rows(), layer.units()[:, :, None]
-    q = np.clip(np.rint(rows / units), -WEIGHT_LIMIT, WEIGHT_LIMIT) * units
+    rows = layer.rows()
+    if layer.menu:
+        q = _nearest(layer.linear, layer.linear.weight.numpy(), layer.menu[layer.choice], layer.moment)
+    else:
+        units = layer.units()[:, :, None]
+        q = np.clip(np.rint(rows / units), -WEIGHT_LIMIT, WEIGHT_LIMIT) * units
     error, metric = rows - q, _metric(layer.linear, layer.moment)
     change = float(np.einsum("goi,gij,goj->", error, metric, error, optimize=True)) / layer.signal
     shift = np.einsum("gok,gk->go", error, layer.moment.mean)
     _install(trial.graph, layer, _linears(trial.graph, skip), q, shift)
     found = reference.compare(trial, f"probe {layer.number}")
     layer.sensitivity = found.noise / max(change, 1e-12)
+
+
+def _nearest(linear: Linear, weight: Array, levels: Levels, moment: SecondMoment) -> Array:
+    """Rows of the weights on these levels, each to its nearest."""
+    found = quantize_layer(linear.core, weight, levels, moment, rounding="nearest")
+    return to_rows(linear.core, found.real(), moment.groups).astype(np.float64)
 
 
 def _first_price(layers: Sequence[_Layer], noise: float) -> float:
@@ -254,20 +304,30 @@ def _round_all(
     for wave in walk(trial, reference, list(by_node), ctx):
         for moments in wave:
             layer = by_node[moments.node]
-            linear, units, exact = layer.linear, layer.units(), layer.rows()
-            damping = _damping(moments)
-            fitted, _ = refit(exact, moments, damping, bias=_free(linear))
-            q = round_for_rate(fitted, units, _metric(linear, moments), damping)
-            restored = q * units[:, :, None]
+            exact, damping = layer.rows(), _damping(moments)
+            fitted, _ = refit(exact, moments, _REFIT * damping, bias=_free(layer.linear))
+            restored, found = _round(layer, fitted, moments, damping)
             shift = np.einsum("gok,gk->go", exact, moments.reference_mean) - np.einsum(
                 "gok,gk->go", restored, moments.mean
             )
             _install(trial.graph, layer, linears, restored, shift)
-            scales = (layer.ratios * layer.step).astype(np.float32)
-            whole = from_rows(linear.core, q, linear.weight.static_shape())
-            rounded[layer.number] = Rounded(whole, scales, _bias_step(layer))
-            rounded.update(dict.fromkeys(layer.followers, rounded[layer.number]))
+            rounded.update(dict.fromkeys((layer.number, *layer.followers), found))
     return rounded
+
+
+def _round(layer: _Layer, rows: Array, moments: LayerMoments, damping: float) -> tuple[Array, Rounded]:
+    """The choice made for a layer: its rows as they will be, and its integers."""
+    linear, shape = layer.linear, layer.linear.weight.static_shape()
+    if layer.menu:
+        levels = layer.menu[layer.choice]
+        weight = from_rows(linear.core, rows, shape)
+        stored = quantize_layer(linear.core, weight, levels, moments, bias=_free(linear), damping=damping)
+        real = to_rows(linear.core, stored.real(), layer.groups).astype(np.float64)
+        return real, Rounded(stored.q.astype(np.int8), stored.scales, np.zeros(len(layer.ratios)), levels)
+    units = layer.units()
+    q = round_for_rate(rows, units, _metric(linear, moments), damping)
+    scales = (layer.ratios * layer.step).astype(np.float32)
+    return q * units[:, :, None], Rounded(from_rows(linear.core, q, shape), scales, _bias_step(layer), NAMED["int8"])
 
 
 def _bias_step(layer: _Layer) -> Array:
@@ -321,11 +381,13 @@ def _report(layers: Sequence[_Layer], rounded: dict[int, Rounded]) -> list[dict[
     return [
         {
             "node": x.linear.core.name,
-            "weights": int(rounded[x.number].q.size),
-            "bits": round(entropy_bits(rounded[x.number].q) / rounded[x.number].q.size, 3),
+            "weights": int(x.linear.weight.numpy().size),
+            "bits": x.menu[x.choice].bits
+            if x.menu
+            else round(entropy_bits(rounded[x.number].q) / rounded[x.number].q.size, 3),
             "sensitivity": float(f"{x.sensitivity:.3g}"),
             "share_of_damage": round(x.sensitivity * x.change / total, 4),
         }
         for x in layers
-        if x.number in rounded
+        if x.menu or x.number in rounded
     ]

@@ -9,7 +9,7 @@ Quantization" (2021), chapter 3.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from irc.calibrate.collect import Statistics
@@ -24,8 +24,8 @@ from irc.passes.quantize.affine import Affine
 from irc.passes.quantize.equalize import equalize, find_links, observer
 from irc.passes.quantize.layerwise import fit_layers
 from irc.passes.quantize.levels import NAMED
+from irc.passes.quantize.mixed import MENU, fit_drop
 from irc.passes.quantize.mixed import Fitted as Budgeted
-from irc.passes.quantize.mixed import fit_drop
 from irc.passes.quantize.ranges import Calibrator
 from irc.passes.quantize.regions import Kernel, Linear, find_regions
 from irc.passes.quantize.report import floating, share_damage, summary, tensor_line
@@ -46,8 +46,8 @@ class Quantize(Pass):
     `percentile` counts for that calibrator only. `attention`: its two products take 8 bits too (queries, keys, values
     and softmax results). `rounding=least-squares` rounds weights for the least change of the layer's output, and
     `sequential` does so layer by layer, on what the rounded layers before give. `skip` names nodes that stay in
-    floating point. `bits=free` gives each layer the steps that an entropy coder stores in the fewest bits at an
-    estimated loss of `drop` points (`mixed.py`).
+    floating point. `bits=auto` gives each layer weights of 4 or 8 bits by its measured sensitivity, for an estimated
+    loss of `drop` points; `bits=free` the steps that an entropy coder stores in the fewest bits (`mixed.py`).
     """
 
     name: ClassVar[str] = NAME
@@ -65,18 +65,18 @@ class Quantize(Pass):
     equalize: bool = True
     correct_bias: bool = True
     attention: bool = True
-    bits: Literal["fixed", "free"] = "fixed"
+    bits: Literal["fixed", "auto", "free"] = "fixed"
     drop: float = 1.0
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.drop <= 100:
             raise OptionError("drop is out of range", where=NAME, expected="points in (0, 100]", got=str(self.drop))
-        if self.bits == "free" and (self.weights != "int8" or self.activations != "int8" or not self.per_channel):
+        if self.bits != "fixed" and (self.weights != "int8" or self.activations != "int8" or not self.per_channel):
             raise OptionError(
-                "free steps are for int8 weights with a scale per channel and int8 activations",
+                f"bits={self.bits} chooses the weights of each layer, with a scale per channel and int8 activations",
                 where=NAME,
-                hint="quantize{bits=free drop=1} without weights, activations and per-channel",
+                hint=f"quantize{{bits={self.bits} drop={self.drop:g}}} without weights, activations and per-channel",
             )
         if not 50 < self.percentile <= 100:
             raise OptionError("percentile is out of range", where=NAME, expected="(50, 100]", got=str(self.percentile))
@@ -119,6 +119,8 @@ class Quantize(Pass):
         if self.bits == "free":
             given, stage = fit_drop(model, ctx, self.skip, self.drop), "rounded"
             regions = find_regions(model.graph, self.skip, attention=self.attention)
+        elif self.bits == "auto":
+            given = fit_drop(model, ctx, self.skip, self.drop, MENU)
         statistics = gather(ctx, model, self._wanted(regions.kernels, sample_count(ctx)), stage=stage)
         result = _Run(self, model, regions.kernels, statistics, given)
         result.notes.extend(floating(regions))
@@ -133,7 +135,7 @@ class Quantize(Pass):
     @property
     def layer_by_layer(self) -> bool:
         """Whether each layer is rounded on what the rounded layers before it give."""
-        return self.sequential and self.rounding != "nearest" and self.bits == "fixed"
+        return self.sequential and self.rounding != "nearest" and self.bits != "free"
 
     def _wanted(self, kernels: Sequence[Kernel], samples: int) -> dict[str, list[Observer]]:
         wanted: dict[str, list[Observer]] = {}
@@ -240,18 +242,24 @@ class _Run:
     def _fitted(self, ctx: PassContext, inserter: Inserter, reference: Model | None) -> list[Fitted]:
         """The numbers of all layers, in the order of the kernels."""
         layers = [k.linear for k in self.kernels if k.linear is not None]
-        choice = self.options.weight_choice
         known: dict[int, Fitted] = {}
         if reference is not None:
-            known = fit_layers(self.model, reference, layers, choice, self._entry, ctx, inserter)
+            known = fit_layers(self.model, reference, layers, self._choice, self._entry, ctx, inserter)
         found = []
         for linear in layers:
             part = known.get(id(linear.core))
             given = self.given.layers.get(linear.core) if self.given is not None else None
             if part is None:
-                part = fit(choice, linear, self._entry(linear), self._observed(linear), given=given)
+                part = fit(self._choice(linear), linear, self._entry(linear), self._observed(linear), given=given)
             found.append(part)
         return found
+
+    def _choice(self, linear: Linear) -> WeightChoice:
+        """How the layer is quantized."""
+        choice = self.options.weight_choice
+        if self.given is None or linear.core not in self.given.levels:
+            return choice
+        return replace(choice, levels=self.given.levels[linear.core])
 
     def _entry(self, linear: Linear) -> Affine | None:
         """The parameters of what the layer reads."""

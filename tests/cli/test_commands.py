@@ -91,7 +91,7 @@ def test_passes(call: Call) -> None:
     assert "preset none" in call("passes")
     found = json.loads(call("passes", "--json"))
     assert "sparsity" in found["passes"]["prune"]["options"]
-    assert set(found["presets"]) >= {"none", "fast", "small"}
+    assert set(found["presets"]) >= {"none", "speed", "balanced", "size"}
     assert list(json.loads(call("passes", "quantize", "--json"))["passes"]) == ["quantize"]
 
 

@@ -199,7 +199,7 @@ def test_external_data_outside_the_folder(fails: Run, tmp_path: Path, kind: str)
     [
         (["--target", "amr"], "did you mean 'arm'"),
         (["--traget", "arm"], "did you mean '--target'"),
-        (["--preset", "smal"], "did you mean 'small'"),
+        (["--preset", "siz"], "did you mean 'size'"),
         (["--passes", "qantize"], "did you mean 'quantize'"),
         (["--passes", "prune{sparsty=0.5}"], "did you mean 'sparsity'"),
         (["--passes", "prune{sparsity=0.5"], "pipeline"),

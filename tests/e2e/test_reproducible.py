@@ -26,7 +26,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize(("target", "preset"), [("native", "none"), ("native", "small"), ("arm", "fast")])
+@pytest.mark.parametrize(("target", "preset"), [("native", "none"), ("native", "size"), ("arm", "speed")])
 def test_same_bytes(target: str, preset: str, digits_dir: Path, tmp_path: Path) -> None:
     """The first two share nothing but the input; the third takes its pipeline from the manifest and warm kernels."""
     first, second, third = tmp_path / "a" / "digits-irc", tmp_path / "b" / "c" / "other", tmp_path / "d" / "again"

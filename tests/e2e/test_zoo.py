@@ -42,7 +42,7 @@ def test_int8(name: str, zoo_dir: Path, tmp_path: Path, kernel_cache: Path) -> N
     path = zoo_dir / f"{name}.onnx"
     feeds = [feed(session(path), seed) for seed in range(4)]
     calibration = {key: np.concatenate([f[key] for f in feeds]) for key in feeds[0]}
-    irc.compile(path, output=tmp_path / "out", passes="fast", calibration=calibration, cache_dir=kernel_cache)
+    irc.compile(path, output=tmp_path / "out", passes="speed", calibration=calibration, cache_dir=kernel_cache)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["verification"]["where"] == "target"
     embedding = 0.5 if name == "minilm6" else 1.0  # its word embeddings stay float: half of all weights

@@ -8,7 +8,7 @@ from irc.errors import DataError
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.graph import Model
 from irc.pipeline import PRESETS, Pipeline
-from irc.pipeline.presets import SUMMARIES
+from irc.pipeline.presets import SUMMARIES, default_weights
 
 
 def _model() -> Model:
@@ -21,10 +21,15 @@ def test_every_preset_is_described() -> None:
     assert PRESETS.keys() == SUMMARIES.keys()
 
 
-@pytest.mark.parametrize("preset", ["fast", "small"])
+@pytest.mark.parametrize("preset", ["speed", "balanced", "size"])
 def test_quantizing_presets_ask_for_calibration_data(preset: str) -> None:
     with pytest.raises(DataError, match=r"calibration data.*--calibration"):
         Pipeline.parse(preset).run(_model())
+
+
+def test_the_smallest_library_is_coded_by_default() -> None:
+    assert [name for name in PRESETS if default_weights(name) == "coded"] == ["size"]
+    assert default_weights(PRESETS["size"]) == "plain", "a text says what it wants; only the name has a default"
 
 
 def test_the_lossless_preset_needs_nothing() -> None:
