@@ -79,5 +79,5 @@ def _merged(groups: list[Counts]) -> list[Counts]:
 
 
 def _cost(group: Counts) -> float:
-    table = fit(group.bytes, nibbles=group.halves)
+    table = fit(group.bytes, nibbles=group.halves, quick=True)
     return table.bits + table.cost(group.bytes)

@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum { LANES = 8, BITS = 14, ONE = 1 << BITS, CHUNK = 1 << 15, LOW = 1 << 16, SHAPES = 4, BLOCK = 64 };
-enum { END, TABLE, CODED, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD };
+enum { END, TABLE, AID, COPY, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD };
 enum { IRC_DECODER_SCRATCH = ONE + 4 * 256 }; /* bytes, at a multiple of 4 */
 
 /* Bytes first, first + step, ... (`run` of them), and the same `rows` times, `stride` bytes apart. */
@@ -28,6 +28,8 @@ typedef struct {
     uint8_t *symbols;         /* [ONE] symbol of each slot */
     uint32_t *ranges;         /* [256] frequency | first slot << 16 */
     uint32_t place, next;     /* blocks: of what is decoded now, and behind it */
+    uint32_t count;           /* of the last operation that has one */
+    uint32_t aid, colours;    /* bytes: what the next operations read of what was decoded only to make other things */
     uint32_t newest;
     Shape shapes[SHAPES];
 } Decoder;
@@ -73,13 +75,13 @@ static void table(Decoder *d)
     memset(w, 0, 4 * 256);
     if (bits(d, 1)) {
         uint32_t mirrored = bits(d, 1), sparse = bits(d, 1), pairs = bits(d, 1), scale = bits(d, 3), k = bits(d, 2);
-        uint32_t first = bits(d, 8), size = bits(d, 8), mask = pairs ? 15 : 255;
+        uint32_t first = bits(d, 1) ? bits(d, 8) : 0, size = number(d, 4), mask = pairs ? 15 : 255;
         uint32_t code = 0, a, b = 0, from = 0, to;
         for (i = 0; !d->bad; i++) {
             a = b;
             b = sparse && i > 1 ? (2 + (i & 1)) << ((i >> 1) - 1) : i;
             b = b < size ? b : size;
-            code += i ? difference(d, k) : bits(d, 8);
+            code += i ? difference(d, k) : (119 >> scale) + 1 - number(d, 0);
             to = code ? (code - 1) << scale : 120;
             if (b == a) from = to;
             for (j = i ? a + 1 : 0; j <= b; j++) {
@@ -206,13 +208,27 @@ static void run(Decoder *d, uint8_t *to, uint32_t count, uint32_t step)
     }
 }
 
-/* Where the next operation works, as `size` bytes of the output; null where they are not there. */
-static uint8_t *bytes_at(Decoder *d, uint64_t first, uint64_t size)
+/* `size` bytes of the output from byte `at` on; null where they are not there. */
+static uint8_t *bytes_at(Decoder *d, uint64_t at, uint64_t size)
+{
+    if (d->bad || at + size > d->bytes) { d->bad = 1; return NULL; }
+    return d->out + at;
+}
+
+/* The bytes that an operation makes, `first` bytes behind its place. */
+static uint8_t *target(Decoder *d, uint64_t first, uint64_t size)
 {
     uint64_t at = (uint64_t)d->place * BLOCK + first;
-    if (d->bad || at + size > d->bytes) { d->bad = 1; return NULL; }
     d->next = (uint32_t)((at + size + BLOCK - 1) / BLOCK);
-    return d->out + at;
+    return bytes_at(d, at, size);
+}
+
+/* The next bytes of what was decoded only to make other things. */
+static uint8_t *taken(Decoder *d, uint32_t *from, uint64_t size)
+{
+    uint8_t *bytes = bytes_at(d, *from, size);
+    *from += (uint32_t)size;
+    return bytes;
 }
 
 static void coded(Decoder *d)
@@ -231,7 +247,7 @@ static void coded(Decoder *d)
         d->shapes[++d->newest % SHAPES] = s;
     }
     if (s.run == 0 || s.rows == 0) { d->bad = 1; return; }
-    to = bytes_at(d, s.first, 1 + (uint64_t)s.step * (s.run - 1) + (uint64_t)s.stride * (s.rows - 1));
+    to = target(d, s.first, 1 + (uint64_t)s.step * (s.run - 1) + (uint64_t)s.stride * (s.rows - 1));
     for (i = 0; i < s.rows && !d->bad; i++, to += s.stride) run(d, to, s.run, s.step);
 }
 
@@ -267,12 +283,13 @@ static void sum32(uint8_t *to, uint32_t count)
     }
 }
 
-/* The numbers of `count` words lie in the last quarter of their place; forward, none is overwritten before its turn. */
-static void palette(uint8_t *to, uint32_t count, const uint8_t *words)
+static void palette(uint8_t *to, uint32_t count, const uint8_t *colours, uint32_t size, const uint8_t *numbers)
 {
-    const uint8_t *numbers = to + 3 * (size_t)count;
     uint32_t i;
-    for (i = 0; i < count; i++) memmove(to + 4 * (size_t)i, words + 4 * (size_t)numbers[i], 4);
+    for (i = 0; i < count; i++, to += 4) {
+        uint32_t number = numbers[i] < size ? numbers[i] : 0;
+        memmove(to, colours + 4 * (size_t)number, 4);
+    }
 }
 
 /* The units whose bit is set lie at the end of their place; the others are zeros. */
@@ -288,6 +305,38 @@ static void spread(uint8_t *to, uint32_t count, uint32_t unit, const uint8_t *se
         } else {
             memset(to, 0, unit);
         }
+    }
+}
+
+/* Makes things of what was decoded before. */
+static void after(Decoder *d, uint32_t op)
+{
+    uint32_t count, unit;
+    uint8_t *to;
+    if (op == AID) {
+        d->colours = d->aid;
+        d->aid = d->place * BLOCK;
+        return;
+    }
+    count = bits(d, 1) ? number(d, 6) : d->count;
+    d->count = count;
+    unit = op == SUM16 ? 2 : op == SPREAD ? number(d, 4) : 4;
+    to = target(d, 0, (uint64_t)count * unit);
+    if (op == COPY) {
+        const uint8_t *from = taken(d, &d->aid, (uint64_t)count * 4);
+        if (!d->bad) memmove(to, from, (size_t)count * 4);
+    } else if (op == PALETTE) {
+        uint32_t size = number(d, 1) + 1;
+        const uint8_t *colours = taken(d, &d->colours, (uint64_t)size * 4), *numbers = taken(d, &d->aid, count);
+        if (!d->bad) palette(to, count, colours, size, numbers);
+    } else if (op == SPREAD) {
+        const uint8_t *set = taken(d, &d->aid, ((uint64_t)count + 7) / 8);
+        if (!d->bad) spread(to, count, unit, set);
+    } else if (!d->bad) {
+        if (op == ZIGZAG32) zigzag32(to, count);
+        else if (op == SUM16) sum16(to, count);
+        else if (op == SUM32) sum32(to, count);
+        else d->bad = 1;
     }
 }
 
@@ -308,34 +357,18 @@ int irc_decode(const uint8_t *data, uint32_t meta_bytes, uint32_t bytes, uint8_t
     d.ranges = (uint32_t *)scratch;
     d.symbols = (uint8_t *)scratch + 4 * 256;
     for (i = 0; i < LANES; i++) d.x[i] = LOW;
-    for (;;) {
-        op = bits(&d, 3);
-        if (d.bad || op == END) break;
-        if (op == TABLE) {
+    while (!d.bad) {
+        uint32_t is_coded = bits(&d, 1);
+        op = is_coded ? 0 : bits(&d, 4);
+        if (!is_coded && op == END) break;
+        if (!is_coded && op == TABLE) {
             table(&d);
             continue;
         }
         if (bits(&d, 1) == 0) d.place = d.next;
         else if (bits(&d, 1)) d.place = d.next + difference(&d, 4);
-        if (op == CODED) {
-            coded(&d);
-        } else {
-            uint32_t count = number(&d, 6), unit = op == SUM16 ? 2 : op == SPREAD ? number(&d, 4) : 4;
-            uint8_t *to = bytes_at(&d, 0, (uint64_t)count * unit), *aid = NULL;
-            if (op >= PALETTE) {
-                uint32_t next = d.next, place = d.place;
-                uint32_t need = op == PALETTE ? 4 * 256 : (count + 7) / 8;
-                d.place = number(&d, 6);
-                aid = bytes_at(&d, 0, need);
-                d.next = next, d.place = place;
-            }
-            if (d.bad) break;
-            if (op == ZIGZAG32) zigzag32(to, count);
-            else if (op == SUM16) sum16(to, count);
-            else if (op == SUM32) sum32(to, count);
-            else if (op == PALETTE) palette(to, count, aid);
-            else spread(to, count, unit, aid);
-        }
+        if (is_coded) coded(&d);
+        else after(&d, op);
     }
     check_ends(&d);
     return !d.bad && d.word == d.end;

@@ -4,13 +4,15 @@ explains it; the functions here have its names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from irc.backends.artifact.coder.ir import DECLARATIONS, Function, Value
 from irc.backends.artifact.coder.rans import CHUNK, LANES
 from irc.backends.artifact.coder.runs import (
+    AID,
     BLOCK,
-    CODED,
+    COPY,
     END,
     PALETTE,
     SPREAD,
@@ -26,8 +28,8 @@ _SHAPES = 4
 
 # The decoder's variables, by offset: pointers first, whatever their width.
 _META, _WORD, _END, _OUT, _SYMBOLS, _RANGES = range(0, 48, 8)
-_BIT, _BITS_END, _BYTES, _BAD, _LEFT, _PLACE, _NEXT, _NEWEST = range(48, 80, 4)
-_X = 80
+_BIT, _BITS_END, _BYTES, _BAD, _LEFT, _PLACE, _NEXT, _NEWEST, _COUNT, _AID, _COLOURS = range(48, 92, 4)
+_X = 92
 _SHAPE = _X + 4 * LANES
 _SIZE = _SHAPE + 20 * _SHAPES
 
@@ -41,7 +43,8 @@ def decoder_ll(word: str) -> list[str]:
     """
     octave = ", ".join(f"i16 {value - 65536 if value > 32767 else value}" for value in OCTAVE)
     functions: list[Callable[[str], Function]] = [
-        *(_bits, _number, _difference, _weight, _levels, _table, _start, _some, _run, _bytes_at, _coded),
+        *(_bits, _number, _difference, _weight, _levels, _table, _start, _some, _run),
+        *(_bytes_at, _target, _taken, _coded),
         *(_zigzag32, _sum16, _sum32, _palette, _spread, _after, _decode),
     ]
     texts = [line for make in functions for line in make(word).lines()]
@@ -104,7 +107,11 @@ def _levels(word: str) -> Function:
     def bits(count: int) -> Value:
         return f.call("coder_bits", [d, count], "i32")
 
-    mirrored, sparse, pairs, scale, order, first, size = map(bits, (1, 1, 1, 3, 2, 8, 8))
+    mirrored, sparse, pairs, scale, order = map(bits, (1, 1, 1, 3, 2))
+    start = f.variable()
+    with f.if_(bits(1).equals(1)):
+        start.set(bits(8))
+    first, size = start.get(), f.call("coder_number", [d, 4], "i32")
     mask = pairs.equals(1).choose(15, 255)
     code, a, b, before = f.variable(), f.variable(), f.variable(), f.variable()
     i = f.variable()
@@ -116,7 +123,8 @@ def _levels(word: str) -> Function:
             b.set(((i.get() & 1) + 2) << ((i.get() >> 1) - 1))
         b.set(b.get().least(size))
         with f.if_(i.get().equals(0)):
-            code.set(bits(8))
+            below = f.call("coder_number", [d, 0], "i32")
+            code.set((f.constant(LEVELS - 1) >> scale) + 1 - below)
         with f.if_(i.get().differs(0)):
             code.set(code.get() + f.call("coder_difference", [d, order], "i32"))
         to = code.get().equals(0).choose(LEVELS, (code.get() - 1) << scale)
@@ -312,16 +320,32 @@ def _times(a: Value, b: Value, word: str) -> Value:
 
 def _bytes_at(word: str) -> Function:
     f = Function("coder_bytes_at", ["ptr", "i64", "i64"], "ptr", word=word)
-    d, first, size = f.parameters
-    at = d.load("i32", _PLACE).to("i64") * BLOCK + first
-    end = at + size
-    with f.if_(
-        (d.load("i32", _BAD).differs(0).to("i32") | (end > d.load("i32", _BYTES).to("i64")).to("i32")).differs(0)
-    ):
+    d, at, size = f.parameters
+    beyond = (at + size) > d.load("i32", _BYTES).to("i64")
+    with f.if_((d.load("i32", _BAD) | beyond.to("i32")).differs(0)):
         d.store(1, _BAD)
         f.give(Value(f, "ptr", "null"))
-    d.store(((end + (BLOCK - 1)) // BLOCK).to("i32"), _NEXT)
     f.give(d.load("ptr", _OUT).at(at.to(word)))
+    return f
+
+
+def _target(word: str) -> Function:
+    f = Function("coder_target", ["ptr", "i64", "i64"], "ptr", word=word)
+    d, first, size = f.parameters
+    at = d.load("i32", _PLACE).to("i64") * BLOCK + first
+    d.store(((at + size + (BLOCK - 1)) // BLOCK).to("i32"), _NEXT)
+    f.give(f.call("coder_bytes_at", [d, at, size], "ptr"))
+    return f
+
+
+def _taken(word: str) -> Function:
+    """`from` is the offset of the decoder's variable."""
+    f = Function("coder_taken", ["ptr", "i32", "i64"], "ptr", word=word)
+    d, cursor, size = f.parameters
+    at = d.load("i32", cursor)
+    found = f.call("coder_bytes_at", [d, at.to("i64"), size], "ptr")
+    d.store(at + size.to("i32"), cursor)
+    f.give(found)
     return f
 
 
@@ -348,7 +372,7 @@ def _coded(word: str) -> Function:
         d.store(1, _BAD)
         f.give()
     size = (step.to("i64") * (run - 1).to("i64")) + (stride.to("i64") * (rows - 1).to("i64")) + 1
-    to = f.variable(f.call("coder_bytes_at", [d, first.to("i64"), size], "ptr"))
+    to = f.variable(f.call("coder_target", [d, first.to("i64"), size], "ptr"))
     with f.for_(rows):
         with f.if_(d.load("i32", _BAD).differs(0)):
             f.give()
@@ -387,11 +411,12 @@ def _sum32(word: str) -> Function:
 
 
 def _palette(word: str) -> Function:
-    f = Function("coder_palette", ["ptr", "i32", "ptr"], word=word)
-    to, count, words = f.parameters
-    numbers = to.at(count.to(word) * 3)
+    f = Function("coder_palette", ["ptr", "i32", "ptr", "i32", "ptr"], word=word)
+    to, count, colours, size, numbers = f.parameters
     with f.for_(count) as i:
-        to.store(words.load("i32", numbers.load("i8", i).to("i32") << 2), i.to(word) << 2)
+        number = numbers.load("i8", i).to("i32")
+        number = (number < size).choose(number, 0)
+        to.store(colours.load("i32", number << 2), i.to(word) << 2)
     f.give()
     return f
 
@@ -424,29 +449,50 @@ def _spread(word: str) -> Function:
 def _after(word: str) -> Function:
     f = Function("coder_after", ["ptr", "i32"], word=word)
     d, op = f.parameters
-    count = f.call("coder_number", [d, 6], "i32")
+    with f.if_(op.equals(AID)):
+        d.store(d.load("i32", _AID), _COLOURS)
+        d.store(d.load("i32", _PLACE) * BLOCK, _AID)
+        f.give()
+    with f.if_(f.call("coder_bits", [d, 1], "i32").equals(1)):
+        d.store(f.call("coder_number", [d, 6], "i32"), _COUNT)
+    count = d.load("i32", _COUNT)
+    wide = count.to("i64")
     unit = f.variable(op.equals(SUM16).choose(2, 4))
     with f.if_(op.equals(SPREAD)):
         unit.set(f.call("coder_number", [d, 4], "i32"))
-    zero = f.constant(0, "i64")
-    to = f.call("coder_bytes_at", [d, zero, count.to("i64") * unit.get().to("i64")], "ptr")
-    aid = f.variable(to)
-    with f.if_(op >= PALETTE):
-        behind, place = d.load("i32", _NEXT), d.load("i32", _PLACE)
-        d.store(f.call("coder_number", [d, 6], "i32"), _PLACE)
-        need = op.equals(PALETTE).choose(4 * 256, (count + 7) >> 3)
-        aid.set(f.call("coder_bytes_at", [d, zero, need.to("i64")], "ptr"))
-        d.store(behind, _NEXT)
-        d.store(place, _PLACE)
-    with f.if_(d.load("i32", _BAD).differs(0)):
+    to = f.call("coder_target", [d, f.constant(0, "i64"), wide * unit.get().to("i64")], "ptr")
+
+    def taken(cursor: int, size: Value) -> Value:
+        return f.call("coder_taken", [d, cursor, size], "ptr")
+
+    @contextmanager
+    def if_good() -> Iterator[None]:
+        with f.if_(d.load("i32", _BAD).equals(0)):
+            yield
+
+    with f.if_(op.equals(COPY)):
+        source = taken(_AID, wide << 2)
+        with if_good():
+            f.move(to, source, count << 2)
         f.give()
-    for number, name in enumerate(("zigzag32", "sum16", "sum32"), ZIGZAG32):
-        with f.if_(op.equals(number)):
-            f.call(f"coder_{name}", [to, count])
     with f.if_(op.equals(PALETTE)):
-        f.call("coder_palette", [to, count, aid.get()])
+        size = f.call("coder_number", [d, 1], "i32") + 1
+        colours = taken(_COLOURS, size.to("i64") << 2)
+        numbers = taken(_AID, wide)
+        with if_good():
+            f.call("coder_palette", [to, count, colours, size, numbers])
+        f.give()
     with f.if_(op.equals(SPREAD)):
-        f.call("coder_spread", [to, count, unit.get(), aid.get()])
+        marks = taken(_AID, (wide + 7) >> 3)
+        with if_good():
+            f.call("coder_spread", [to, count, unit.get(), marks])
+        f.give()
+    with f.if_(op > SPREAD):
+        d.store(1, _BAD)
+    with if_good():
+        for number, name in enumerate(("zigzag32", "sum16", "sum32"), ZIGZAG32):
+            with f.if_(op.equals(number)):
+                f.call(f"coder_{name}", [to, count])
     f.give()
     return f
 
@@ -470,12 +516,17 @@ def _decode(word: str) -> Function:
     )
     for offset, value in starts:
         d.store(value, offset)
-    op = f.variable(1)
-    with f.while_(lambda: (op.get().differs(END).to("i32") & (d.load("i32", _BAD) ^ 1)).differs(0)):
-        op.set(f.call("coder_bits", [d, 3], "i32"))
-        with f.if_(op.get().equals(TABLE)):
-            f.call("coder_table", [d])
-        with f.if_(op.get() > TABLE):
+    going = f.variable(1)
+    with f.while_(lambda: (going.get() & (d.load("i32", _BAD) ^ 1)).differs(0)):
+        is_coded = f.call("coder_bits", [d, 1], "i32")
+        op = f.variable(END)
+        with f.if_(is_coded.equals(0)):
+            op.set(f.call("coder_bits", [d, 4], "i32"))
+            with f.if_(op.get().equals(END)):
+                going.set(0)
+            with f.if_(op.get().equals(TABLE)):
+                f.call("coder_table", [d])
+        with f.if_((is_coded | (op.get() > TABLE).to("i32")).differs(0)):
             place = f.variable(d.load("i32", _NEXT))
             with f.if_(f.call("coder_bits", [d, 1], "i32").equals(1)):
                 moved = f.call("coder_bits", [d, 1], "i32")
@@ -484,9 +535,9 @@ def _decode(word: str) -> Function:
                 with f.if_(moved.equals(1)):
                     place.set(place.get() + f.call("coder_difference", [d, 4], "i32"))
             d.store(place.get(), _PLACE)
-            with f.if_(op.get().equals(CODED)):
+            with f.if_(is_coded.equals(1)):
                 f.call("coder_coded", [d])
-            with f.if_(op.get() > CODED):
+            with f.if_(is_coded.equals(0)):
                 f.call("coder_after", [d, op.get()])
     _check_ends(f, d)
     complete = d.load("ptr", _WORD).minus(d.load("ptr", _END)).equals(0).to("i32")

@@ -1,4 +1,7 @@
-"""Weights of a program -> coded bytes: each blob by the model that takes least, tables shared where that pays."""
+"""Weights of a program -> coded bytes: each blob by the model that takes least, tables shared where that pays.
+
+Memory while decoding: the weights at their places, behind them what is decoded only to make other things.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,22 @@ import numpy as np
 
 from irc.backends.artifact.coder.bits import Bits
 from irc.backends.artifact.coder.cluster import shared
-from irc.backends.artifact.coder.models import choose
+from irc.backends.artifact.coder.models import Model, bytes_model, words_model
 from irc.backends.artifact.coder.rans import LANES, encode_rounds, starts
-from irc.backends.artifact.coder.runs import BLOCK, CODED, END, PALETTE, SPREAD, TABLE, After, Model, Run, Shape
+from irc.backends.artifact.coder.runs import (
+    AID,
+    BLOCK,
+    END,
+    PALETTE,
+    SPREAD,
+    TABLE,
+    After,
+    Run,
+    Shape,
+    byte_view,
+)
 from irc.backends.artifact.coder.tables import ONE, Table, fit
+from irc.backends.artifact.coder.words import POOLED, copies, palette_afters, palette_models, pools
 from irc.backends.program import Blob, Coded, Program
 from irc.ir.types import Array
 
@@ -30,18 +45,66 @@ def coded_program(program: Program) -> Program:
 
 def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     """The coded section of `blobs`, which begin at multiples of 64 bytes of `weights_bytes`."""
-    blocks = -(-weights_bytes // BLOCK)
-    models, aid = [], 0
-    for blob in sorted(blobs, key=lambda b: b.offset):
-        if not blob.data.nbytes:
-            continue
-        model = choose(blob, blocks + aid)
-        models.append(model)
-        aid += model.aid_blocks
+    plan = _Plan(-(-weights_bytes // BLOCK))
+    plan.add(sorted((b for b in blobs if b.data.nbytes), key=lambda b: b.offset))
     writer = _Writer()
-    writer.models(models)
+    writer.runs([run for model in plan.models for run in model.runs])
+    for after in plan.afters:
+        writer.after(after)
     meta, words = writer.finish()
-    return Coded(meta + words, len(meta), (blocks + aid) * BLOCK, SCRATCH)
+    return Coded(meta + words, len(meta), plan.blocks * BLOCK, SCRATCH)
+
+
+class _Plan:
+    """What is decoded where, and what is made of it, in order. `blocks`: of memory."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.models: list[Model] = []
+        self.afters: list[After] = []
+
+    def _aid(self, size: int) -> int:
+        """A new place behind everything, for `size` bytes."""
+        place = self.blocks
+        self.blocks += -(-size // BLOCK)
+        return place
+
+    def add(self, blobs: Sequence[Blob]) -> None:
+        small = [b for b in blobs if b.data.itemsize > 1 and b.data.nbytes <= POOLED]
+        self._large([b for b in blobs if not any(b is s for s in small)])
+        palettes, found = pools(small)
+        if palettes is not None:
+            colours, numbers = self._aid(4 * palettes.colours.size), self._aid(palettes.numbers.size)
+            models = palette_models(palettes, colours, numbers)
+            self.models += models
+            self.afters += [*models[0].after, After(AID, colours), After(AID, numbers), *palette_afters(palettes)]
+        for pool in found:
+            place = self._aid(pool.words.nbytes)
+            model = words_model(place, pool.words)
+            self.models.append(model)
+            self.afters += [*model.after, After(AID, place), *copies(pool)]
+
+    def _large(self, blobs: Sequence[Blob]) -> None:
+        """What is decoded to where it belongs."""
+        marked: list[Model] = []
+        for blob in blobs:
+            place = blob.offset // BLOCK
+            model = (
+                bytes_model(place, byte_view(blob.data)) if blob.data.itemsize == 1 else words_model(place, blob.data)
+            )
+            self.models.append(model)
+            if model.marks is None:
+                self.afters += model.after
+            else:
+                marked.append(model)
+        if marked:
+            marks = [m.marks for m in marked if m.marks is not None]
+            place = self._aid(sum(m.size for m in marks))
+            at = 0
+            for m in marks:
+                self.models.append(Model((Run(place, Shape(at, m.size), m),)))
+                at += m.size
+            self.afters += [After(AID, place), *(after for model in marked for after in model.after)]
 
 
 @dataclass
@@ -54,33 +117,29 @@ class _Part:
 
 
 class _Writer:
-    """Writes operations; keeps what the decoder keeps (place, block behind it, last shapes)."""
+    """Writes operations; keeps what the decoder keeps (place, block behind it, last shapes and count)."""
 
     def __init__(self) -> None:
         self._meta = Bits()
         self._parts: list[_Part] = []
-        self._place = self._next = 0
+        self._place = self._next = self._count = 0
         self._shapes: list[Shape | None] = [None] * _SHAPES
         self._newest = 0
 
-    def models(self, models: Sequence[Model]) -> None:
-        runs = [run for model in models for run in model.runs]
+    def runs(self, runs: Sequence[Run]) -> None:
+        """Codes them, those with a common table together."""
         groups = shared(runs)
         groups.sort(key=lambda g: min(runs[i].place for i in g.runs))
         for group in groups:
             table = fit(group.bytes, nibbles=group.halves)
-            self._meta.bits(TABLE, 3)
+            self._meta.bits(TABLE, 5)
             table.write(self._meta)
             for i in sorted(group.runs, key=lambda i: (runs[i].place, runs[i].shape.first)):
                 self._run(runs[i], table)
-        for model in models:
-            for after in model.after:
-                self._after(after)
-        self._meta.bits(END, 3)
 
     def _run(self, run: Run, table: Table) -> None:
         shape = run.shape
-        self._meta.bits(CODED, 3)
+        self._meta.bits(1, 1)
         self._go(run.place)
         if shape in self._shapes:
             back = min(k for k in range(_SHAPES) if self._shapes[(self._newest - k) % _SHAPES] == shape)
@@ -99,7 +158,7 @@ class _Writer:
                 self._meta.number(shape.stride, 4)
             self._newest += 1
             self._shapes[self._newest % _SHAPES] = shape
-        self._next = -(-(run.place * BLOCK + shape.end) // BLOCK)
+        self._behind(shape.end)
         self._parts.append(_Part(run.symbols, shape.rows, table))
 
     def _go(self, place: int) -> None:
@@ -112,18 +171,28 @@ class _Writer:
             self._meta.difference(place - self._next, 4)
         self._place = place
 
-    def _after(self, after: After) -> None:
-        self._meta.bits(after.operation, 3)
+    def _behind(self, size: int) -> None:
+        self._next = -(-(self._place * BLOCK + size) // BLOCK)
+
+    def after(self, after: After) -> None:
+        """An operation on what was decoded."""
+        self._meta.bits(after.operation, 5)
         self._go(after.place)
-        self._meta.number(after.count, 6)
+        if after.operation == AID:
+            return
+        self._meta.bits(int(after.count != self._count), 1)
+        if after.count != self._count:
+            self._meta.number(after.count, 6)
+            self._count = after.count
         if after.operation == SPREAD:
             self._meta.number(after.size, 4)
-        self._next = -(-(after.place * BLOCK + after.count * after.size) // BLOCK)
-        if after.operation in (PALETTE, SPREAD):
-            self._meta.number(after.aid, 6)
+        self._behind(after.bytes)
+        if after.operation == PALETTE:
+            self._meta.number(after.size - 1, 1)
 
     def finish(self) -> tuple[bytes, bytes]:
         """The bits that say what to do, and the words."""
+        self._meta.bits(END, 5)
         return self._meta.data(), encode_rounds(*self._rounds())
 
     def _rounds(self) -> tuple[Array, Array]:

@@ -1,36 +1,121 @@
-"""Ways to code one blob. Each is tried; what takes fewest bits by its entropies is kept."""
+"""Ways to code bytes and words. Each that fits is tried; what takes fewest bits is kept. All give back every bit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
-from irc.backends.artifact.coder.runs import BLOCK, Model, Run, Shape, counts_of, entropy_bits
-from irc.backends.program import Blob
+from irc.backends.artifact.coder.runs import (
+    SPREAD,
+    SUM16,
+    SUM32,
+    ZIGZAG32,
+    After,
+    Run,
+    Shape,
+    byte_view,
+    counts_of,
+    entropy_bits,
+    halves_of,
+)
+from irc.backends.artifact.coder.tables import fit
 from irc.ir.types import Array
 
-
-def choose(blob: Blob, aid: int) -> Model:
-    """The model with the fewest bits. `aid`: the first block that is free for palettes and the like."""
-    return min(candidates(blob, aid), key=estimate)
-
-
-def estimate(model: Model) -> float:
-    """Bits: entropies of the runs, and about what their descriptions take."""
-    bits = 0.0
-    for run in model.runs:
-        counts = counts_of(run.symbols)
-        bits += entropy_bits(counts) + 12 + 3 * min(int((counts > 0).sum()), 16)
-    return bits + 20 * len(model.after)
+_PERIODS = (2, 4, 8, 16, 32, 64)
+_LEAST_BLOCK = 4
+_UNITS = (1, 2, 4, 8, 16, 32, 64)
+_SLOW = 1 << 16
+"""Bytes from which on units of less than 16 bytes, which are copied slowly, must gain more."""
+_OPERATION_BITS = 20
 
 
-def candidates(blob: Blob, aid: int) -> list[Model]:
-    """All models that fit the element type. Every one gives back the blob's bytes exactly."""
-    data = np.ascontiguousarray(blob.data)
-    raw: Array = data.reshape(-1).view(np.uint8)
-    place = blob.offset // BLOCK
-    if data.itemsize == 1:
-        return [Model("bytes", (Run(place, Shape(0, raw.size), raw),))]
-    return [Model("planes", planes(place, raw, data.itemsize))]
+@dataclass(frozen=True)
+class Model:
+    """`runs` are decoded, then `after` is done. `marks`: bits that say which units of the place are not zero, as bytes;
+    they are decoded elsewhere."""
+
+    runs: tuple[Run, ...]
+    after: tuple[After, ...] = ()
+    marks: Array | None = None
+
+
+def bytes_model(place: int, raw: Array) -> Model:
+    """For weights of a byte, or parts of one."""
+    halves = _looks_packed(counts_of(raw))
+    best = Model((Run(place, Shape(0, raw.size), raw, halves),))
+    least = run_bits(best.runs[0])
+    for unit, kept in _marked(raw):
+        model = _spread(place, raw, unit, kept, halves)
+        assert model.marks is not None
+        bits = model_bits(model) + run_bits(Run(0, Shape(0, model.marks.size), model.marks)) + _OPERATION_BITS
+        if bits < least * (0.98 if unit < 16 and raw.size > _SLOW else 1):
+            best, least = model, bits
+    return best
+
+
+def _marked(raw: Array) -> Iterator[tuple[int, Array]]:
+    """Sizes of units, and which of them are kept: those with something else than zeros (blocks that were pruned), or
+    all but those that are zeros at the same place of every period (what fills up vectors)."""
+    some = raw != 0
+    for unit in _UNITS:
+        if raw.size % unit:
+            return
+        used = some.reshape(-1, unit).any(axis=1)
+        if used.all() or not used.any():
+            return  # larger units have something in them, too
+        if unit >= _LEAST_BLOCK:
+            yield unit, used
+        for period in _PERIODS:
+            if used.size % period or used.size < 4 * period:
+                break
+            regular = used.reshape(-1, period).any(axis=0)
+            if not regular.all():
+                yield unit, np.tile(regular, used.size // period)
+                break
+
+
+def _spread(place: int, raw: Array, unit: int, kept: Array, halves: bool) -> Model:
+    symbols = raw.reshape(-1, unit)[kept].reshape(-1)
+    run = Run(place, Shape(raw.size - symbols.size, symbols.size), symbols, halves)
+    return Model((run,), (After(SPREAD, place, kept.size, unit),), np.packbits(kept, bitorder="little"))
+
+
+def _looks_packed(counts: Array) -> bool:
+    """Whether bytes are two 4-bit numbers of the same kind: then both halves are spread alike, and independent."""
+    square = counts.reshape(16, 16)
+    low, high, both = (entropy_bits(c) for c in (square.sum(0), square.sum(1), counts))
+    return both > 0 and abs(low - high) < 0.1 * max(low, high) and low + high < 1.1 * both + 64
+
+
+def words_model(place: int, data: Array) -> Model:
+    """For numbers of two bytes and more: first bytes of all, second bytes of all, ..., of the numbers or of what
+    changes from one to the next."""
+    return min(_words_models(place, data), key=model_bits)
+
+
+def _words_models(place: int, data: Array) -> Iterator[Model]:
+    flat = np.ascontiguousarray(data).reshape(-1)
+    size = flat.itemsize
+    yield Model(planes(place, byte_view(flat), size))
+    if size == 2:
+        words = flat.view(np.uint16)
+        change = np.diff(words, prepend=np.uint16(0))
+        yield Model(planes(place, byte_view(change), 2), (After(SUM16, place, words.size),))
+    if size == 4:
+        words = flat.view(np.uint32)
+        change = np.diff(words, prepend=np.uint32(0))
+        zigzag, add = After(ZIGZAG32, place, words.size), After(SUM32, place, words.size)
+        yield Model(planes(place, byte_view(_folded(words)), 4), (zigzag,))
+        yield Model(planes(place, byte_view(change), 4), (add,))
+        yield Model(planes(place, byte_view(_folded(change)), 4), (zigzag, add))
+
+
+def _folded(words: Array) -> Array:
+    """0, -1, 1, -2, ... -> 0, 1, 2, 3, ..."""
+    n = words.view(np.int32)
+    return ((n << 1) ^ (n >> 31)).view(np.uint32)
 
 
 def planes(place: int, raw: Array, size: int) -> tuple[Run, ...]:
@@ -38,3 +123,14 @@ def planes(place: int, raw: Array, size: int) -> tuple[Run, ...]:
     columns = raw.reshape(-1, size)
     count = len(columns)
     return tuple(Run(place, Shape(i, count, size), np.ascontiguousarray(columns[:, i])) for i in range(size))
+
+
+def model_bits(model: Model) -> float:
+    """About what it takes, with tables of its own."""
+    return sum(map(run_bits, model.runs)) + _OPERATION_BITS * len(model.after)
+
+
+def run_bits(run: Run) -> float:
+    counts = counts_of(run.symbols)
+    table = fit(counts, nibbles=halves_of(counts) if run.halves else None, quick=True)
+    return table.bits + table.cost(counts)

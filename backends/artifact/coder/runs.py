@@ -1,4 +1,4 @@
-"""What is coded, before tables are chosen: runs of bytes at places of the weights, and what is done after decoding."""
+"""What is coded, before tables are chosen: runs of bytes at places of the memory, and what is made of them then."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from irc.ir.types import Array
 
-END, TABLE, CODED, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD = range(8)
+END, TABLE, AID, COPY, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD = range(9)
 BLOCK = 64
 """Blobs begin at multiples of this many bytes."""
 
@@ -42,26 +42,18 @@ class Run:
 
 @dataclass(frozen=True)
 class After:
-    """What is done in place after decoding: an operation on `count` words or units from block `place` on.
-
-    `size`: bytes of a unit; `aid`: the block that holds the palette, or the bits that say which units are not zero.
-    """
+    """What is done after decoding: an operation on `count` words or units from block `place` on. `size`: bytes of a
+    unit, or colours of a palette."""
 
     operation: int
     place: int
-    count: int
-    size: int
-    aid: int = 0
+    count: int = 0
+    size: int = 0
 
-
-@dataclass(frozen=True)
-class Model:
-    """One way to code a blob. `aid_blocks`: blocks of memory that it needs beside the weights."""
-
-    name: str
-    runs: tuple[Run, ...]
-    after: tuple[After, ...] = ()
-    aid_blocks: int = 0
+    @property
+    def bytes(self) -> int:
+        """Bytes that it makes."""
+        return self.count * (2 if self.operation == SUM16 else self.size if self.operation == SPREAD else 4)
 
 
 @dataclass
@@ -89,3 +81,8 @@ def entropy_bits(counts: Array) -> float:
     n = counts[counts > 0].astype(np.float64)
     total = float(n.sum())
     return float(total * np.log2(total) - (n * np.log2(n)).sum()) if total else 0.0
+
+
+def byte_view(data: Array) -> Array:
+    """The bytes of an array, as they lie in memory."""
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8)

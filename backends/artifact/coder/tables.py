@@ -10,9 +10,9 @@ All arithmetic is that of the decoder, in integers: both ends see the same frequ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -23,7 +23,8 @@ ONE = 1 << 14
 """Sum of the frequencies of a table."""
 OCTAVE = (32768, 35734, 38968, 42495, 46341, 50535, 55109, 60097)
 LEVELS = 120
-_WEIGHTS = np.array([OCTAVE[i & 7] << (i >> 3) >> 15 for i in range(LEVELS)], np.int64)
+_WEIGHTS = np.array([*(OCTAVE[i & 7] << (i >> 3) >> 15 for i in range(LEVELS)), 0], np.int64)
+_NUMBER_BITS = np.array([[number_bits(n, order) for n in range(2 * LEVELS + 2)] for order in range(4)])
 _SCALES = (0, 1, 2, 3, 4)
 
 
@@ -49,23 +50,17 @@ class Table:
     def _weights(self) -> Array:
         if self.codes is None:
             return np.ones(256, np.int64)
-        places = _knots(self.size) if self.sparse else list(range(self.size + 1))
+        codes = np.array(self.codes)
+        levels = np.where(codes > 0, (codes - 1) << self.scale, LEVELS)
+        if self.sparse:
+            levels = _lines(levels, self.size)
+        weights = _WEIGHTS[np.clip(levels, 0, LEVELS)]
         w = np.zeros(256, np.int64)
         mask = 15 if self.pairs else 255
-        levels: list[int] = []
-        for i, (place, code) in enumerate(zip(places, self.codes, strict=True)):
-            level = (code - 1) << self.scale if code else LEVELS
-            far = place - places[i - 1] if i else 1
-            if far > 1:
-                rise = level - levels[-1]
-                levels += [levels[-1] + _truncated(rise * j, far) for j in range(1, far + 1)]
-            else:
-                levels.append(level)
-        for j, level in enumerate(levels):
-            weight = int(_WEIGHTS[level]) if 0 <= level < LEVELS else 0
-            w[(self.first + j) & mask] = weight
-            if self.mirrored:
-                w[(self.first - j) & mask] = weight
+        j = np.arange(self.size + 1)
+        if self.mirrored:
+            w[(self.first - j) & mask] = weights
+        w[(self.first + j) & mask] = weights
         if not self.pairs:
             return w
         product = np.outer(w[:16], w[:16]).reshape(-1)
@@ -82,16 +77,25 @@ class Table:
             out.bits(int(flag), 1)
         out.bits(self.scale, 3)
         out.bits(order, 2)
-        out.bits(self.first, 8)
-        out.bits(self.size, 8)
-        out.bits(self.codes[0], 8)
+        out.bits(int(self.first > 0), 1)
+        if self.first:
+            out.bits(self.first, 8)
+        out.number(self.size, 4)
+        out.number(self._top() - self.codes[0], 0)
         for before, code in zip(self.codes, self.codes[1:], strict=False):
             out.difference(code - before, order)
 
     @property
     def bits(self) -> int:
         """Length of the description."""
-        return 1 if self.codes is None else 33 + self._cost(self._order())
+        if self.codes is None:
+            return 1
+        below = number_bits(self._top() - self.codes[0], 0)
+        return 10 + 8 * (self.first > 0) + number_bits(self.size, 4) + below + self._cost(self._order())
+
+    def _top(self) -> int:
+        """The largest code."""
+        return ((LEVELS - 1) >> self.scale) + 1
 
     def _order(self) -> int:
         return min(range(4), key=self._cost)
@@ -99,8 +103,7 @@ class Table:
     def _cost(self, order: int) -> int:
         assert self.codes is not None
         steps = np.diff(np.array(self.codes))
-        folded = np.where(steps >= 0, 2 * steps, -2 * steps - 1)
-        return sum(number_bits(int(n), order) for n in folded)
+        return int(_NUMBER_BITS[order, np.where(steps >= 0, 2 * steps, -2 * steps - 1)].sum())
 
     def cost(self, counts: Array) -> float:
         """Bits of symbols that occur `counts` [256] times; infinite where one of them has no frequency."""
@@ -121,9 +124,22 @@ def _normalized(w: Array) -> Array:
     return f
 
 
-def _truncated(a: int, b: int) -> int:
-    """C's division."""
-    return a // b if a >= 0 else -(-a // b)
+def _lines(levels: Array, size: int) -> Array:
+    """Levels at the knots -> at all symbols. Quotients are rounded as in C, towards zero."""
+    j, left, far = _between(size)
+    rise = (levels[left + 1] - levels[left]) * j
+    steps = np.where(rise >= 0, rise // far, -(-rise // far))
+    return np.concatenate([levels[:1], levels[left] + steps])
+
+
+@cache
+def _between(size: int) -> tuple[Array, Array, Array]:
+    """Of each symbol from 1 on: how far it is from the knot before it, that knot's number, and its distance to the
+    next."""
+    places = np.array(_knots(size))
+    symbols = np.arange(1, size + 1)
+    left = np.searchsorted(places, symbols) - 1
+    return symbols - places[left], left, places[left + 1] - places[left]
 
 
 def _knots(size: int) -> list[int]:
@@ -135,27 +151,28 @@ def _knots(size: int) -> list[int]:
     return places
 
 
-def fit(counts: Array, *, nibbles: Array | None = None) -> Table:
+def fit(counts: Array, *, nibbles: Array | None = None, quick: bool = False) -> Table:
     """The table for symbols that occur `counts` [256] times with the fewest bits for itself and them together.
 
-    `nibbles`: how often each half [16] of a byte occurs, where bytes are two 4-bit numbers.
+    `nibbles`: how often each half [16] of a byte occurs, where bytes are two 4-bit numbers. `quick`: tries few, for
+    estimates.
     """
     best, least = UNIFORM, UNIFORM.bits + UNIFORM.cost(counts)
-    for table in _candidates(counts, nibbles):
+    for table in _candidates(counts, nibbles, (2,) if quick else _SCALES):
         bits = table.bits + table.cost(counts)
         if bits < least:
             best, least = table, bits
     return best
 
 
-def _candidates(counts: Array, nibbles: Array | None) -> Iterator[Table]:
-    yield from _fits(counts, 256)
+def _candidates(counts: Array, nibbles: Array | None, scales: Sequence[int]) -> Iterator[Table]:
+    yield from _fits(counts, 256, scales)
     if nibbles is not None:
-        for table in _fits(nibbles, 16):
+        for table in _fits(nibbles, 16, scales):
             yield replace(table, pairs=True)
 
 
-def _fits(counts: Array, symbols: int) -> Iterator[Table]:
+def _fits(counts: Array, symbols: int, scales: Sequence[int]) -> Iterator[Table]:
     if not counts.any():
         return
     for first in (0, symbols // 2):
@@ -164,16 +181,16 @@ def _fits(counts: Array, symbols: int) -> Iterator[Table]:
         sides[1:] += around[:0:-1]
         mirrored = sides[: symbols // 2 + 1].astype(np.float64)
         mirrored[1 : symbols // 2] /= 2
-        yield from _shapes(Table((), first, mirrored=True), mirrored)
+        yield from _shapes(Table((), first, mirrored=True), mirrored, scales)
     # From the smallest symbol to the largest, as unsigned and as signed numbers.
     for start in (0, symbols // 2):
         line = np.roll(counts, -start)
         used = np.flatnonzero(line)
         low, high = int(used[0]), int(used[-1])
-        yield from _shapes(Table((), (low + start) % symbols), line[low : high + 1].astype(np.float64))
+        yield from _shapes(Table((), (low + start) % symbols), line[low : high + 1].astype(np.float64), scales)
 
 
-def _shapes(table: Table, counts: Array) -> Iterator[Table]:
+def _shapes(table: Table, counts: Array, scales: Sequence[int]) -> Iterator[Table]:
     """Descriptions of frequencies that fall off from symbol 0 of `counts`."""
     size = int(np.flatnonzero(counts)[-1])
     counts = counts[: size + 1]
@@ -181,7 +198,7 @@ def _shapes(table: Table, counts: Array) -> Iterator[Table]:
         smooth = _smoothed(counts, width)
         with np.errstate(divide="ignore"):
             level = np.where(smooth > 0, 8 * np.log2(smooth / smooth.max()) + LEVELS - 1, -1.0)
-        for scale in _SCALES:
+        for scale in scales:
             coarse = np.clip(np.rint(level / (1 << scale)), 0, (LEVELS - 1) >> scale).astype(np.int64)
             codes = np.where(smooth > 0, coarse + 1, 0)
             yield replace(table, codes=tuple(map(int, codes)), size=size, scale=scale)
@@ -189,7 +206,7 @@ def _shapes(table: Table, counts: Array) -> Iterator[Table]:
         return
     places = _knots(size)
     level = _at_knots(counts, places)
-    for scale in _SCALES[1:]:
+    for scale in scales:
         codes = np.clip(np.rint(level / (1 << scale)), 0, (LEVELS - 1) >> scale).astype(np.int64) + 1
         yield replace(table, codes=tuple(map(int, codes)), size=size, scale=scale, sparse=True)
 
