@@ -94,11 +94,16 @@ def explain_kernels(model: Model, target: Target, tuning: Path | None = None) ->
 
 
 def _row(calls: list[Call], target: Target, records: Records) -> KernelRow | None:
-    from irc.backends.tvm.specs import LinearSpec
+    from irc.backends.tvm.specs import LinearSpec, SparseSpec
     from irc.backends.tvm.tune.candidates import predicted, ranked
     from irc.backends.tvm.tune.classes import choice_of, describe
 
     call = calls[0]
+    text = f"{describe(call.spec)}; {call.note}" if call.note else describe(call.spec)
+    nodes = tuple(node for c in calls for node in c.nodes)
+    if isinstance(call.spec, SparseSpec):
+        shape = {"tile": list(call.spec.linear.tile), "columns": call.spec.columns}
+        return KernelRow(text, nodes, len(calls), call.macs, shape, None, {}, ())
     choice = choice_of(call.spec)
     if not choice:
         return None
@@ -107,8 +112,8 @@ def _row(calls: list[Call], target: Target, records: Records) -> KernelRow | Non
     tiles = [({"tile": [t.rows, t.columns, t.vectors]}, t.cycles) for t in others]
     record = records.find(call.spec, target)
     return KernelRow(
-        describe(call.spec),
-        tuple(node for c in calls for node in c.nodes),
+        text,
+        nodes,
         len(calls),
         call.macs,
         choice,

@@ -7,19 +7,22 @@ read are dropped with it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
-from irc.backends.tvm.geometry import lanes_of, step_channels
-from irc.backends.tvm.plan.pack import unpack_linear
+from irc.backends.tvm.geometry import fields_of, lanes_of, step_channels, stored_counts
+from irc.backends.tvm.plan.pack import own_bytes, unpack_linear
 from irc.backends.tvm.plan.planner import Call, Planner
-from irc.backends.tvm.plan.sparse_model import SparseChoice, choose, columns_of, units_of
+from irc.backends.tvm.plan.sparse_model import SparseChoice, choose, columns_of, rank, units_of
+from irc.backends.tvm.plan.tiles import Product
 from irc.backends.tvm.specs import LinearSpec, SparseSpec
 from irc.ir.types import Array
 from irc.targets.target import Target
 
 _LEAST_ZEROS = 0.25  # share of the weights: below, no kernel gains
+_INTEGERS = ("", "int4", "int2")
 _SHORT = 1 << 16  # offsets that fit 16 bits
 
 
@@ -36,6 +39,14 @@ def skip_zeros(planner: Planner) -> None:
             planner.calls[i] = _skipping(planner, call, _in_one_row(call.spec), data, name)
 
 
+def _readable(spec: LinearSpec, data: Array) -> bool:
+    """Whether these are packed weights as they are multiplied, perhaps several to a byte, the same for all images."""
+    real = spec.x_dtype == "float32"
+    plain = data.dtype == (np.float32 if real else np.int8) and spec.w_dtype in (("",) if real else _INTEGERS)
+    each_group = spec.batch[1] == 1 or spec.w_strides[1] > 0
+    return plain and each_group and not spec.w_rows and not spec.sum_x and not spec.w_strides[0]
+
+
 def _in_one_row(spec: LinearSpec) -> LinearSpec:
     """The rows of 1x1 convolutions as one, where they follow each other in memory everywhere."""
     height, width = spec.out
@@ -45,63 +56,75 @@ def _in_one_row(spec: LinearSpec) -> LinearSpec:
     return replace(spec, out=(1, height * width))
 
 
-def _readable(spec: LinearSpec, data: Array) -> bool:
-    """Whether these are packed weights with nothing special: one number each, the same for all images."""
-    plain = data.dtype == (np.float32 if spec.x_dtype == "float32" else np.int8) and not spec.w_dtype
-    each_group = spec.batch[1] == 1 or spec.w_strides[1] > 0
-    return plain and each_group and not spec.w_rows and not spec.sum_x and not spec.w_strides[0]
-
-
 def _skipping(planner: Planner, call: Call, spec: LinearSpec, data: Array, name: str) -> Call:
-    target = planner.target
-    blocks = _blocks(spec, data, target)
+    blocks = blocks_of(spec, data, planner.target)
     found: SparseChoice | None = None
-    for unit in units_of(target):
-        kept = _kept(blocks, unit)
-        choice = choose(spec, target, unit, kept.sum() / (kept.shape[0] * kept.shape[1]))
+    for unit in units_of(planner.target):
+        kept = kept_blocks(blocks, unit)
+        choice = choose(spec, planner.target, unit, kept.sum() / (kept.shape[0] * kept.shape[1]))
         if found is None or choice.tile.cycles < found.tile.cycles:
             found = choice
     assert found is not None
-    kept = _kept(blocks, found.unit)
-    if not found.pays:
-        return call
-    return _sparse_call(planner, call, spec, blocks, kept, found, name)
+    left = kept_blocks(blocks, found.unit).mean()
+    cycles = f"{found.tile.cycles:.3g} cycles, {found.dense:.3g} dense"
+    note = f"{left:.0%} of its {found.unit}x{blocks.shape[3]} blocks are not zero: {cycles}"
+    if not found.pays or left * fields_of(spec.w_dtype) > 1:  # several weights to a byte would take less room
+        return replace(call, note=note)
+    made, tables = sparse_form(spec, blocks, found, planner.target)
+    ends = ("", "_offsets", "_starts")
+    views = [planner.constant(t, f"{name}{end}") for t, end in zip(tables, ends, strict=True)]
+    args = (call.args[0], *(planner.pointer(v) for v in views), *call.args[2:])
+    return replace(call, spec=made, args=args, note=note)
 
 
-def _blocks(spec: LinearSpec, data: Array, target: Target) -> Array:
-    """[group, output channel, tap and step, input channel of the step]"""
+def sparse_cycles(w: Array, out: tuple[int, int], target: Target) -> float:
+    """Of a float32 convolution to `out` places with stride 1 and weights [oc, ic, taps...] that passes over zeros;
+    infinity where it has too few."""
+    if np.count_nonzero(w) > (1 - _LEAST_ZEROS) * w.size:
+        return math.inf
+    blocks = w.reshape(1, w.shape[0], -1, 1)
+    product = Product(out, -(-w.shape[0] // lanes_of(target)), blocks.shape[2])
+    lengths = ((unit, float(kept_blocks(blocks, unit).sum(2).mean())) for unit in units_of(target))
+    return min(rank(product, target, unit, steps)[0].cycles for unit, steps in lengths)
+
+
+def blocks_of(spec: LinearSpec, data: Array, target: Target) -> Array:
+    """Packed weights as [group, output channel, tap and step, input channel of the step]."""
     step = step_channels(spec.x_dtype, target, spec.ic)
     lanes, vectors = (spec.block, 1) if spec.block else (lanes_of(target), spec.tile[2])
     groups = spec.batch[1] if spec.w_strides[1] else 1
-    shape = (spec.oc, *spec.kernel, spec.ic)
+    counts = (*spec.kernel, spec.ic // step)
+    rows, columns, steps = stored_counts(counts, fields_of(spec.w_dtype))
+    shape = (spec.oc, rows, columns, steps * step)
     parts = [unpack_linear(part, shape, lanes, vectors, step) for part in data.reshape(groups, -1)]
-    return np.stack(parts).reshape(groups, spec.oc, -1, step)
+    whole = [own_bytes(part, counts, step, spec.w_dtype) for part in parts]
+    return np.stack(whole).reshape(groups, spec.oc, -1, step)
 
 
-def _kept(blocks: Array, unit: int) -> Array:
-    """bool [group, unit, tap and step]: blocks that are not zero."""
-    return np.logical_or.reduceat(blocks.any(3), range(0, blocks.shape[1], unit), axis=1)
+def kept_blocks(blocks: Array, unit: int) -> Array:
+    """bool [group, unit of `unit` output channels, tap and step]: which blocks are not zero."""
+    return np.asarray(np.logical_or.reduceat(blocks.any(3), range(0, blocks.shape[1], unit), axis=1))
 
 
-def _sparse_call(
-    planner: Planner, call: Call, spec: LinearSpec, blocks: Array, kept: Array, choice: SparseChoice, name: str
-) -> Call:
+def sparse_form(
+    spec: LinearSpec, blocks: Array, choice: SparseChoice, target: Target
+) -> tuple[SparseSpec, tuple[Array, Array, Array]]:
+    """The sparse kernel in place of `spec`, and its weights, offsets and starts."""
     groups, channels, steps, step = blocks.shape
-    unit, units = choice.unit, kept.shape[1]
+    unit, kept = choice.unit, kept_blocks(blocks, choice.unit)
+    units = kept.shape[1]
     padded = np.pad(blocks, ((0, 0), (0, units * unit - channels), (0, 0), (0, 0)))
     entries = padded.reshape(groups, units, unit, steps, step).transpose(0, 1, 3, 2, 4)[kept]
     offsets = np.broadcast_to(_offsets(spec, step), kept.shape)[kept]
-    index = "uint16" if offsets.max(initial=0) < _SHORT else "int32"
     starts = np.concatenate([[0], np.cumsum(kept.sum(2).reshape(-1))]).astype(np.int32)
-    entries = entries if entries.size else np.zeros((1, unit, step), blocks.dtype)
-    tables = (entries, offsets.astype(index) if offsets.size else np.zeros(1, index), starts)
-    views = [planner.constant(t, f"{name}{end}") for t, end in zip(tables, ("", "_offsets", "_starts"), strict=True)]
+    if not len(entries):  # nothing is read, but an array has a place
+        entries, offsets = np.zeros((1, unit, step), blocks.dtype), np.zeros(1, np.int64)
+    index = "uint16" if offsets.max() < _SHORT else "int32"
     tile = (choice.tile.rows, choice.tile.columns, choice.tile.vectors)
     room = 1 << (len(entries) - 1).bit_length()  # layers that differ only in what is zero share a kernel
-    linear = replace(spec, tile=tile, order="rows", w_strides=(0, 0), block=0, w_size=room * unit * step)
-    made = SparseSpec(linear, unit, index, room, groups * units, columns_of(linear, planner.target))
-    args = (call.args[0], *(planner.pointer(v) for v in views), *call.args[2:])
-    return replace(call, spec=made, args=args)
+    linear = replace(spec, tile=tile, order="rows", w_strides=(0, 0), block=0, w_size=room * unit * step, w_dtype="")
+    made = SparseSpec(linear, unit, index, room, groups * units, columns_of(linear, target))
+    return made, (entries, offsets.astype(index), starts)
 
 
 def _offsets(spec: LinearSpec, step: int) -> Array:

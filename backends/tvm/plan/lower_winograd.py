@@ -14,6 +14,7 @@ from irc.backends.tvm.geometry import BLOCK, block_of
 from irc.backends.tvm.plan import lower_conv as conv
 from irc.backends.tvm.plan.integer import float_weights, integer_weights
 from irc.backends.tvm.plan.kinds import kind_of
+from irc.backends.tvm.plan.lower_sparse import sparse_cycles
 from irc.backends.tvm.plan.pack import pack_for
 from irc.backends.tvm.plan.planner import Planner, Pointer
 from irc.backends.tvm.plan.regions import Region
@@ -41,7 +42,11 @@ def winograd_choice(region: Region, target: Target) -> Choice | None:
     if target.l2_bytes < 256 * 1024 or target.vector_registers < 16:
         return None  # small machines, where the size of weights counts more
     shape = region.output.static_shape()
-    return choose(Shape(shape[0], two(shape[2:]), g.kernel, node.need(0).static_shape()[1], shape[1]), target)
+    out = two(shape[2:])
+    choice = choose(Shape(shape[0], out, g.kernel, node.need(0).static_shape()[1], shape[1]), target)
+    if choice is not None and shape[0] * sparse_cycles(node.need(1).numpy(), out, target) < choice.cycles:
+        return None  # transformed weights have no zeros
+    return choice
 
 
 def retiled(spec: WinogradSpec, target: Target) -> WinogradSpec:

@@ -96,6 +96,21 @@ def share_bytes(w: Array, step: int, w_dtype: str) -> Array:
     return packed.view(np.int8).reshape(oc, rows, columns, steps * step)
 
 
+def own_bytes(w: Array, counts: tuple[int, int, int], step: int, w_dtype: str) -> Array:
+    """The integers [oc, kh, kw, ic] of `share_bytes`, of which there are `counts` of steps: a byte for each."""
+    fields = fields_of(w_dtype)
+    if fields == 1:
+        return w
+    stored = w.view(np.uint8).reshape(w.shape[0], *stored_counts(counts, fields), step)
+    axis, bits = 1 + shared_axis(counts, fields), 8 // fields
+    each = [(stored << (8 - bits * (f + 1))).view(np.int8) >> (8 - bits) for f in range(fields)]
+    mixed = np.stack(each, axis + 1)
+    shape = list(stored.shape)
+    shape[axis] *= fields
+    whole = mixed.reshape(shape)[:, : counts[0], : counts[1], : counts[2]]
+    return np.ascontiguousarray(whole).reshape(w.shape[0], *counts[:2], counts[2] * step)
+
+
 def pack_depthwise(w: Array, rows: int) -> Array:
     """[channels, kh, kw] -> [kh, kw, channels], or for `rows` > 1 [ceil(kh / rows), kw, channels, rows].
 

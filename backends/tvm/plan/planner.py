@@ -35,7 +35,7 @@ class Pointer:
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call of the plan. `writes` are the storages it changes."""
+    """One kernel call of the plan. `writes` are the storages it changes; `note`, for people, why it is this kernel."""
 
     spec: Spec
     args: tuple[Pointer, ...]
@@ -44,6 +44,7 @@ class Call:
     nodes: tuple[str, ...] = ()
     macs: int = 0
     parallel: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True)

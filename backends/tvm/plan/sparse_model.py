@@ -26,8 +26,10 @@ _SPLIT_DATA, _SPLIT = 0.7, 0.9  # cycles per vector of bytes that are made numbe
 _ENDING = 0.8  # of the cycles that the dense model counts for a vector of results
 _WINDOW, _EXPOSED = 16, 1.9  # vectors of results that the next tile's work overtakes, and what others cost more
 _TILE = 6.0  # cycles of a tile's addresses, and of the end of a list, which nobody foresees
+_LOOKED_AT = 8  # dense tiles
 _MARGIN = 0.97  # of the dense kernel's cycles that the sparse one may need at most
 _NEAR = 0.6  # of the first-level cache, for places whose data wait for all weights
+_FILLED = 0.75  # of the entries that a kernel can address, on average
 _WIDEST = 32  # output channels of a block
 
 
@@ -55,7 +57,8 @@ def units_of(target: Target) -> list[int]:
 def choose(spec: LinearSpec, target: Target, unit: int, steps: float) -> SparseChoice:
     """For lists of `steps` stored blocks (their mean length) in units of `unit` channels."""
     product = product_of(spec, target)
-    return SparseChoice(unit, rank(product, target, unit, steps)[0], rank_tiles(target, product)[0].cycles)
+    dense = min(_cycles(product, tile, product.steps, _Dense())[0] for tile in rank_tiles(target, product)[:_LOOKED_AT])
+    return SparseChoice(unit, rank(product, target, unit, steps)[0], dense)
 
 
 def rank(product: Product, target: Target, unit: int, steps: float) -> list[TileChoice]:
@@ -65,14 +68,30 @@ def rank(product: Product, target: Target, unit: int, steps: float) -> list[Tile
 
 def _tiles(product: Product, target: Target, unit: int, steps: float) -> Iterator[TileChoice]:
     per_unit = unit // lanes_of(target)
+    ways = target.l1_bytes // _PAGE
     for tile in rank_tiles(target, product):
         if per_unit % tile.vectors == 0:
-            gone = share_a_set(tile.rows, tile.columns, product.apart) > target.l1_bytes // _PAGE
-            cycles, bound = _cycles(product, tile, steps, _CONFLICT if gone else 0.0)
+            gone = share_a_set(tile.rows, tile.columns, product.apart) > ways
+            cycles, bound = _cycles(product, tile, steps, _Sparse(_CONFLICT if gone else 0.0))
             yield replace(tile, cycles=cycles, bound=bound)
 
 
-def _cycles(product: Product, tile: TileChoice, steps: float, conflict: float) -> tuple[float, dict[str, float]]:
+@dataclass(frozen=True)
+class _Dense:
+    """What a step costs beyond multiply-adds and their loads."""
+
+    conflict: float = 0.0  # per place
+    entry: float = 0.0  # loads
+    split: float = 0.0  # per place, of data that are not prepared
+
+
+@dataclass(frozen=True)
+class _Sparse(_Dense):
+    entry: float = 1.0
+    split: float = _SPLIT_DATA
+
+
+def _cycles(product: Product, tile: TileChoice, steps: float, kind: _Dense) -> tuple[float, dict[str, float]]:
     total = 0.0
     bound = {"multiply-adds": 0.0, "loads": 0.0, "latency": 0.0, "epilogue": 0.0}
     halves = 2 if product.uops > 1 else 1  # of a word, in two registers
@@ -80,12 +99,12 @@ def _cycles(product: Product, tile: TileChoice, steps: float, conflict: float) -
         for _, columns, c in spans(product.out[1], tile.columns):
             for _, vectors, v in spans(product.vectors, tile.vectors):
                 count, places = rows * columns * vectors, r * c
-                work = places * v * product.uops / 2 + (halves - 1) * (_SPLIT_DATA * places + _SPLIT * v)
-                loads = _SLOT * (places + v + 1)
+                work = places * v * product.uops / 2 + (halves - 1) * (kind.split * places + _SPLIT * v)
+                loads = _SLOT * (places + v + kind.entry)
                 latency = _LATENCY if places * v <= 8 else 0.0
                 written = places * v
                 ending = _ENDING * product.epilogue * (written + _EXPOSED * max(written - _WINDOW, 0)) + _TILE
-                total += count * (steps * (max(work, loads, latency) + conflict * places) + ending)
+                total += count * (steps * (max(work, loads, latency) + kind.conflict * places) + ending)
                 for name, cost in (("multiply-adds", work), ("loads", loads), ("latency", latency)):
                     bound[name] += count * steps * cost
                 bound["epilogue"] += count * ending
@@ -111,7 +130,7 @@ def _size(dtype: str) -> int:
 
 def retiled(spec: SparseSpec, target: Target) -> SparseSpec:
     """`spec` with the tile that suits `target`."""
-    steps = spec.entries / spec.lists
+    steps = _FILLED * spec.entries / spec.lists
     tile = rank(product_of(spec.linear, target), target, spec.unit, steps)[0]
     linear = replace(spec.linear, tile=(tile.rows, tile.columns, tile.vectors))
     return replace(spec, linear=linear, columns=columns_of(linear, target))

@@ -19,6 +19,7 @@ from irc.backends.tvm.specs import (
     PoolSpec,
     ReduceSpec,
     RowsSpec,
+    SparseSpec,
     WinogradInputSpec,
     WinogradSpec,
 )
@@ -34,6 +35,8 @@ def strided(flat: np.ndarray, shape, strides) -> np.ndarray:
 
 def output_geometry(spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape and strides of what a kernel writes."""
+    if isinstance(spec, SparseSpec):
+        return output_geometry(spec.linear)
     if isinstance(spec, LinearSpec):
         return (*spec.batch, *spec.out, spec.oc), (*spec.y_strides, 1)
     if isinstance(spec, WinogradInputSpec):
