@@ -37,7 +37,12 @@ def step_channels(x_dtype: str, target: Target, channels: int = 0) -> int:
     return {"vpdpbusd": 4, "sdot": 4, "pmaddwd4": 4, "pmaddwd": 2, "widening": 1}[dot_of(x_dtype, target, channels)]
 
 
-_FIELDS = {"int4": 2, "int2": 4}
+PALETTE = "palette"
+"""Type of weights that are indices of 4 bits into a codebook, which comes before them."""
+
+PALETTE_BYTES = 64
+
+_FIELDS = {"int4": 2, "int2": 4, PALETTE: 2}
 
 
 def fields_of(w_dtype: str) -> int:

@@ -49,7 +49,9 @@ class LinearSpec:
     `w_rows` > 0 instead reads them unpacked, row i at i * w_rows. `w_dtype`: weights of float32 data that are stored
     as "float16", "bfloat16" or "int8" and widened when loaded, and weights of any data as "int4" or "int2", several
     steps to a byte (`geometry.shared_axis`); "" otherwise. `ahead` > 0: another pointer, before y's,
-    to so many bytes that are to be brought near while the kernel computes; they need not exist.
+    to so many bytes that are to be brought near while the kernel computes; they need not exist. `scaled` > 0: the last
+    operand, which the expression does not read, holds a factor for so many input channels of float32 data at a time:
+    [kh, kw, ic / scaled, channels in whole blocks of 16].
     """
 
     x_dtype: str
@@ -76,6 +78,7 @@ class LinearSpec:
     block: int = 0
     w_dtype: str = ""
     ahead: int = 0
+    scaled: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,25 @@ rows*columns*vectors multiply-adds. Tiles at the border of the output get code o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, Instr
-from irc.backends.tvm.geometry import channel_tiles, chunks, lanes_of, shared_axis, spans, stored_counts
+from irc.backends.tvm.geometry import (
+    PALETTE,
+    PALETTE_BYTES,
+    channel_tiles,
+    chunks,
+    depthwise_channels,
+    lanes_of,
+    shared_axis,
+    spans,
+    stored_counts,
+)
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.emit import Operand, emit_expression, emit_levels
 from irc.backends.tvm.kernels.rounding import pack, packs, piece
@@ -240,7 +251,8 @@ class LinearKernel:
         stored = stored_counts(counts, step.fields)
         x_base = self._x_base(a, b, h, w)
         reduction = math.prod(stored)
-        bases, w_step = self._weights(a * spec.w_strides[0] + b * spec.w_strides[1], vector, vectors, start, reduction)
+        scales = k.let(vector * self.lanes, "sb") if spec.scaled else const(0, "int32")
+        bases, w_step = self._weights(self._weights_at(a, b), vector, vectors, start, reduction)
         image = a * spec.batch[1] + b
         place = k.let((image * spec.out[0] + h) * spec.out[1] + w, "pl")
         ahead = self._ahead(place, bases[0], vectors, reduction, len(places))
@@ -253,7 +265,7 @@ class LinearKernel:
             with (
                 k.loop(extents[0], "kh", start=starts[0]) as kh,
                 k.loop(extents[1], "kw", start=starts[1]) as kw,
-                k.loop(extents[2], "i", start=starts[2]) as i,
+                self._inner(extents[2], starts[2], kh * spec.kernel[1] + kw, scales, vectors) as (i, factors),
             ):
                 at = (kh * stored[1] + kw) * stored[2] + i
                 loaded = [step.load_w(k, self.w, base + at * w_step) for base in bases]
@@ -261,7 +273,35 @@ class LinearKernel:
                 following(at)
                 for field in range(fields):
                     taps = [t * step.fields + field if n == axis else t for n, t in enumerate((kh, kw, i))]
-                    self._step(x_base, taps, [step.unpack(k, w, field) for w in loaded], places)
+                    weights = [step.unpack(k, w, field) for w in loaded]
+                    if factors:
+                        weights = [(k.let(w[0] * f, "w"),) for w, f in zip(weights, factors, strict=True)]
+                    self._step(x_base, taps, weights, places)
+
+    @contextmanager
+    def _inner(
+        self, extent: int, start: int, tap: Expr, scales: Expr, vectors: int
+    ) -> Iterator[tuple[Expr, list[Expr]]]:
+        """The loop over the steps of a tap, with the factors of the weights of each vector, if they have any: those
+        change after every `scaled` channels."""
+        spec, k, lanes = self.spec, self.k, self.lanes
+        if not spec.scaled:
+            with k.loop(extent, "i", start=start) as i:
+                yield i, []
+            return
+        groups = spec.ic // spec.scaled
+        each = extent // groups
+        row = depthwise_channels(spec.oc)
+        with k.loop(groups, "g") as g:
+            at = scales + (tap * groups + g) * row
+            factors = [k.let(k.load(self.operands[-1], at + v * lanes, lanes), "f") for v in range(vectors)]
+            with k.loop(each, "i") as i:
+                yield g * each + i, factors
+
+    def _weights_at(self, a: Expr, b: Expr) -> Expr:
+        """Where the weights of an image and group begin."""
+        at = a * self.spec.w_strides[0] + b * self.spec.w_strides[1]
+        return at + PALETTE_BYTES if self.spec.w_dtype == PALETTE else at
 
     def _step(self, x_base: Expr, taps: list[Expr], weights: list[Value], places: list[tuple[int, int]]) -> None:
         """One step of the reduction, for all places of a register tile: `taps` are the row and column of the kernel

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import dot_of, fields_of, lanes_of
+from irc.backends.tvm.geometry import PALETTE, dot_of, fields_of, lanes_of
 from irc.backends.tvm.kernels.builder import (
     Buffer,
     Expr,
@@ -36,6 +36,7 @@ from irc.backends.tvm.kernels.builder import (
     reinterpret,
     vector_type,
 )
+from irc.backends.tvm.kernels.palette import byte_step, float_step
 from irc.targets.target import Target
 
 PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
@@ -63,7 +64,7 @@ class Step:
 
 def weight_type(x_dtype: str, w_dtype: str, target: Target) -> str:
     """Element type of the weights' buffer. float16 has it only where the machine converts it: others take the bits."""
-    if x_dtype != "float32" or w_dtype in ("int8", "int4", "int2"):
+    if x_dtype != "float32" or w_dtype in ("int8", "int4", "int2", PALETTE):
         return "int8"
     if not w_dtype:
         return "float32"
@@ -194,6 +195,16 @@ def _field(value: Expr, field: int, bits: int, dtype: str, lanes: int, *, above:
     return moved >> const(down, dtype, lanes)
 
 
+_PERMUTE = "llvm.x86.avx512.permvar.sf.512"  # by the lowest four bits of every lane
+
+
+def _levels(bits: int, lanes: int) -> Expr:
+    """The number that each pattern of the lowest bits stands for."""
+    half = 1 << (bits - 1)
+    numbers = [(i + half) % (2 * half) - half for i in range(lanes)]
+    return tirx.Shuffle([const(n, "float32") for n in numbers], [const(i, "int32") for i in range(lanes)])
+
+
 def _shared(step: Step, lanes: int, bits: int, way: str) -> Step:
     """`step` for weights of `bits`, of which a byte holds those of several steps."""
     wide = lanes * step.channels
@@ -209,6 +220,10 @@ def _shared(step: Step, lanes: int, bits: int, way: str) -> Step:
         odd = words << const(up - 8, "int16", 2 * lanes) if up > 8 else words
         return k.let((words << const(up, "int16", 2 * lanes)) >> down, "w"), k.let(odd >> down, "w")
 
+    def looked_up(k: KernelBuilder, w: Value, field: int) -> Value:
+        index = w[0] >> const(bits * field, "int32", lanes) if field else w[0]
+        return (k.let(intrinsic(_PERMUTE, f"float32x{lanes}", _levels(bits, lanes), index), "w"),)
+
     def widened_field(k: KernelBuilder, w: Value, field: int) -> Value:
         dtype = "int16" if way == "pmaddwd" else "int32"
         value = _field(w[0], field, bits, dtype, wide, above=8 if way == "pmaddwd" else 24)
@@ -216,12 +231,14 @@ def _shared(step: Step, lanes: int, bits: int, way: str) -> Step:
 
     def load(k: KernelBuilder, w: Buffer, i: Expr) -> Value:
         raw = k.load(w, i, wide)
+        if way == "permute":
+            return (k.let(cast(reinterpret(raw, f"uint8x{lanes}"), "int32", lanes), "n"),)
         if way in ("vpdpbusd", "sdot", "pmaddwd4"):
             return (k.let(raw, "n"),)
         return (k.let(cast(raw, "int16" if way == "pmaddwd" else "int32", wide), "n"),)
 
     high_ends = way in ("vpdpbusd", "sdot")
-    unpack = high if high_ends else quad if way == "pmaddwd4" else widened_field
+    unpack = {"pmaddwd4": quad, "permute": looked_up}.get(way, high if high_ends else widened_field)
     return replace(step, load_w=load, fields=8 // bits, unpack=unpack, shift=8 - bits if high_ends else 0)
 
 
@@ -229,11 +246,26 @@ def choose_step(x_dtype: str, target: Target, channels: int, w_dtype: str = "") 
     """The step for x with `channels` input channels; `w_dtype` as in LinearSpec."""
     lanes = lanes_of(target)
     step = _plain_step(x_dtype, target, channels, w_dtype)
+    if w_dtype == PALETTE:
+        return _palette_step(step, x_dtype, target, channels)
     fields = fields_of(w_dtype)
     if fields == 1:
         return step
-    way = "float32" if x_dtype == "float32" else dot_of(x_dtype, target, channels)
+    if x_dtype == "float32":
+        way: str = "permute" if target.arch == "x86-64" and lanes == 16 else "float32"
+    else:
+        way = dot_of(x_dtype, target, channels)
     return _shared(step, lanes, 8 // fields, way)
+
+
+def _palette_step(step: Step, x_dtype: str, target: Target, channels: int) -> Step:
+    lanes = lanes_of(target)
+    if x_dtype == "float32":
+        return float_step(step, lanes)
+    way = dot_of(x_dtype, target, channels)
+    if way == "pmaddwd4":
+        return byte_step(step, lanes, False, lambda k, w: split_bytes(k, w, lanes))
+    return byte_step(step, lanes, way == "sdot", lambda k, w: (k.let(w, "w"),))
 
 
 def _plain_step(x_dtype: str, target: Target, channels: int, w_dtype: str) -> Step:

@@ -8,6 +8,7 @@ weights that are made now.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,9 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, Instr
-from irc.backends.tvm.geometry import lanes_of
+from irc.backends.tvm.geometry import BLOCK, fields_of, lanes_of
 from irc.backends.tvm.plan.kinds import is_weight, stored_half
-from irc.backends.tvm.plan.pack import pack_linear
+from irc.backends.tvm.plan.pack import pack_linear, pad_channels, share_bytes, small_type
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.specs import LinearSpec, Operand, RecurrentSpec, Spec
 from irc.ir.graph import Graph, Node, Value
@@ -28,11 +29,12 @@ from irc.targets.target import Target
 @dataclass(frozen=True)
 class _Small:
     """Packed weights as they are stored. `scale`: float32, one for each output channel of all groups, or a single
-    one; None where the numbers are the weights."""
+    one; None where the numbers are the weights. `scaled` > 0: for so many input channels (LinearSpec)."""
 
     dtype: str
     packed: Array
     scale: Array | None = None
+    scaled: int = 0
 
 
 class _Kind(Protocol):
@@ -85,7 +87,17 @@ def _with_weights(planner: Planner, call: Call, small: _Small, name: str) -> Cal
     made = planner.pointer(planner.constant(small.packed, name))
     before, operands, after = call.args[:1], call.args[2:-1], call.args[-1:]
     spec = replace(spec, w_dtype=small.dtype)
-    if small.scale is not None:
+    if isinstance(spec, LinearSpec):
+        spec = replace(spec, w_size=small.packed.size, scaled=small.scaled)
+        if spec.w_strides[1]:
+            spec = replace(spec, w_strides=(spec.w_strides[0], small.packed.size // spec.batch[1]))
+    if small.scaled and small.scale is not None:
+        assert isinstance(spec, LinearSpec)
+        factors = planner.constant(small.scale, f"{name}_scale")
+        operand = Operand("float32", (0, 0, 0, 0, 1), small.scale.size)
+        spec = replace(spec, operands=(*spec.operands, operand))
+        operands = (*operands, planner.pointer(factors))
+    elif small.scale is not None:
         assert isinstance(spec, LinearSpec)
         factors = planner.constant(small.scale, f"{name}_scale")
         per_group = spec.oc if small.scale.size > 1 and spec.batch[1] > 1 else 0
@@ -139,16 +151,21 @@ def narrowed(data: Array, kind: str) -> Array | None:
 
 @dataclass(frozen=True)
 class _Bytes:
-    """Integers of up to 8 bits, less their zero points, times `scale` (float32, one or one for each output channel)."""
+    """Integers of up to 8 bits, less their zero points, times `scale` (float32, one or one for each output channel; or
+    one for each `scaled` input channels at every tap: [kh, kw, ic / scaled, oc])."""
 
     scale: Array
+    scaled: int = 0
 
     @staticmethod
     def of(node: Node) -> _Bytes | None:
-        """None for what is scaled in blocks, or along an axis that is not that of the output channels."""
-        scale = node.need(1).numpy().astype(np.float32).reshape(-1)
-        if node.get_int("block_size", 0) or not np.isfinite(scale).all() or not (scale > 0).all():
+        """None for what is scaled along an axis that is not that of the output channels."""
+        scale = node.need(1).numpy().astype(np.float32)
+        if not np.isfinite(scale).all() or not (scale > 0).all():
             return None
+        if node.get_int("block_size", 0):
+            return _Bytes._in_blocks(node, scale)
+        scale = scale.reshape(-1)
         if scale.size == 1:
             return _Bytes(scale)
         axes = {_output_axis(use.node, use.index, node.output) for use in node.output.uses}
@@ -158,15 +175,69 @@ class _Bytes:
         return _Bytes(scale)
 
     def small(self, packed: Array, spec: LinearSpec | RecurrentSpec, target: Target) -> _Small | None:
-        if not isinstance(spec, LinearSpec):
-            return None  # the scale would have to be taken into every gate
-        each = self.scale if self.scale.size == 1 else _by_place(self.scale, packed, spec, target)
-        if each is None or packed.dtype != np.float32:
+        if not isinstance(spec, LinearSpec) or packed.dtype != np.float32 or spec.w_strides[0]:
+            return None  # of recurrent kernels the scale would have to be taken into every gate
+        order = _order(spec, target)
+        groups = max(spec.batch[1], 1) if spec.w_strides[1] else 1
+        if order.size * groups != packed.size:
             return None
-        q = np.rint(packed / each)
-        if (np.abs(q) > 128).any() or (q == 128).any() or not np.array_equal(q.astype(np.float32) * each, packed):
+        each = self._factors(spec, groups, order)
+        if each is None:
             return None
-        return _Small("int8", q.astype(np.int8), self.scale)
+        q = np.rint(packed.reshape(groups, -1) / each)
+        if (q < -128).any() or (q > 127).any() or not np.array_equal((q.astype(np.float32) * each).ravel(), packed):
+            return None
+        whole = np.zeros((groups, spec.oc * math.prod(spec.kernel) * spec.ic + 1), np.int8)
+        whole[:, order] = q
+        dense = whole[:, 1:].reshape(groups * spec.oc, *spec.kernel, spec.ic)
+        kind = small_type(dense, 1, self.scale)
+        if self.scaled and (self.scaled % fields_of(kind) or spec.ic % fields_of(kind)):
+            kind = ""
+        scale = self.scale
+        if self.scaled:
+            scale = np.ascontiguousarray(pad_channels(scale, BLOCK, axis=3))
+        parts = np.split(dense, groups)
+        stored = [_packed(share_bytes(part, 1, kind), spec, target) for part in parts]
+        return _Small(kind or "int8", np.concatenate(stored), scale, self.scaled)
+
+    @staticmethod
+    def _in_blocks(node: Node, scale: Array) -> _Bytes | None:
+        """Blocks of input channels of a product or a convolution, whole ones."""
+        users = {(use.node.op_type, use.index, use.node.get_int("transB", 0)) for use in node.output.uses}
+        shape, block = node.output.static_shape(), node.get_int("block_size", 0)
+        if len(users) != 1 or len(shape) != len(scale.shape):
+            return None
+        op, index, turned = users.pop()
+        axis = node.get_int("axis", 1) % len(shape)
+        inner = 1 if op == "Conv" or turned else 0
+        if index != 1 or axis != inner or shape[axis] % block or (op != "Conv" and len(shape) != 2):
+            return None
+        if any(
+            use.node.get_int("group", 1) != 1 or use.node.get_float("alpha", 1.0) != 1.0 for use in node.output.uses
+        ):
+            return None
+        if op == "Conv":
+            full = scale.reshape(*scale.shape[:2], *((1,) * (4 - len(shape))), *scale.shape[2:])
+            return _Bytes(np.ascontiguousarray(full.transpose(2, 3, 1, 0)), block)
+        if op not in ("MatMul", "Gemm"):
+            return None
+        return _Bytes(np.ascontiguousarray(scale.T if turned else scale)[None, None], block)
+
+    def _factors(self, spec: LinearSpec, groups: int, order: Array) -> Array | None:
+        """The scale of each packed weight of each group; 1 for what fills up."""
+        shape = (spec.oc, *spec.kernel, spec.ic)
+        if self.scaled:
+            if self.scale.shape != (*spec.kernel, spec.ic // self.scaled, spec.oc) or spec.ic % self.scaled:
+                return None
+            full = np.repeat(self.scale, self.scaled, 2).transpose(3, 0, 1, 2)
+        elif self.scale.size == 1:
+            full = np.broadcast_to(self.scale.reshape(1, 1, 1, 1), shape)
+        elif self.scale.size == groups * spec.oc:
+            full = np.broadcast_to(self.scale.reshape(-1, 1, 1, 1), (groups * spec.oc, *shape[1:]))
+        else:
+            return None
+        flat = np.broadcast_to(full.reshape(-1, math.prod(shape)), (groups, math.prod(shape)))
+        return np.asarray(np.concatenate([np.ones((groups, 1), np.float32), flat], axis=1)[:, order])
 
 
 def _output_axis(node: Node, index: int, value: Value) -> int:
@@ -182,16 +253,14 @@ def _output_axis(node: Node, index: int, value: Value) -> int:
     return -1
 
 
-def _by_place(scale: Array, packed: Array, spec: LinearSpec, target: Target) -> Array | None:
-    """The scale of each packed weight; 1 for what fills up."""
-    groups = max(spec.batch[1], 1) if spec.w_strides[1] else 1
-    if scale.size != groups * spec.oc or spec.w_strides[0]:
-        return None
-    shape = (spec.oc, *spec.kernel, spec.ic)
-    channels = np.broadcast_to(np.arange(1, spec.oc + 1, dtype=np.int32).reshape(-1, 1, 1, 1), shape)
+def _packed(w: Array, spec: LinearSpec, target: Target) -> Array:
+    """Weights [oc, kh, kw, ic] as the kernel reads them."""
     lanes, vectors = (spec.block, 1) if spec.block else (lanes_of(target), spec.tile[2])
-    order = pack_linear(channels, lanes, vectors, 1)
-    if order.size * groups != packed.size:
-        return None
-    padded = np.concatenate([np.ones((groups, 1), np.float32), scale.reshape(groups, spec.oc)], axis=1)
-    return padded[:, order].reshape(packed.shape)
+    return pack_linear(w, lanes, vectors, 1)
+
+
+def _order(spec: LinearSpec, target: Target) -> Array:
+    """The number of the weight (from 1 on, in the order [oc, kh, kw, ic]) at each place of a group's packed weights; 0
+    for what fills up."""
+    shape = (spec.oc, *spec.kernel, spec.ic)
+    return _packed(np.arange(1, math.prod(shape) + 1, dtype=np.int64).reshape(shape), spec, target)
