@@ -20,6 +20,7 @@ from irc.backends.tvm.plan.lower_winograd import lower_winograd, winograd_choice
 from irc.backends.tvm.plan.moves import lower_concat
 from irc.backends.tvm.plan.normalize import normalize
 from irc.backends.tvm.plan.palette import expand_palettes
+from irc.backends.tvm.plan.palettes import keep_palettes
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.regions import Region, find_regions
 from irc.backends.tvm.plan.regroup import regroup
@@ -87,6 +88,7 @@ def make_plan(graph: Graph, target: Target) -> Plan:
     _finish_outputs(planner)
     skip_zeros(planner)
     keep_stored(planner, graph)
+    keep_palettes(planner)
     return Plan(planner, planner.calls, planner.constants)
 
 
