@@ -18,6 +18,7 @@ from irc.ir.types import Array
 
 State = dict[str, Array]
 _FINE = 1152  # columns up to which second moments are summed in float64
+_ROWS = 256  # that are multiplied together, at least
 _NOTHING = -(1 << 30)  # the exponent of a histogram that saw nothing, in its saved form
 
 
@@ -300,8 +301,9 @@ class SecondMoment(Observer):
     of a row fall into `groups` equal runs, and only the blocks [groups, k, k] of H on the diagonal are kept: what
     grouped convolutions need, and a bound on memory for wide layers. At most `most` rows per sample are used.
 
-    Products of a batch are float32; they are summed in float64 where k is at most `_FINE`, in float32 beyond: the sum
-    of a hundred batches is then off by about 1e-6 of the largest entries, far below any damping.
+    Rows are multiplied some hundreds at a time, in float32. These products are summed in float64 where k is at most
+    `_FINE`, in float32 beyond: the sum of a hundred is then off by about 1e-6 of the largest entries, far below any
+    damping.
     """
 
     kind: ClassVar[str] = "moment"
@@ -311,8 +313,14 @@ class SecondMoment(Observer):
             raise ValueError(f"{size} columns do not fall into {groups} equal groups")
         self.size, self.window, self.groups, self.most = size, window, groups, most
         self.count = 0
-        self.sum: Array = np.zeros((0, 0, 0))
         self.row_sum: Array = np.zeros((groups, size // groups))
+        self._total: Array = np.zeros((0, 0, 0))
+        self._waiting: list[Array] = []  # rows, not yet multiplied
+
+    @property
+    def columns(self) -> int:
+        """k."""
+        return self.size // self.groups
 
     @property
     def key(self) -> str:
@@ -322,16 +330,15 @@ class SecondMoment(Observer):
 
     @property
     def nbytes(self) -> int:
-        return (self._wide.itemsize + 4) * self.size * (self.size // self.groups)
+        return (self._wide.itemsize + 6) * self.size * self.columns
 
     @property
     def _wide(self) -> np.dtype[np.floating]:
         """The type that products are summed in."""
-        return np.dtype(np.float64 if self.size // self.groups <= _FINE else np.float32)
+        return np.dtype(np.float64 if self.columns <= _FINE else np.float32)
 
     def update(self, batch: Array) -> None:
-        grouped = self._grouped(batch)
-        self._add(grouped, grouped.transpose(0, 2, 1) @ grouped)
+        self._add(self._grouped(batch))
 
     def _grouped(self, batch: Array) -> Array:
         """The rows of a batch, float32 [groups, rows, k]. The same positions for every batch of this shape."""
@@ -345,12 +352,26 @@ class SecondMoment(Observer):
         grouped = rows.astype(np.float32, copy=False).reshape(len(rows), self.groups, -1).transpose(1, 0, 2)
         return np.ascontiguousarray(grouped)
 
-    def _add(self, grouped: Array, product: Array) -> None:
-        if not self.sum.size:
-            self.sum = np.zeros(product.shape, self._wide)
-        self.sum += product
-        self.row_sum += grouped.sum(axis=1, dtype=np.float64)
-        self.count += grouped.shape[1]
+    def _add(self, rows: Array) -> None:
+        self.row_sum += rows.sum(axis=1, dtype=np.float64)
+        self.count += rows.shape[1]
+        self._waiting.append(rows)
+        if sum(r.shape[1] for r in self._waiting) >= max(_ROWS, self.columns // 2):
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Few rows at a time would cost more for adding products up than for making them."""
+        if not self._waiting:
+            return
+        rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, axis=1)
+        self._waiting = []
+        self._total = _added(self._total, rows.transpose(0, 2, 1) @ rows, self._wide)
+
+    @property
+    def sum(self) -> Array:
+        """The sum of x xT over all rows, [groups, k, k]."""
+        self._multiply()
+        return self._total
 
     def _share(self, total: Array) -> Array:
         """`total` over the number of rows, float64."""
@@ -371,7 +392,7 @@ class SecondMoment(Observer):
     @property
     def covariance(self) -> Array:
         """H without the part that a bias can take back: E[x xT] - E[x] E[x]T, [groups, k, k]."""
-        return _centre(self.moment, self.mean, self.mean)
+        return centred(self.moment, self.mean, self.mean)
 
     def state(self) -> State:
         w = self.window
@@ -383,9 +404,17 @@ class SecondMoment(Observer):
     def from_state(cls, state: Mapping[str, Array]) -> Self:
         size, groups, most, count, *g = (int(n) for n in state["numbers"])
         made = cls(size, _window(g), groups, most)
-        made.count, made.sum = count, np.asarray(state["sum"])
+        made.count, made._total = count, np.asarray(state["sum"])
         made.row_sum = np.asarray(state["row_sum"], np.float64)
         return made
+
+
+def _added(total: Array, product: Array, dtype: np.dtype[np.floating]) -> Array:
+    """`total` += `product`, where there is a total yet."""
+    if not total.size:
+        return product.astype(dtype, copy=False)
+    total += product
+    return total
 
 
 def _window(numbers: Sequence[int]) -> Window | None:
@@ -395,7 +424,7 @@ def _window(numbers: Sequence[int]) -> Window | None:
     return Window(*parts) if numbers else None
 
 
-def _centre(moment: Array, left: Array, right: Array) -> Array:
+def centred(moment: Array, left: Array, right: Array) -> Array:
     """E[x yT] - E[x] E[y]T of each group, in place."""
     for block, a, b in zip(moment, left, right, strict=True):
         block -= np.outer(a, b)
@@ -403,61 +432,102 @@ def _centre(moment: Array, left: Array, right: Array) -> Array:
 
 
 class PairedMoment(SecondMoment):
-    """H = E[x xT] of a layer's input in one model beside C = E[x0 xT], x0 the same input in another model.
+    """H = E[x xT] of a layer's input in one model beside what it differs by from x0, the same input in another model.
 
     Both models are run on the same samples; `update_pair` sees a batch of both, and takes the same positions of each.
+    The difference is E[W (x0 - x) xT], [groups, outputs, k], for the weights W that were given, or for the identity
+    where none were: then C = E[x0 xT] is known.
     """
 
     kind: ClassVar[str] = "paired"
 
-    def __init__(self, size: int, window: Window | None = None, groups: int = 1, most: int = 256) -> None:
+    def __init__(
+        self,
+        size: int,
+        window: Window | None = None,
+        groups: int = 1,
+        most: int = 256,
+        weights: Array | None = None,
+    ) -> None:
         super().__init__(size, window, groups, most)
-        self.cross_sum: Array = np.zeros((0, 0, 0))
+        self.weights = None if weights is None else weights.astype(np.float32, copy=False)
         self.reference_sum: Array = np.zeros_like(self.row_sum)
+        self._difference: Array = np.zeros((0, 0, 0))
+        self._apart: list[Array | None] = []  # W (x0 - x) of the rows that wait; None: all zero
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the difference."""
+        return self.columns if self.weights is None else self.weights.shape[1]
+
+    @property
+    def key(self) -> str:
+        return super().key if self.weights is None else f"{super().key}/{self.outputs}"
 
     @property
     def nbytes(self) -> int:
-        return 2 * super().nbytes
+        return super().nbytes + (self._wide.itemsize + 6) * self.groups * self.outputs * self.columns
 
     def update(self, batch: Array) -> None:
         self.update_pair(batch, batch)
 
     def update_pair(self, reference: Array, batch: Array) -> None:
         """See x0 and x, of one shape."""
-        grouped = self._grouped(batch)
-        product = grouped.transpose(0, 2, 1) @ grouped
+        rows = self._grouped(batch)
         if reference is batch or np.array_equal(reference, batch):
-            other, cross = grouped, product
+            self._apart.append(None)
+            self.reference_sum += rows.sum(axis=1, dtype=np.float64)
         else:
-            other = self._grouped(reference)
-            cross = other.transpose(0, 2, 1) @ grouped
-        if not self.cross_sum.size:
-            self.cross_sum = np.zeros(cross.shape, self._wide)
-        self.cross_sum += cross
-        self.reference_sum += other.sum(axis=1, dtype=np.float64)
-        self._add(grouped, product)
+            apart = self._grouped(reference)
+            self.reference_sum += apart.sum(axis=1, dtype=np.float64)
+            apart = apart - rows  # a new array: the rows may be a view of the batch
+            self._apart.append(apart if self.weights is None else apart @ self.weights.transpose(0, 2, 1))
+        self._add(rows)
+
+    def _multiply(self) -> None:
+        if any(a is not None for a in self._apart):
+            for apart, rows in zip(self._apart, self._waiting, strict=True):
+                if apart is not None:
+                    product = apart.transpose(0, 2, 1) @ rows
+                    self._difference = _added(self._difference, product, self._wide)
+        self._apart = []
+        super()._multiply()
+
+    def difference(self, *, free: bool) -> Array:
+        """E[W (x0 - x) xT], float64 [groups, outputs, k]. `free`: without the part that a bias can take back."""
+        self._multiply()
+        if not self._difference.size:
+            return np.zeros((self.groups, self.outputs, self.columns))
+        found = self._share(self._difference)
+        if not free:
+            return found
+        apart = self.reference_mean - self.mean
+        if self.weights is not None:
+            apart = np.einsum("gok,gk->go", self.weights.astype(np.float64), apart)
+        return centred(found, apart, self.mean)
 
     @property
     def cross(self) -> Array:
-        """C, float64 [groups, k, k]. Made anew at each call."""
-        return self._share(self.cross_sum)
+        """C = E[x0 xT], float64 [groups, k, k]. Raises ValueError where weights were given."""
+        if self.weights is not None:
+            raise ValueError("only the difference that the layer sees was observed")
+        found = self.moment
+        found += self.difference(free=False)
+        return found
 
     @property
     def reference_mean(self) -> Array:
         """E[x0], [groups, k]."""
         return self.reference_sum / max(self.count, 1)
 
-    @property
-    def cross_covariance(self) -> Array:
-        """E[x0 xT] - E[x0] E[x]T, [groups, k, k]."""
-        return _centre(self.cross, self.reference_mean, self.mean)
-
     def state(self) -> State:
-        return {**super().state(), "cross_sum": self.cross_sum, "reference_sum": self.reference_sum}
+        made = {**super().state(), "difference": self._difference, "reference_sum": self.reference_sum}
+        return made if self.weights is None else {**made, "weights": self.weights}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> Self:
         made = super().from_state(state)
-        made.cross_sum = np.asarray(state["cross_sum"])
+        made._difference = np.asarray(state["difference"])
         made.reference_sum = np.asarray(state["reference_sum"], np.float64)
+        made.weights = state.get("weights")
         return made

@@ -19,7 +19,8 @@ from threading import Lock
 import numpy as np
 
 from irc.calibrate.gather import need_calibration, sample_count, samples_for, store_of
-from irc.calibrate.layers import moment_observer
+from irc.calibrate.layers import moment_observer, to_rows
+from irc.calibrate.masked import fit_rows
 from irc.calibrate.observers import PairedMoment
 from irc.calibrate.segments import Segments, piece_proto
 from irc.calibrate.sessions import Feed, batches, feed_samples, make_session, same_for_batches, symbolic_batch
@@ -50,6 +51,7 @@ class LayerMoments:
 
     node: Node
     paired: PairedMoment
+    first: int = 0  # the first of its outputs among those of `paired`, which layers with the same input share
 
     @property
     def groups(self) -> int:
@@ -72,13 +74,8 @@ class LayerMoments:
 
     @property
     def cross(self) -> Array:
-        """C = E[x0 xT]."""
+        """C = E[x0 xT]. Raises ValueError without `cross` of `walk`."""
         return self.paired.cross
-
-    @property
-    def cross_covariance(self) -> Array:
-        """E[x0 xT] - E[x0] E[x]T."""
-        return self.paired.cross_covariance
 
     @property
     def mean(self) -> Array:
@@ -90,21 +87,27 @@ class LayerMoments:
         """E[x0]."""
         return self.paired.reference_mean
 
+    def difference(self, rows: Array, *, free: bool) -> Array:
+        """E[W (x0 - x) xT], [groups, outputs, k], of the weights `rows`; `free`: centred, as for a free bias."""
+        found = self.paired.difference(free=free)
+        if self.paired.weights is None:
+            return np.asarray(rows.astype(np.float64) @ found)
+        return found[:, self.first : self.first + rows.shape[1]]
 
-def refit(
-    rows: Array, moments: LayerMoments | PairedMoment, damping: float = 0.01, *, bias: bool = True
-) -> tuple[Array, Array]:
+
+def refit(rows: Array, moments: LayerMoments, damping: float = 0.01, *, bias: bool = True) -> tuple[Array, Array]:
     """The weights that come closest on x to what `rows` give on x0, and what to add to the bias.
 
     `rows`: [groups, outputs, k]; the results are float64 of that shape and [groups, outputs]. With `bias` the means are
     matched by the bias and the weights fit the rest; without, the shift is 0. Minimises
     ||W x0 - W' x||^2 + d ||W' - W||^2 over W', with d = `damping` times the mean square of x, more where there are
     fewer rows than columns: inputs that never vary keep their weights. For groups that add up to the same outputs
-    (`sum_outputs`) each is fitted alone.
+    (`sum_outputs`) each is fitted alone. Weights that are exactly 0 stay so. `rows` are the weights that
+    the layer had when its moments were taken, or close to them: W (x0 - x) may be that of those.
     """
     mean, reference_mean = moments.mean, moments.reference_mean
     metric = moments.covariance if bias else moments.moment
-    cross = moments.cross_covariance if bias else moments.cross
+    difference = moments.difference(rows, free=bias)
     wanted = rows.astype(np.float64)
     fitted = wanted.copy()
     columns = rows.shape[2]
@@ -116,9 +119,11 @@ def refit(
         if not least > np.finfo(np.float64).tiny / np.finfo(np.float64).eps:
             continue
         damped = metric[g]
-        changed = wanted[g] @ (cross[g] - damped)
         damped.flat[:: columns + 1] += least
-        fitted[g] += np.linalg.solve(damped, changed.T).T
+        fitted[g] += np.linalg.solve(damped, difference[g].T).T
+        pruned = (rows[g] == 0).any(axis=1)
+        if pruned.any():  # weights that are exactly 0 stay so
+            fitted[g, pruned] = fit_rows(fitted[g, pruned], damped, rows[g, pruned] != 0)
     if not bias:
         return fitted, np.zeros(rows.shape[:2])
     shift = np.einsum("gok,gk->go", wanted, reference_mean) - np.einsum("gok,gk->go", fitted, mean)
@@ -126,7 +131,13 @@ def refit(
 
 
 def walk(
-    model: Model, reference: Model, nodes: Sequence[Node], ctx: PassContext, *, waves: int | None = None
+    model: Model,
+    reference: Model,
+    nodes: Sequence[Node],
+    ctx: PassContext,
+    *,
+    waves: int | None = None,
+    cross: bool = False,
 ) -> Iterator[list[LayerMoments]]:
     """Waves of layers in topological order, each with its moments in `model` as it is when the wave is asked for.
 
@@ -136,16 +147,17 @@ def walk(
     not depend on each other are in one wave; `waves` bounds their number (by default 256), by putting successive layers
     together, and a bound on memory may split them again. Between waves the caller may change the layers it was given
     (weights, bias, nodes that it puts before or after them), and nothing before them. A layer that is gone by its turn
-    is left out.
+    is left out. `cross`: measure C itself, not only what `refit` needs of it for the weights that the layers have: much
+    more work for layers with fewer outputs than inputs.
 
     Each model runs once through the samples in all. Raises DataError without calibration data.
     """
     need_calibration(ctx, model)
-    layers = _layers(model.graph, nodes, sample_count(ctx))
+    layers = _layers(model.graph, nodes, sample_count(ctx), cross)
     if not layers:
         return
     plan = _plan(model.graph, layers, waves or MOST_WAVES)
-    with closing(_Walk(model, reference, ctx, [layer.value for layer in layers], len(plan))) as run:
+    with closing(_Walk(model, reference, ctx, [layer.value for layer in layers], len(plan), cross)) as run:
         for number, wave in enumerate(plan):
             wave = [layer for layer in wave if layer.node.graph is model.graph]
             rest = [layer for later in plan[number + 1 :] for layer in later if layer.node.graph is model.graph]
@@ -164,14 +176,14 @@ class _Layer:
         return self.node.need(0).name
 
 
-def _layers(graph: Graph, nodes: Sequence[Node], samples: int) -> list[_Layer]:
+def _layers(graph: Graph, nodes: Sequence[Node], samples: int, cross: bool) -> list[_Layer]:
     """Those of `nodes` whose moments can be measured, in the order of the graph."""
     wanted = set(nodes)
     found = []
     for node in graph.nodes:
         if node not in wanted:
             continue
-        paired = _observer(node, samples)
+        paired = _observer([node], samples, cross)
         if paired is not None and node.need(0).constant is None:
             found.append(_Layer(node, _unquantized(node.need(0)), paired.nbytes))
     return found
@@ -184,9 +196,17 @@ def _unquantized(value: Value) -> Value:
     return rounded.need(0) if rounded is not None and rounded.is_op("QuantizeLinear") else value
 
 
-def _observer(node: Node, samples: int) -> PairedMoment | None:
-    plain = moment_observer(node, samples)
-    return None if plain is None else PairedMoment(plain.size, plain.window, plain.groups, plain.most)
+def _observer(nodes: Sequence[Node], samples: int, cross: bool) -> PairedMoment | None:
+    """One observer for layers whose inputs are the same rows."""
+    plain = moment_observer(nodes[0], samples)
+    if plain is None:
+        return None
+    rows = None
+    if not cross and all(n.need(1).constant is not None for n in nodes):
+        rows = np.concatenate([to_rows(n, n.need(1).numpy(), plain.groups) for n in nodes], axis=1)
+        if 2 * rows.shape[1] > plain.columns:  # C is less work
+            rows = None
+    return PairedMoment(plain.size, plain.window, plain.groups, plain.most, rows)
 
 
 def _plan(graph: Graph, layers: Sequence[_Layer], waves: int) -> list[list[_Layer]]:
@@ -230,13 +250,25 @@ class _Pair:
     name: str
     other: str
     paired: PairedMoment
+    nodes: Sequence[Node]  # whose input it is
+
+
+def _outputs(node: Node) -> int:
+    """How many outputs of each group a layer has."""
+    shape = node.need(1).static_shape()
+    if node.op_type == "Conv":
+        return shape[0] // node.get_int("group", 1)
+    return shape[0] if node.get_int("transB") else shape[1]
 
 
 class _Walk:
     """Both models on their way through the samples. They are run only where the statistics file does not know."""
 
-    def __init__(self, model: Model, reference: Model, ctx: PassContext, values: Sequence[Value], waves: int) -> None:
-        self.model, self.reference, self.ctx, self.values, self.waves = model, reference, ctx, values, waves
+    def __init__(
+        self, model: Model, reference: Model, ctx: PassContext, values: Sequence[Value], waves: int, cross: bool
+    ) -> None:
+        self.model, self.reference, self.ctx, self.values = model, reference, ctx, values
+        self.waves, self.cross = waves, cross
         store = store_of(ctx)
         self.store = store if store is not None and store.keeps_all else None
         self.place = self.store.place("walk") if self.store is not None else ""
@@ -250,42 +282,48 @@ class _Walk:
                 side.close()
 
     def measure(self, number: int, wave: Sequence[_Layer], rest: Sequence[_Layer]) -> list[LayerMoments]:
-        moments: list[tuple[Node, tuple[str, str, str]]] = []
-        pairs: dict[tuple[str, str, str], _Pair] = {}
-        for layer in wave:
-            paired = _observer(layer.node, sample_count(self.ctx))
-            if paired is None:
-                continue
-            other = layer.value.name if layer.value.name in self.there else ""
-            key = layer.name, other, paired.key
-            pairs.setdefault(key, _Pair(layer.name, other, paired))
-            moments.append((layer.node, key))
-        entries = self._entries(number, list(pairs.values()))
-        found = {key: self._known(entries, pair) for key, pair in pairs.items()}
-        missing = [pair for key, pair in pairs.items() if found[key] is None]
+        pairs = self._pairs(wave)
+        entries = self._entries(number, pairs)
+        found = [self.store.find(entry) for entry in entries] if self.store is not None else [None] * len(pairs)
+        missing = [pair for pair, known in zip(pairs, found, strict=True) if known is None]
         if missing:
             self._run(number, missing, wave, rest)
-            for pair in missing:
-                if self.store is not None:
-                    self.store.add(entries[pair.name, pair.other, pair.paired.key], pair.paired, remember=False)
-        return [LayerMoments(node, found[key] or pairs[key].paired) for node, key in moments]
+        moments: dict[Node, LayerMoments] = {}
+        for i, (pair, known) in enumerate(zip(pairs, found, strict=True)):
+            paired = known if isinstance(known, PairedMoment) else pair.paired
+            if self.store is not None and known is None:
+                self.store.add(entries[i], paired, remember=False)
+            first = 0
+            for node in pair.nodes:
+                moments[node] = LayerMoments(node, paired, first)
+                first += _outputs(node)
+        return [moments[layer.node] for layer in wave if layer.node in moments]
 
-    def _entries(self, number: int, pairs: Sequence[_Pair]) -> dict[tuple[str, str, str], Entry]:
+    def _pairs(self, wave: Sequence[_Layer]) -> list[_Pair]:
+        alike: dict[tuple[str, str, str], list[Node]] = {}
+        for layer in wave:
+            plain = moment_observer(layer.node, sample_count(self.ctx))
+            if plain is not None:
+                other = layer.value.name if layer.value.name in self.there else ""
+                alike.setdefault((layer.name, other, plain.key), []).append(layer.node)
+        pairs = []
+        for (name, other, _), nodes in alike.items():
+            paired = _observer(nodes, sample_count(self.ctx), self.cross)
+            if paired is not None:
+                pairs.append(_Pair(name, other, paired, nodes))
+        return pairs
+
+    def _entries(self, number: int, pairs: Sequence[_Pair]) -> list[Entry]:
         if self.store is None:
-            return {}
+            return []
         ours, theirs = ({v.name: s for v, s in signatures(m).items()} for m in (self.model, self.reference))
-        return {
-            (p.name, p.other, p.paired.key): Entry(
-                f"{ours[p.name]} {theirs.get(p.other, '')}", f"{self.place}|{number}|{p.name}", p.paired.key
-            )
-            for p in pairs
-        }
-
-    def _known(self, entries: Mapping[tuple[str, str, str], Entry], pair: _Pair) -> PairedMoment | None:
-        found = None
-        if self.store is not None:
-            found = self.store.find(entries[pair.name, pair.other, pair.paired.key])
-        return found if isinstance(found, PairedMoment) else None
+        made = []
+        for pair in pairs:
+            parts = [ours[pair.name], theirs.get(pair.other, "")]
+            if pair.paired.weights is not None:
+                parts += [ours[node.need(1).name] for node in pair.nodes]
+            made.append(Entry(" ".join(parts), f"{self.place}|{number}|{pair.name}", pair.paired.key))
+        return made
 
     def _run(self, number: int, pairs: Sequence[_Pair], wave: Sequence[_Layer], rest: Sequence[_Layer]) -> None:
         samples = samples_for(self.ctx, self.model, {p.name: [p.paired] for p in pairs})
@@ -297,12 +335,13 @@ class _Walk:
             [layer.value.name for layer in after if layer.value.name in self.there],
         )
         done = number * len(samples)
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
+            waiting = pool.submit(next, mine, None), pool.submit(next, reference, None)
             while True:
-                waiting = pool.submit(next, reference, None)
-                here, there = next(mine, None), waiting.result()
+                here, there = waiting[0].result(), waiting[1].result()
                 if here is None or there is None:
                     return
+                waiting = pool.submit(next, mine, None), pool.submit(next, reference, None)  # the next batch, meanwhile
                 for pair in pairs:
                     x = here[pair.name]
                     same = pair.other and there[pair.other].shape == x.shape

@@ -72,7 +72,7 @@ def test_moments_are_the_plain_ones_where_the_model_is_the_reference(batch: int 
     assert ctx.calibration is not None
     wanted = {n: moment_observer(n, len(X)) for n in layers(model)}
     statistics = collect(model, ctx.calibration, {n.need(0).name: [o] for n, o in wanted.items() if o is not None})
-    seen = [m for wave in walk(model, clone(model), layers(model), ctx) for m in wave]
+    seen = [m for wave in walk(model, clone(model), layers(model), ctx, cross=True) for m in wave]
     assert [m.node for m in seen] == layers(model)
     for found in seen[:2]:
         plain = statistics.get(found.node.need(0).name, SecondMoment)
@@ -112,7 +112,7 @@ def test_moments_are_those_of_the_model_as_it_is_now() -> None:
 def test_cross_moments_are_of_the_same_rows() -> None:
     model = network()
     reference = clone(model)
-    for wave in walk(model, reference, layers(model), context(model)):
+    for wave in walk(model, reference, layers(model), context(model), cross=True):
         for found in wave:
             if found.node is layers(model)[-1]:
                 here, there = (features(m, found.node.need(0).name) for m in (model, reference))
@@ -159,13 +159,17 @@ def apply(found: LayerMoments) -> None:
         graph.set_input(node, 2, graph.add_constant((bias.numpy() + sum_outputs(node, shift)).astype(np.float32)))
 
 
+def moments_of(paired: PairedMoment) -> LayerMoments:
+    return LayerMoments(layers(network())[0], paired)
+
+
 def test_refit_recovers_weights_and_bias_exactly() -> None:
     """x = A x0 + t with A invertible: the best W' is W A^-1 and the bias takes -W' t back."""
     rows, a, t = RNG.normal(size=(1, 5, 6)), RNG.normal(size=(6, 6)) + 3 * np.eye(6), RNG.normal(size=6)
     x0 = RNG.normal(size=(400, 6))
     paired = PairedMoment(6)
     paired.update_pair(x0.astype(np.float32), (x0 @ a.T + t).astype(np.float32))
-    fitted, shift = refit(rows, paired, damping=0)
+    fitted, shift = refit(rows, moments_of(paired), damping=0)
     np.testing.assert_allclose(fitted[0], rows[0] @ np.linalg.inv(a), atol=1e-3)  # moments are float32 products
     np.testing.assert_allclose(shift[0], -fitted[0] @ t, atol=1e-3)
 
@@ -184,7 +188,7 @@ def test_refit_does_not_blow_up(case: str, bias: bool) -> None:
     paired = PairedMoment(8)
     paired.update_pair(x0, x)
     rows = RNG.normal(size=(1, 4, 8))
-    fitted, shift = refit(rows, paired, bias=bias)
+    fitted, shift = refit(rows, moments_of(paired), bias=bias)
     assert np.isfinite(fitted).all()
     assert np.isfinite(shift).all()
     assert np.abs(fitted).max() < 3 * np.abs(rows).max()
@@ -198,7 +202,7 @@ def test_layers_that_the_reference_lacks_fit_themselves() -> None:
     model, other = network(), network()
     other.graph.rename(layers(other)[1].need(0), "another")
     coarse(layers(other)[0])
-    found = [m for wave in walk(model, other, layers(model), context(model)) for m in wave]
+    found = [m for wave in walk(model, other, layers(model), context(model), cross=True) for m in wave]
     np.testing.assert_array_equal(found[1].cross, found[1].moment)
     assert not np.array_equal(found[2].cross, found[2].moment)
 
@@ -270,3 +274,23 @@ def test_spread_and_sum_undo_each_other() -> None:
     node = layers(network())[1]
     values = np.arange(8.0)
     np.testing.assert_array_equal(sum_outputs(node, spread_outputs(node, values, 2)), values)
+
+
+def test_layers_with_one_input_share_its_moments_and_fit_as_alone() -> None:
+    """Few outputs: only what the weights see of the difference is measured, for both layers at once."""
+    b = GraphBuilder()
+    y = b.op("Relu", b.matmul(b.input("x", "float32", ["n", 20]), weights(20, 20)))
+    b.output(b.op("Concat", *(b.matmul(y, weights(20, n)) for n in (3, 5)), axis=1), name="out")
+    model = b.build()
+    reference, samples = clone(model), RNG.normal(size=(64, 20)).astype(np.float32)
+    first, *pair = [n for n in model.graph.nodes if n.is_op("MatMul")]
+    coarse(first)
+    results = []
+    for nodes, cross in ((pair, False), (pair[:1], False), (pair[1:], False), (pair, True)):
+        (wave,) = walk(model, reference, nodes, context(model, samples), cross=cross)
+        results.append([refit(to_rows(m.node, m.node.need(1).numpy(), 1), m, bias=False)[0] for m in wave])
+        assert all((m.paired.weights is None) is cross for m in wave)
+    together, alone, exact = results[0], [*results[1], *results[2]], results[3]
+    for a, c, d in zip(together, alone, exact, strict=True):
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, d, rtol=1e-4, atol=1e-5)
