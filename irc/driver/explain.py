@@ -102,7 +102,7 @@ def _row(calls: list[Call], target: Target, records: Records) -> KernelRow | Non
     text = f"{describe(call.spec)}; {call.note}" if call.note else describe(call.spec)
     nodes = tuple(node for c in calls for node in c.nodes)
     if isinstance(call.spec, SparseSpec):
-        shape = {"tile": list(call.spec.linear.tile), "columns": call.spec.columns}
+        shape = {"tile": list(call.spec.linear.tile), "near": f"{call.spec.columns} columns near"}
         return KernelRow(text, nodes, len(calls), call.macs, shape, None, {}, ())
     choice = choice_of(call.spec)
     if not choice:

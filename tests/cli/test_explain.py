@@ -101,3 +101,20 @@ def test_a_broken_record_file_is_refused(call: Call, model: Path) -> None:
     Path("r.json").write_text("[]")
     assert "no tuning records can be read" in call("explain", model, "--tuning", "r.json", code=2)
     assert "no such file" in call("explain", model, "--tuning", "none.json", code=2)
+
+
+def test_zero_blocks_that_are_passed_over_and_those_that_are_not(call: Call, tmp_path: Path) -> None:
+    b = GraphBuilder("net")
+    few, some = weights(64, 64, 1, 1), weights(64, 64, 1, 1, seed=1)
+    few[:, 8:] = 0
+    some[:, 36:] = 0
+    some[::2] *= some[::2] > 0
+    y = b.conv(b.input("x", "float32", [1, 64, 16, 16]), few, name="few")
+    b.output(b.conv(y, some[:16], name="scattered"), name="y")
+    path = tmp_path / "zeros.onnx"
+    save(b.build(), path)
+    found = {k["nodes"][0]: k for k in json.loads(call("explain", path, "--target", "x86-64-v4", "--json"))["kernels"]}
+    assert found["few"]["kernel"].startswith("sparse linear 64->64 at 1x256 float32; 12% of its ")
+    assert found["few"]["choice"]["near"].endswith("columns near")
+    assert "blocks are not zero" in found["scattered"]["kernel"]
+    assert "columns near" in call("explain", path, "--target", "x86-64-v4")
