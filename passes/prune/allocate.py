@@ -26,12 +26,13 @@ class Goal:
     total: float  # of everything that counts, pruned or not
 
 
-def uniform(weights: Sequence[int], goal: Goal) -> list[int]:
-    """Weights that each layer loses. Raises OptionError where that is impossible."""
+def uniform(weights: Sequence[int], goal: Goal, block: int) -> list[int]:
+    """Weights that each layer loses. Raises OptionError where that is impossible: one block of each layer stays."""
     available = sum(n * w for n, w in zip(weights, goal.worth, strict=True))
+    reachable = available - sum(block * w for w in goal.worth)
+    if goal.amount > reachable:
+        raise _impossible(goal, max(reachable, 0.0))
     share = goal.amount / available if available > 0 else 0.0
-    if share >= 1:
-        raise _impossible(goal, available)
     return [round(max(share, 0.0) * n) for n in weights]
 
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from irc.calibrate.masked import fit_kept
 from irc.ir.types import Array
 
 _MEMORY = 384 << 20  # of the inverses of the units that are worked on together
 _EXACT = 5e10  # units x columns^3, a few seconds of one core; above it, the ladder
 _PARTS = 24  # about one in so many of the blocks that are left goes between two updates of the whole inverse
 _RUNGS = 10
-_DIRECT = 2e10  # units x kept columns^3; above it, conjugate gradients
-_ITERATIONS = 24
 _TINY = 1e-30
 
 
@@ -259,43 +258,4 @@ def _loosest(cost: Array, out: Array, grid: Grid) -> Array:
     used = np.pad(out, ((0, 0), (0, ragged))).reshape(units, -1, grid.run).sum(axis=2)
     rank = np.argsort(np.argsort(padded, axis=2, kind="stable"), axis=2, kind="stable")
     found: Array = (rank < (grid.loose - used)[:, :, None]).reshape(units, -1)[:, :blocks]
-    return found
-
-
-def fit_kept(target: Array, metric: Array, kept: Array, width: int, start: Array | None = None) -> Array:
-    """The weights on the kept blocks that come closest to `target` in the metric, zero elsewhere.
-
-    `target`: [units, rows, k]; `kept`: bool [units, blocks]. Solved directly, or, with `start` to begin from and where
-    that is too much work, by conjugate gradients.
-    """
-    columns = kept.repeat(width, axis=1)
-    heaviest = float(np.square(columns.sum(axis=1, dtype=np.float64) ** 1.5).sum())
-    if start is not None and heaviest > _DIRECT:
-        return _conjugate(target, metric, columns, start)
-    wanted = target @ metric
-    found = np.zeros_like(target)
-    for u, own in enumerate(columns):
-        at = np.flatnonzero(own)
-        if len(at):
-            found[u][:, at] = np.linalg.solve(metric[np.ix_(at, at)], wanted[u][:, at].T).T
-    return found
-
-
-def _conjugate(target: Array, metric: Array, columns: Array, start: Array) -> Array:
-    """Conjugate gradients with the diagonal as preconditioner; each row has steps of its own."""
-    mask = columns[:, None, :]
-    scale = 1 / np.maximum(np.diagonal(metric), _TINY)
-    found = np.where(mask, start, 0).astype(metric.dtype)
-    residual = np.where(mask, (target - found) @ metric, 0)
-    direction = residual * scale
-    power = np.sum(residual * direction, axis=2, keepdims=True)
-    for _ in range(_ITERATIONS):
-        image = np.where(mask, direction @ metric, 0)
-        length = power / np.maximum(np.sum(direction * image, axis=2, keepdims=True), _TINY)
-        found += length * direction
-        residual -= length * image
-        ahead = residual * scale
-        following = np.sum(residual * ahead, axis=2, keepdims=True)
-        direction = ahead + following / np.maximum(power, _TINY) * direction
-        power = following
     return found

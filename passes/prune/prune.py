@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from irc.calibrate.gather import calibrated, gather, need_samples
+from irc.calibrate.gather import calibrated, gather, sample_count
 from irc.calibrate.layers import moment_observer
 from irc.calibrate.observers import SecondMoment
 from irc.errors import DataError, OptionError
@@ -99,7 +99,7 @@ class Prune(Pass):
                 got="none",
                 hint="--calibration samples.npz, or prune{criterion=magnitude}",
             )
-        count = len(need_samples(ctx, model))
+        count = sample_count(ctx)
         if count < _FEWEST_SAMPLES:
             raise DataError(
                 "too few calibration samples to tell which weights matter",
@@ -171,7 +171,7 @@ class _Work:
 
     def _powers(self) -> dict[Layer, Array]:
         """E[x^2] of each layer's input, [groups, k]."""
-        samples = len(need_samples(self.ctx, self.model))
+        samples = sample_count(self.ctx)
         wanted: dict[str, list[SecondMoment]] = {}
         keys: dict[Layer, tuple[str, str]] = {}
         for layer in self.layers:
@@ -198,7 +198,9 @@ class _Work:
             return {layer: layer.size for layer in self.layers}
         goal = self._goal()
         if self.options.scope == "uniform":
-            return dict(zip(self.layers, uniform(weights, goal), strict=True))
+            return dict(
+                zip(self.layers, uniform(weights, goal, self.pattern.outputs * self.pattern.inputs), strict=True)
+            )
         factors = dict.fromkeys(self.layers, 1.0)
         if self.options.criterion == "hessian" or self.options.scope == "sensitivity":
             rankings, factors = self._measure(goal, forms, gone, rankings)

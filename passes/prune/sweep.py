@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from irc.calibrate.gather import gather
+from irc.calibrate.gather import gather, sample_count
 from irc.calibrate.layers import moment_observer, sum_outputs
+from irc.calibrate.masked import fit_kept
 from irc.calibrate.observers import SecondMoment
 from irc.calibrate.sequential import LayerMoments, refit, walk
 from irc.errors import DataError
@@ -20,7 +21,7 @@ from irc.ir.clone import clone
 from irc.ir.graph import Model
 from irc.ir.types import Array
 from irc.passes.prune.layers import Form, Layer, Pattern, bias_place
-from irc.passes.prune.obs import damped, fit_kept
+from irc.passes.prune.obs import damped
 from irc.passes.prune.ranking import Ranking, rank_by_hessian
 from irc.pipeline.contract import PassContext
 
@@ -87,7 +88,7 @@ def _fit(layer: Layer, moments: LayerMoments, pattern: Pattern) -> Fit:
 
 def _shared(model: Model, layers: Sequence[Layer], pattern: Pattern, ctx: PassContext) -> Iterator[tuple[Layer, Fit]]:
     """Layers read by several nodes: the moments of all of them together, of the model as it is."""
-    samples = len(ctx.calibration) if ctx.calibration is not None else 0
+    samples = sample_count(ctx)
     for number, layer in enumerate(layers):
         observers = [moment_observer(node, samples) for node in layer.nodes]
         if any(o is None for o in observers):

@@ -89,7 +89,7 @@ def round_for_rate(rows: Array, units: Array, metric: Array, damping: float = 0.
     """int8 weights in [-127, 127], [groups, outputs, k]: levels of least error + RATE * bits, column after column.
 
     `rows`: weights [groups, outputs, k]; `units` [groups, outputs]: the step of each output; `metric`: [groups, k, k].
-    Every weight may go to the nearest level, the next smaller one, or zero.
+    Every weight may go to the nearest level, the next smaller one, or zero; exact zeros stay zero.
     """
     order = _order(metric)
     factor = inverse_factor(_sorted(metric, order), damping)
@@ -115,6 +115,7 @@ def _once(exact: Array, factor: Array, costs: Array, price: Array, bits: Array) 
         for i in range(start, stop):
             column = left[:, :, i]
             chosen = _cheapest(np.abs(column), costs[:, i, None], price, bits) * np.sign(column)
+            chosen[exact[:, :, i] == 0] = 0
             levels[:, :, i] = chosen
             error = (column - chosen) / factor[:, None, i, i]
             errors[:, :, i - start] = error

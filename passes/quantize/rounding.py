@@ -67,18 +67,27 @@ class Metric:
         return np.asarray(np.einsum("gok,gok->go", difference @ self.damped, difference))
 
 
+def pruned_weights(rows: Array, levels: Levels) -> Array | None:
+    """bool, the weights that are exactly 0 and stay so; None where there are none, or no level is 0."""
+    zero = rows == 0
+    return zero if levels.step == 1 and zero.any() else None
+
+
 def round_rows(rows: Array, scales: Array, metric: Metric, levels: Levels, offset: Array | int = 0) -> Array:
-    """Levels (less `offset`) by making up for errors, float64 [groups, outputs, k]."""
+    """Levels (less `offset`) by making up for errors, float64 [groups, outputs, k]. Exact zeros stay zero."""
     order = metric.order[:, :, None]
     factor = metric.factor
     left, unit, low = (_columns(a, order, rows.shape) for a in (rows.astype(np.float64), scales, np.asarray(offset)))
     q = np.empty_like(left)
+    pruned = pruned_weights(left, levels)
     count = left.shape[1]
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         errors = np.empty((left.shape[0], stop - start, left.shape[2]))
         for i in range(start, stop):
             whole = levels.nearest(left[:, i] / unit[:, i], low[:, i])
+            if pruned is not None:
+                whole[pruned[:, i]] = 0
             q[:, i] = whole
             error = (left[:, i] - whole * unit[:, i]) / factor[:, i, i, None]
             errors[:, i - start] = error
@@ -91,10 +100,14 @@ def round_rows(rows: Array, scales: Array, metric: Metric, levels: Levels, offse
 def descend(
     rows: Array, q: Array, scales: Array, metric: Metric, levels: Levels, offset: Array | int = 0, sweeps: int = 3
 ) -> Array:
-    """`q` after at most `sweeps` rounds of coordinate descent. Never worse than `q` in the metric."""
+    """`q` after at most `sweeps` rounds of coordinate descent. Never worse than `q` in the metric.
+
+    Where `rows` are exactly 0, `q` stays as it is.
+    """
     identity = np.broadcast_to(np.arange(rows.shape[2])[None, :, None], (rows.shape[0], rows.shape[2], 1))
     now, unit, low = (_columns(a, identity, rows.shape) for a in (q, scales, np.asarray(offset)))
     now = now.astype(np.float64)
+    pruned = pruned_weights(rows.transpose(0, 2, 1), levels)
     h = metric.damped
     slope = h @ (rows.transpose(0, 2, 1) - now * unit)  # [groups, k, outputs]: half the slope of the error, downwards
     diagonal = metric.diagonal[:, 0, :, None]
@@ -106,6 +119,8 @@ def descend(
             steps = np.zeros((len(now), stop - start, now.shape[2]))
             for i in range(start, stop):
                 best = levels.nearest(now[:, i] + slope[:, i] / (unit[:, i] * diagonal[:, i]), low[:, i])
+                if pruned is not None:
+                    best = np.where(pruned[:, i], now[:, i], best)
                 step = (best - now[:, i]) * unit[:, i]
                 if not step.any():
                     continue
