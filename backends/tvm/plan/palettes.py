@@ -13,6 +13,7 @@ from irc.backends.tvm.geometry import PALETTE, PALETTE_BYTES, dot_of, lanes_of, 
 from irc.backends.tvm.plan.lower_sparse import blocks_of
 from irc.backends.tvm.plan.pack import pack_linear, share_bytes
 from irc.backends.tvm.plan.planner import Call, Planner
+from irc.backends.tvm.plan.tiles import retiled
 from irc.backends.tvm.specs import LinearSpec
 from irc.ir.types import Array
 from irc.targets.target import Target
@@ -62,11 +63,14 @@ def _with_palette(planner: Planner, call: Call, spec: LinearSpec, data: Array, n
     if len(values) > _ENTRIES or np.prod(stored_counts(counts, 2)) > _WORTH * np.prod(counts):
         return call
     indices = np.searchsorted(values, weights).astype(np.uint8)
-    packed = [pack_linear(share_bytes(g, step, PALETTE), lanes_of(target), spec.tile[2], step) for g in indices]
+    changed = retiled(replace(spec, w_dtype=PALETTE), target)
+    assert isinstance(changed, LinearSpec)
+    vectors = changed.tile[2]
+    packed = [pack_linear(share_bytes(g, step, PALETTE), lanes_of(target), vectors, step) for g in indices]
     whole = np.concatenate([_codebook(values), *packed])
     made = planner.pointer(planner.constant(whole, name))
     strides = (0, packed[0].size if spec.w_strides[1] else 0)
-    changed = replace(spec, w_dtype=PALETTE, w_strides=strides, w_size=whole.size)
+    changed = replace(changed, w_strides=strides, w_size=whole.size)
     return replace(call, spec=changed, args=(call.args[0], made, *call.args[2:]))
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from irc.backends.tvm.expression import Expression
-from irc.backends.tvm.geometry import depthwise_rows, fields_of, lanes_of, step_channels
+from irc.backends.tvm.geometry import PALETTE, depthwise_rows, fields_of, lanes_of, step_channels
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
@@ -33,6 +33,7 @@ _TILE = 4.0  # cycles of a tile's addresses and loops
 _WEIGHTS = (0.06, 0.3)  # cycles per vector of weights in the first-level cache and from the second
 _SPLIT = 0.9  # cycles per vector of bytes that are made numbers of 16 bits
 _UNPACK = 0.3  # cycles per vector of weights that is taken out of bytes it shares
+_LOOKUP = 0.5  # more cycles where it is an index into a codebook
 _CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
 
@@ -62,7 +63,7 @@ class Product:
 
     `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more). `apart`:
     bytes from the inputs of one place to those of the next, down and across (0: not known). `epilogue`: cycles of a
-    vector of results (`epilogue_cycles`). `fields`: steps whose weights share bytes.
+    vector of results (`epilogue_cycles`). `fields`: steps whose weights share bytes. `lookup`: they are indices.
     """
 
     out: tuple[int, int]
@@ -73,6 +74,7 @@ class Product:
     apart: tuple[int, int] = (0, 0)
     epilogue: float = _EPILOGUE
     fields: int = 1
+    lookup: bool = False
 
 
 def choose_tile(target: Target, product: Product) -> TileChoice:
@@ -114,7 +116,7 @@ def _kept(product: Product, vectors: int) -> int:
     """Registers for bytes that weights share and for a mask. Those that are split into halves anyway need one more."""
     if product.fields == 1:
         return 0
-    return 1 if product.uops > 1 else vectors + 1
+    return product.lookup + (1 if product.uops > 1 else vectors + 1)
 
 
 def share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
@@ -139,6 +141,7 @@ def _cycles(
                 halves = uops > 1  # of a word, in two registers
                 work = places * (size + product.sums) * uops / 2 + (_SPLIT * size if halves else 0.0)
                 work += _UNPACK * size if product.fields > 1 and not halves else 0.0
+                work += _LOOKUP * size if product.lookup else 0.0
                 loads = (places * (2 if halves else 1) + size / product.fields) * _SLOT
                 latency = _LATENCY if written <= 8 else 0.0
                 out_of_sight = max(written - _WINDOW, 0)
@@ -208,6 +211,7 @@ def product_of(spec: LinearSpec, target: Target) -> Product:
         apart=places_apart(spec),
         epilogue=epilogue_cycles(spec.expression),
         fields=fields_of(spec.w_dtype),
+        lookup=spec.w_dtype == PALETTE,
     )
 
 
