@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from irc.calibrate.observers import Observer
-from irc.calibrate.sessions import Feed, batches, call, feed_samples, make_session, same_for_batches, symbolic_batch
+from irc.calibrate.sessions import (
+    Feed,
+    ahead,
+    batches,
+    call,
+    feed_samples,
+    make_session,
+    same_for_batches,
+    symbolic_batch,
+)
 from irc.errors import DataError, ModelError
 from irc.ir.graph import Model, Value
 from irc.pipeline.contract import Samples
@@ -28,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 O = TypeVar("O", bound=Observer)  # noqa: E741 - the usual short name of a type variable
 
 _MEMORY = 1 << 30
-_BATCH_MEMORY = 128 << 20
+_BATCH_MEMORY = 192 << 20  # two batches are held at a time
 _MOST_BATCH = 32
 
 
@@ -113,8 +122,9 @@ def _run(
     runner = _Runner(model, list(chunk), threads)
     batch = max(1, min(_MOST_BATCH, _BATCH_MEMORY // max(1, sum(_sample_bytes(values[n]) for n in chunk))))
     done = 0
-    for feed in _grouped(model, samples.feeds(), runner, batch):
-        for name, array in runner(feed).items():
+    found = ((feed, runner(feed)) for feed in _grouped(model, samples.feeds(), runner, batch))
+    for feed, arrays in ahead(found):
+        for name, array in arrays.items():
             for observer in chunk[name]:
                 observer.update(array)
         done += feed_samples(feed)

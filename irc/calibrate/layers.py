@@ -16,6 +16,7 @@ from irc.ir.types import Array
 
 _WIDEST = 5120  # columns of one block of H; wider layers keep blocks on the diagonal only
 _ROWS_PER_COLUMN = 16  # rows over all samples that are enough for the moments of one column
+_MOST_ROWS = 1 << 14  # beyond this, half as many a column are enough: the work grows with the cube of the columns
 
 
 def window(node: Node) -> Window | None:
@@ -51,7 +52,9 @@ def moment_observer(node: Node, samples: int) -> SecondMoment | None:
 
 def _positions(columns: int, samples: int) -> int:
     """How many positions of each sample to take."""
-    return int(np.clip(max(_ROWS_PER_COLUMN * columns, 4096) // max(samples, 1), 32, 1024))
+    rows = _ROWS_PER_COLUMN * columns
+    rows = max(rows // 2, _MOST_ROWS) if rows > _MOST_ROWS else rows
+    return int(np.clip(max(rows, 4096) // max(samples, 1), 32, 1024))
 
 
 def _split(channels: int, columns: int) -> int:

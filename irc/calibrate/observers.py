@@ -18,6 +18,8 @@ from irc.ir.types import Array
 
 State = dict[str, Array]
 _FINE = 1152  # columns up to which second moments are summed in float64
+_RUN = 16  # elements: a cache line of float32
+_PER_SAMPLE = 1 << 16  # elements of one sample that histograms need
 _ROWS = 256  # that are multiplied together, at least
 _NOTHING = -(1 << 30)  # the exponent of a histogram that saw nothing, in its saved form
 
@@ -33,6 +35,17 @@ def chosen(size: int, most: int, seed: int) -> Array:
     if size > 8 * most:  # few are drawn twice, and no list of all indices is needed
         return np.sort(rng.integers(0, size, most))
     return np.sort(rng.choice(size, most, replace=False, shuffle=False))
+
+
+def sampled(flat: Array, most: int, seed: int) -> Array:
+    """About `most` elements of a long array: short runs of neighbours at random places, always the same for one seed.
+
+    A thousandth of the work of `chosen`; for statistics of single elements.
+    """
+    if flat.size <= most:
+        return flat
+    starts = np.random.default_rng(seed).integers(0, flat.size // _RUN, max(1, most // _RUN))
+    return flat[: flat.size // _RUN * _RUN].reshape(-1, _RUN)[np.sort(starts)].reshape(-1)
 
 
 class Observer(ABC):
@@ -117,8 +130,7 @@ class Histogram(Observer):
             low, high = float(flat.min()), float(flat.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._cover(self.low, self.high)
-        if flat.size > self.most:
-            flat = flat[chosen(flat.size, self.most, self.seen)]
+        flat = sampled(flat, min(self.most, _PER_SAMPLE * max(len(batch) if batch.ndim else 1, 1)), self.seen)
         self.zeros += int(flat.size - np.count_nonzero(flat))
         index = np.floor(flat * (1.0 / self.width)).astype(np.int64) - self.first
         self.counts += np.bincount(np.clip(index, 0, self.bins - 1), minlength=self.bins)
@@ -231,16 +243,20 @@ class ChannelOctaves(Observer):
         return 1 << 20
 
     def update(self, batch: Array) -> None:
-        rows = np.moveaxis(batch, self.axis, 0).reshape(batch.shape[self.axis], -1)
-        if batch.size > self.most:
-            rows = rows[:, chosen(rows.shape[1], max(1, self.most // len(rows)), self.count)]
-        rows = np.abs(rows).astype(np.float64) / self.unit
-        rows = np.where(np.isfinite(rows), rows, 0)
-        channels, count = rows.shape
-        octave = np.clip(np.frexp(rows)[1] - 1 - self.first, 0, self.octaves - 1)
-        index = (octave + np.arange(channels)[:, None] * self.octaves).reshape(-1)
-        flat, size = rows.reshape(-1), channels * self.octaves
-        found = [np.bincount(index, weights=w, minlength=size) for w in (flat > 0, flat, flat * flat)]
+        rows = np.moveaxis(batch, self.axis, 0)
+        channels, most = len(rows), min(self.most, _PER_SAMPLE * len(batch))
+        if batch.size > most:
+            inner = rows.shape[1:]
+            places = chosen(int(np.prod(inner)), max(1, most // channels), self.count)
+            index: tuple[Any, ...] = (slice(None), *np.unravel_index(places, inner))
+            rows = rows[index]
+        rows = np.abs(rows.reshape(channels, -1)).astype(np.float32, copy=False) / np.float32(self.unit)
+        rows = np.where(np.isfinite(rows), rows, np.float32(0))
+        count = rows.shape[1]
+        octave = np.clip((rows.view(np.int32) >> 23) - 127 - self.first, 0, self.octaves - 1)
+        octave += np.arange(channels, dtype=np.int32)[:, None] * self.octaves
+        bins, flat, size = octave.reshape(-1), rows.reshape(-1).astype(np.float64), channels * self.octaves
+        found = [np.bincount(bins, weights=w, minlength=size) for w in (flat > 0, flat, flat * flat)]
         sums = np.stack(found).reshape(3, channels, self.octaves)
         self.sums = sums if self.sums is None else self.sums + sums
         self.count += count

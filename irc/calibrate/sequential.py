@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Lock
@@ -23,7 +22,7 @@ from irc.calibrate.layers import moment_observer, to_rows
 from irc.calibrate.masked import fit_rows
 from irc.calibrate.observers import PairedMoment
 from irc.calibrate.segments import Segments, piece_proto
-from irc.calibrate.sessions import Feed, batches, feed_samples, make_session, same_for_batches, symbolic_batch
+from irc.calibrate.sessions import Feed, ahead, batches, feed_samples, make_session, same_for_batches, symbolic_batch
 from irc.calibrate.signature import signatures
 from irc.calibrate.store import Entry
 from irc.errors import ModelError
@@ -335,19 +334,13 @@ class _Walk:
             [layer.value.name for layer in after if layer.value.name in self.there],
         )
         done = number * len(samples)
-        with ThreadPoolExecutor(2) as pool:
-            waiting = pool.submit(next, mine, None), pool.submit(next, reference, None)
-            while True:
-                here, there = waiting[0].result(), waiting[1].result()
-                if here is None or there is None:
-                    return
-                waiting = pool.submit(next, mine, None), pool.submit(next, reference, None)  # the next batch, meanwhile
-                for pair in pairs:
-                    x = here[pair.name]
-                    same = pair.other and there[pair.other].shape == x.shape
-                    pair.paired.update_pair(there[pair.other] if same else x, x)
-                done = min(done + feed_samples(here), (number + 1) * len(samples))
-                self.ctx.progress("calibrate layer by layer", done, self.waves * len(samples))
+        for here, there in zip(ahead(mine), ahead(reference), strict=True):
+            for pair in pairs:
+                x = here[pair.name]
+                same = pair.other and there[pair.other].shape == x.shape
+                pair.paired.update_pair(there[pair.other] if same else x, x)
+            done = min(done + feed_samples(here), (number + 1) * len(samples))
+            self.ctx.progress("calibrate layer by layer", done, self.waves * len(samples))
 
     def _sides(self, samples: Samples) -> tuple[Segments, Segments]:
         if self.ours is None or self.theirs is None:

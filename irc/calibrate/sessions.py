@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 Feed = dict[str, Array]
+T = TypeVar("T")
 
 _NOT_EQUIVALENT = ["WeightBiasQuantization"]
 """Optimizers that change numbers: this one rounds real weights between quantized activations to 8 bits per tensor."""
@@ -119,6 +121,15 @@ def batches(feeds: Iterator[Feed], size: int) -> Iterator[Feed]:
     """`size` feeds at a time, joined along the first axis."""
     while part := list(itertools.islice(feeds, size)):
         yield joined(part)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made by another thread while the one before is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def feed_samples(feed: Feed) -> int:
