@@ -82,12 +82,16 @@ class Coded:
     """The weights of a program, entropy-coded (`artifact/coder`). `data`: `meta_bytes` of operations, then words.
 
     Decoding needs `out_bytes` for the weights and what helps to make them, and `scratch_bytes` behind that.
+    `blob_bytes`: what the blob at each offset takes of the words; `other_bytes`: what belongs to no single one
+    ("tables" of frequencies, "operations", "palettes", "ends" of the coders). Both together are the length of `data`.
     """
 
     data: bytes
     meta_bytes: int
     out_bytes: int
     scratch_bytes: int
+    blob_bytes: tuple[tuple[int, float], ...] = ()
+    other_bytes: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass

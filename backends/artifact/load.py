@@ -15,6 +15,7 @@ import itertools
 import os
 import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -253,11 +254,24 @@ class Network:
         self._ram = aligned_empty(info.init_ram_bytes, self._align)  # of decoded weights, too: kept until the end
         self._pool_ram = self._ram
         init.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+        self._init, self._interface = init, info.interface_hash
         self._set_parallel.argtypes = [ctypes.c_void_p, _PARALLEL_FOR, ctypes.c_void_p, ctypes.c_int]
         if self._set_threads is not None:
             self._set_threads.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         _check(init(self._ctx, self._ram.ctypes.data, self._ram.nbytes, info.interface_hash), "init")
         self._deinit = deinit
+
+    def init_seconds(self) -> float:
+        """How long it takes to prepare another context: with coded weights, to decode them."""
+        ctx = ctypes.create_string_buffer(len(self._ctx))
+        ram = aligned_empty(self._ram.nbytes, self._align)
+        ram.fill(0)  # its pages are there before the clock starts
+        begin = time.perf_counter()
+        _check(self._init(ctx, ram.ctypes.data, ram.nbytes, self._interface), "init")
+        seconds = time.perf_counter() - begin
+        if self._deinit is not None:
+            self._deinit(ctx)
+        return seconds
 
     @property
     def threads(self) -> int:

@@ -36,6 +36,7 @@ from irc.backends.artifact.link import link
 from irc.backends.artifact.manifest import KIND, is_artifact
 from irc.backends.artifact.package import cmake_config, pkg_config
 from irc.backends.artifact.shared import code_bytes, shared_chunks
+from irc.backends.artifact.storage import storage
 from irc.backends.program import Port, Program
 from irc.errors import OutputError
 
@@ -65,7 +66,8 @@ def write_artifact(
         from irc.backends.tvm.assemble import assemble
 
         glue_object = assemble(glue_ll(program), program.target)
-    files = artifact_files(program, glue_object, emit)
+    obj = link(program, glue_object)
+    files = artifact_files(program, obj, glue_object, emit)
     if model_proto_bytes is not None and "onnx" in emit:
         files[f"{program.name}.onnx"] = [model_proto_bytes]
     if report_html is not None and "report" in emit:
@@ -75,6 +77,7 @@ def write_artifact(
         "name": program.name,
         "target": target_facts(program.target),
         "interface": interface_facts(program),
+        "storage": storage(program, obj, elf.total_size(archive_chunks(program, obj))),
         "files": {name: _file_facts(name, chunks) for name, chunks in sorted(files.items())},
     }
     files["manifest.json"] = [(json.dumps(full, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()]
@@ -82,10 +85,9 @@ def write_artifact(
     return full
 
 
-def artifact_files(program: Program, glue_object: bytes, emit: Collection[str]) -> Files:
-    """Path in the artifact -> contents, for everything that is made from the program alone."""
+def artifact_files(program: Program, obj: ObjectFile, glue_object: bytes, emit: Collection[str]) -> Files:
+    """Path in the artifact -> contents, for everything that is made from the program alone. `obj`: linked."""
     name = program.name
-    obj = link(program, glue_object)
     files: Files = {}
     if "header" in emit:
         files[f"include/{name}.h"] = [header_text(program).encode()]

@@ -67,7 +67,7 @@ class Twin:
 
     def run_cut(self, model: Model) -> Callable[[dict[str, Array]], dict[str, Array]]:
         """Compile and load another model for the same target (or its twin)."""
-        options = self._done.options
+        options = replace(self._done.options, weights="plain")
         again = partial(lower.build_program, model, options=options, progress=self._progress)
         return runners.execution(again(options.target), again, cache_dir=lower.cache_folder(options)).run
 

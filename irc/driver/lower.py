@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,13 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
 
 
 def build_in_memory(options: CompileOptions, progress: Progress) -> tuple[Model, Program]:
-    """The model as the passes leave it and its program, neither verified nor written."""
+    """The model as the passes leave it and its program, neither verified nor written. Its weights are plain: they run
+    as fast."""
     model = load_static(options)
     with pass_context(options, load_data(options.calibration, model)) as context:
         context.progress = progress
         Pipeline.parse(options.passes).run(model, context)
-    return model, build_program(model, options.target, options, progress)
+    return model, build_program(model, options.target, replace(options, weights="plain"), progress)
 
 
 def workers(options: CompileOptions) -> int:

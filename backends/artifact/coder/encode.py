@@ -27,7 +27,7 @@ from irc.backends.artifact.coder.runs import (
     byte_view,
 )
 from irc.backends.artifact.coder.tables import ONE, Table, fit
-from irc.backends.artifact.coder.words import POOLED, copies, palette_afters, palette_models, pools
+from irc.backends.artifact.coder.words import POOLED, copies, palette_afters, palette_models, pool_model, pools
 from irc.backends.program import Blob, Coded, Program
 from irc.ir.types import Array
 
@@ -48,11 +48,30 @@ def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     plan = _Plan(-(-weights_bytes // BLOCK))
     plan.add(sorted((b for b in blobs if b.data.nbytes), key=lambda b: b.offset))
     writer = _Writer()
-    writer.runs([run for model in plan.models for run in model.runs])
+    bits = writer.runs([run for model in plan.models for run in model.runs])
     for after in plan.afters:
         writer.after(after)
     meta, words = writer.finish()
-    return Coded(meta + words, len(meta), plan.blocks * BLOCK, SCRATCH)
+    owned, palettes = _shares(plan.models, bits)
+    tables = writer.table_bits / 8
+    ends = len(words) - sum(owned.values()) - palettes
+    others = (("tables", tables), ("operations", len(meta) - tables), ("palettes", palettes), ("ends", ends))
+    return Coded(meta + words, len(meta), plan.blocks * BLOCK, SCRATCH, tuple(sorted(owned.items())), others)
+
+
+def _shares(models: Sequence[Model], bits: Sequence[Array]) -> tuple[dict[int, float], float]:
+    """Bytes of words for each blob, by offset, and for palettes. `bits` of the symbols of all runs, in order."""
+    shares: dict[int, float] = {}
+    palettes = 0.0
+    runs = iter(bits)
+    for model in models:
+        for _ in model.runs:
+            each, at = next(runs), 0
+            palettes += 0.0 if model.owners else float(each.sum()) / 8
+            for offset, count in model.owners:
+                shares[offset] = shares.get(offset, 0.0) + float(each[at : at + count].sum()) / 8
+                at += count
+    return shares, palettes
 
 
 class _Plan:
@@ -80,7 +99,7 @@ class _Plan:
             self.afters += [*models[0].after, After(AID, colours), After(AID, numbers), *palette_afters(palettes)]
         for pool in found:
             place = self._aid(pool.words.nbytes)
-            model = words_model(place, pool.words)
+            model = pool_model(pool, place)
             self.models.append(model)
             self.afters += [*model.after, After(AID, place), *copies(pool)]
 
@@ -92,17 +111,18 @@ class _Plan:
             model = (
                 bytes_model(place, byte_view(blob.data)) if blob.data.itemsize == 1 else words_model(place, blob.data)
             )
+            model = replace(model, owners=((blob.offset, blob.data.nbytes),))
             self.models.append(model)
             if model.marks is None:
                 self.afters += model.after
             else:
                 marked.append(model)
         if marked:
-            marks = [m.marks for m in marked if m.marks is not None]
-            place = self._aid(sum(m.size for m in marks))
+            marks = [(m.marks, m.owners) for m in marked if m.marks is not None]
+            place = self._aid(sum(m.size for m, _ in marks))
             at = 0
-            for m in marks:
-                self.models.append(Model((Run(place, Shape(at, m.size), m),)))
+            for m, owners in marks:
+                self.models.append(Model((Run(place, Shape(at, m.size), m),), owners=owners))
                 at += m.size
             self.afters += [After(AID, place), *(after for model in marked for after in model.after)]
 
@@ -125,17 +145,24 @@ class _Writer:
         self._place = self._next = self._count = 0
         self._shapes: list[Shape | None] = [None] * _SHAPES
         self._newest = 0
+        self.table_bits = 0
 
-    def runs(self, runs: Sequence[Run]) -> None:
-        """Codes them, those with a common table together."""
+    def runs(self, runs: Sequence[Run]) -> list[Array]:
+        """Codes them, those with a common table together. Gives the bits of the symbols of each."""
+        bits: list[Array] = [np.zeros(0)] * len(runs)
         groups = shared(runs)
         groups.sort(key=lambda g: min(runs[i].place for i in g.runs))
         for group in groups:
             table = fit(group.bytes, nibbles=group.halves)
+            start = len(self._meta)
             self._meta.bits(TABLE, 5)
             table.write(self._meta)
+            self.table_bits += len(self._meta) - start
+            price = 14 - np.log2(np.maximum(table.frequencies, 1))
             for i in sorted(group.runs, key=lambda i: (runs[i].place, runs[i].shape.first)):
                 self._run(runs[i], table)
+                bits[i] = price[runs[i].symbols]
+        return bits
 
     def _run(self, run: Run, table: Table) -> None:
         shape = run.shape

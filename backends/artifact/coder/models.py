@@ -34,16 +34,18 @@ _OPERATION_BITS = 20
 @dataclass(frozen=True)
 class Model:
     """`runs` are decoded, then `after` is done. `marks`: bits that say which units of the place are not zero, as bytes;
-    they are decoded elsewhere."""
+    they are decoded elsewhere. `owners`: offsets of the blobs that it codes, and how many symbols of each run are
+    theirs, one after the other; none where it codes palettes."""
 
     runs: tuple[Run, ...]
     after: tuple[After, ...] = ()
     marks: Array | None = None
+    owners: tuple[tuple[int, int], ...] = ()
 
 
 def bytes_model(place: int, raw: Array) -> Model:
     """For weights of a byte, or parts of one."""
-    halves = _looks_packed(counts_of(raw))
+    halves = looks_packed(counts_of(raw))
     best = Model((Run(place, Shape(0, raw.size), raw, halves),))
     least = run_bits(best.runs[0])
     for unit, kept in _marked(raw):
@@ -82,11 +84,15 @@ def _spread(place: int, raw: Array, unit: int, kept: Array, halves: bool) -> Mod
     return Model((run,), (After(SPREAD, place, kept.size, unit),), np.packbits(kept, bitorder="little"))
 
 
-def _looks_packed(counts: Array) -> bool:
-    """Whether bytes are two 4-bit numbers of the same kind: then both halves are spread alike, and independent."""
+def looks_packed(counts: Array) -> bool:
+    """Whether bytes are two 4-bit numbers of the same kind: then both halves are spread alike, around a centre, and
+    independent (but for what so few symbols show by chance; G. Miller, "Note on the bias of information estimates",
+    1955)."""
     square = counts.reshape(16, 16)
     low, high, both = (entropy_bits(c) for c in (square.sum(0), square.sum(1), counts))
-    return both > 0 and abs(low - high) < 0.1 * max(low, high) and low + high < 1.1 * both + 64
+    chance = 0.72 * int((counts > 0).sum()) + 32
+    alike = abs(low - high) < 0.1 * max(low, high) and max(low, high) < 3.85 * int(counts.sum())
+    return both > 8 * chance and alike and low + high < 1.03 * both + chance
 
 
 def words_model(place: int, data: Array) -> Model:

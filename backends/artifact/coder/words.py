@@ -6,7 +6,7 @@ Blobs of float32 with few distinct words become numbers of colours of a palette 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -99,13 +99,22 @@ def _palettes(blobs: Sequence[Blob]) -> Palettes:
 
 def palette_models(p: Palettes, colours: int, numbers: int) -> list[Model]:
     """What codes them: colours at block `colours`, numbers at block `numbers`."""
-    return [words_model(colours, p.colours), Model((Run(numbers, Shape(0, p.numbers.size), p.numbers),))]
+    owners = tuple((blob.offset, blob.data.size) for blob in p.blobs)
+    run = Run(numbers, Shape(0, p.numbers.size), p.numbers)
+    return [words_model(colours, p.colours), Model((run,), owners=owners)]
 
 
 def palette_afters(p: Palettes) -> list[After]:
     return [
         After(PALETTE, blob.offset // BLOCK, blob.data.size, size) for blob, size in zip(p.blobs, p.sizes, strict=True)
     ]
+
+
+def pool_model(pool: Pool, place: int) -> Model:
+    """What codes the words, at block `place`."""
+    size = pool.words.itemsize
+    owners = tuple((blob.offset, -(-blob.data.nbytes // 4) * 4 // size or 1) for blob in pool.blobs)
+    return replace(words_model(place, pool.words), owners=owners)
 
 
 def copies(pool: Pool) -> list[After]:
