@@ -29,6 +29,7 @@ from irc.backends.artifact.coder.runs import (
 from irc.backends.artifact.coder.tables import ONE, Table, fit
 from irc.backends.artifact.coder.words import POOLED, copies, palette_afters, palette_models, pool_model, pools
 from irc.backends.program import Blob, Coded, Program
+from irc.errors import InternalError
 from irc.ir.types import Array
 
 SCRATCH = ONE + 4 * 256
@@ -45,6 +46,8 @@ def coded_program(program: Program) -> Program:
 
 def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     """The coded section of `blobs`, which begin at multiples of 64 bytes of `weights_bytes`."""
+    if any(blob.offset % BLOCK for blob in blobs):
+        raise InternalError(f"a weight does not begin at a multiple of {BLOCK} bytes")
     plan = _Plan(-(-weights_bytes // BLOCK))
     plan.add(sorted((b for b in blobs if b.data.nbytes), key=lambda b: b.offset))
     writer = _Writer()
