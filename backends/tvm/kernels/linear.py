@@ -43,6 +43,7 @@ _AT_ONCE = 6  # cache lines that are asked for one after the other
 _LINE = 64  # bytes of a cache line
 _BUSY = 6  # places from which on arithmetic takes as long as weights from memory
 _FEW_TILES = 16  # register tiles that share their weights
+_FEW_SUMS = 2  # places of a register tile whose sums are scaled instead of their weights
 _FEW_PLACES = 160  # the same in places, for the small tiles of narrow vectors
 
 
@@ -52,6 +53,7 @@ class LinearKernel:
     def __init__(self, symbol: str, spec: LinearSpec, target: Target) -> None:
         self.spec = spec
         self.lanes = lanes_of(target)
+        self.registers = target.vector_registers
         self.step = choose_step(spec.x_dtype, target, spec.ic, spec.w_dtype)
         k = self.k = KernelBuilder(symbol, target)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
@@ -265,7 +267,10 @@ class LinearKernel:
             with (
                 k.loop(extents[0], "kh", start=starts[0]) as kh,
                 k.loop(extents[1], "kw", start=starts[1]) as kw,
-                self._inner(extents[2], starts[2], kh * spec.kernel[1] + kw, scales, vectors) as (i, factors),
+                self._inner(extents[2], starts[2], kh * spec.kernel[1] + kw, scales, len(places), vectors) as (
+                    i,
+                    factors,
+                ),
             ):
                 at = (kh * stored[1] + kw) * stored[2] + i
                 loaded = [step.load_w(k, self.w, base + at * w_step) for base in bases]
@@ -280,7 +285,7 @@ class LinearKernel:
 
     @contextmanager
     def _inner(
-        self, extent: int, start: int, tap: Expr, scales: Expr, vectors: int
+        self, extent: int, start: int, tap: Expr, scales: Expr, places: int, vectors: int
     ) -> Iterator[tuple[Expr, list[Expr]]]:
         """The loop over the steps of a tap, with the factors of the weights of each vector, if they have any: those
         change after every `scaled` channels."""
@@ -294,9 +299,32 @@ class LinearKernel:
         row = depthwise_channels(spec.oc)
         with k.loop(groups, "g") as g:
             at = scales + (tap * groups + g) * row
+            if self._sums_groups(places, vectors):
+                yield from self._group(g, each, at, places, vectors)
+                return
             factors = [k.let(k.load(self.operands[-1], at + v * lanes, lanes), "f") for v in range(vectors)]
             with k.loop(each, "i") as i:
                 yield g * each + i, factors
+
+    def _sums_groups(self, places: int, vectors: int) -> bool:
+        """Whether the sums of channels that share a factor get it, instead of each of their weights: that is less work
+        for few places, and takes registers for two sums."""
+        return places <= _FEW_SUMS and 2 * places * vectors + 4 <= self.registers
+
+    def _group(self, g: Expr, steps: int, scales: Expr, places: int, vectors: int) -> Iterator[tuple[Expr, list[Expr]]]:
+        k, lanes = self.k, self.lanes
+        total, size = self.acc, places * vectors * lanes
+        self.acc = k.local(size, "float32", "part")
+        for at in range(0, size, lanes):
+            k.store(self.acc, at, const(0.0, "float32", lanes), lanes)
+        with k.loop(steps, "i") as i:
+            yield g * steps + i, []
+        for v in range(vectors):
+            factor = k.let(k.load(self.operands[-1], scales + v * lanes, lanes), "f")
+            for p in range(places):
+                at = (p * vectors + v) * lanes
+                k.store(total, at, k.load(total, at, lanes) + k.load(self.acc, at, lanes) * factor, lanes)
+        self.acc = total
 
     def _weights_at(self, a: Expr, b: Expr) -> Expr:
         """Where the weights of an image and group begin."""
