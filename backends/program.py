@@ -92,6 +92,7 @@ class Coded:
     scratch_bytes: int
     blob_bytes: tuple[tuple[int, float], ...] = ()
     other_bytes: tuple[tuple[str, float], ...] = ()
+    operations: tuple[int, ...] = ()  # of the decoder, as far as they are used
 
 
 @dataclass

@@ -71,7 +71,7 @@ class _Glue:
         if p.levels:
             out += levels.levels_ll(p, self._check_ctx())
         if p.coded is not None:
-            out += decoder.decoder_ll(self.word)
+            out += decoder.decoder_ll(self.word, p.coded.operations)
         out += self._init()
         out += self._set_parallel()
         out += self._deinit()

@@ -4,7 +4,7 @@ explains it; the functions here have its names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from irc.backends.artifact.coder.ir import DECLARATIONS, Function, Value
@@ -17,6 +17,7 @@ from irc.backends.artifact.coder.runs import (
     PALETTE,
     SPREAD,
     SUM16,
+    SUM32,
     TABLE,
     ZIGZAG32,
 )
@@ -34,18 +35,23 @@ _SHAPE = _X + 4 * LANES
 _SIZE = _SHAPE + 20 * _SHAPES
 
 ENTRY = "irc_decode"
+OPERATIONS = frozenset({AID, COPY, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD})
+"""What may be done after decoding."""
 
 
-def decoder_ll(word: str) -> list[str]:
+def decoder_ll(word: str, operations: Collection[int] = OPERATIONS) -> list[str]:
     """@irc_decode(data, meta bytes, bytes, out, out bytes, scratch): 1 when `out` holds the decoded bytes.
 
-    `word`: the integer as wide as a pointer.
+    `word`: the integer as wide as a pointer. `operations` that occur: what the others need is left out, and they are
+    taken for damage.
     """
     octave = ", ".join(f"i16 {value - 65536 if value > 32767 else value}" for value in OCTAVE)
     functions: list[Callable[[str], Function]] = [
         *(_bits, _number, _difference, _weight, _levels, _table, _start, _some, _run),
         *(_bytes_at, _target, _taken, _coded),
-        *(_zigzag32, _sum16, _sum32, _palette, _spread, _after, _decode),
+        *(make for number, make in _MAKERS.items() if number in operations),
+        lambda word: _after(word, operations),
+        _decode,
     ]
     texts = [line for make in functions for line in make(word).lines()]
     return [*DECLARATIONS, f"@octave = private unnamed_addr constant [8 x i16] [{octave}]", *texts, *_many()]
@@ -191,8 +197,9 @@ def _table(word: str) -> Function:
 
 
 def _check_ends(f: Function, d: Value) -> None:
-    for i in range(LANES):
-        d.store(d.load("i32", _BAD) | d.load("i32", _X + 4 * i).differs(_LOW).to("i32"), _BAD)
+    with f.for_(LANES) as i:
+        other = d.load("i32", (i << 2) + _X).differs(_LOW)
+        d.store(d.load("i32", _BAD) | other.to("i32"), _BAD)
 
 
 def _start(word: str) -> Function:
@@ -203,8 +210,7 @@ def _start(word: str) -> Function:
     with f.if_(d.load("ptr", _END).minus(at) < 4 * LANES):
         d.store(1, _BAD)
         f.give()
-    for i in range(LANES):
-        d.store(at.load("i32", 4 * i), _X + 4 * i)
+    f.move(d.at(_X), at, 4 * LANES)
     d.store(at.at(4 * LANES), _WORD)
     d.store(CHUNK, _LEFT)
     f.give()
@@ -242,7 +248,7 @@ def _some(word: str) -> Function:
 def _many() -> list[str]:
     """Whether a word is needed is not foreseeable: no branch asks for it."""
     out = [
-        "define internal void @coder_many(ptr %d, ptr %to, i32 %rounds, i32 %step) #1 {",
+        "define internal void @coder_many(ptr %d, ptr %to, i32 %rounds, i32 %step) noinline nounwind {",
         "entry:",
         f"  %pw = getelementptr i8, ptr %d, i32 {_WORD}",
         "  %w0 = load ptr, ptr %pw",
@@ -446,7 +452,16 @@ def _spread(word: str) -> Function:
     return f
 
 
-def _after(word: str) -> Function:
+_MAKERS: dict[int, Callable[[str], Function]] = {
+    ZIGZAG32: _zigzag32,
+    SUM16: _sum16,
+    SUM32: _sum32,
+    PALETTE: _palette,
+    SPREAD: _spread,
+}
+
+
+def _after(word: str, operations: Collection[int]) -> Function:
     f = Function("coder_after", ["ptr", "i32"], word=word)
     d, op = f.parameters
     with f.if_(op.equals(AID)):
@@ -458,8 +473,9 @@ def _after(word: str) -> Function:
     count = d.load("i32", _COUNT)
     wide = count.to("i64")
     unit = f.variable(op.equals(SUM16).choose(2, 4))
-    with f.if_(op.equals(SPREAD)):
-        unit.set(f.call("coder_number", [d, 4], "i32"))
+    if SPREAD in operations:
+        with f.if_(op.equals(SPREAD)):
+            unit.set(f.call("coder_number", [d, 4], "i32"))
     to = f.call("coder_target", [d, f.constant(0, "i64"), wide * unit.get().to("i64")], "ptr")
 
     def taken(cursor: int, size: Value) -> Value:
@@ -470,29 +486,37 @@ def _after(word: str) -> Function:
         with f.if_(d.load("i32", _BAD).equals(0)):
             yield
 
-    with f.if_(op.equals(COPY)):
+    def copy() -> None:
         source = taken(_AID, wide << 2)
         with if_good():
             f.move(to, source, count << 2)
-        f.give()
-    with f.if_(op.equals(PALETTE)):
+
+    def palette() -> None:
         size = f.call("coder_number", [d, 1], "i32") + 1
         colours = taken(_COLOURS, size.to("i64") << 2)
         numbers = taken(_AID, wide)
         with if_good():
             f.call("coder_palette", [to, count, colours, size, numbers])
-        f.give()
-    with f.if_(op.equals(SPREAD)):
+
+    def spread() -> None:
         marks = taken(_AID, (wide + 7) >> 3)
         with if_good():
             f.call("coder_spread", [to, count, unit.get(), marks])
-        f.give()
-    with f.if_(op > SPREAD):
-        d.store(1, _BAD)
-    with if_good():
-        for number, name in enumerate(("zigzag32", "sum16", "sum32"), ZIGZAG32):
-            with f.if_(op.equals(number)):
+
+    def each(name: str) -> Callable[[], None]:
+        def change() -> None:
+            with if_good():
                 f.call(f"coder_{name}", [to, count])
+
+        return change
+
+    others = {ZIGZAG32: each("zigzag32"), SUM16: each("sum16"), SUM32: each("sum32")}
+    for number, write in ({COPY: copy, PALETTE: palette, SPREAD: spread} | others).items():
+        if number in operations:
+            with f.if_(op.equals(number)):
+                write()
+                f.give()
+    d.store(1, _BAD)
     f.give()
     return f
 

@@ -59,7 +59,15 @@ def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     tables = writer.table_bits / 8
     ends = len(words) - sum(owned.values()) - palettes
     others = (("tables", tables), ("operations", len(meta) - tables), ("palettes", palettes), ("ends", ends))
-    return Coded(meta + words, len(meta), plan.blocks * BLOCK, SCRATCH, tuple(sorted(owned.items())), others)
+    return Coded(
+        meta + words,
+        len(meta),
+        plan.blocks * BLOCK,
+        SCRATCH,
+        tuple(sorted(owned.items())),
+        others,
+        tuple(sorted({after.operation for after in plan.afters})),
+    )
 
 
 def _shares(models: Sequence[Model], bits: Sequence[Array]) -> tuple[dict[int, float], float]:

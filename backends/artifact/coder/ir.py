@@ -137,7 +137,7 @@ class Function:
         self.word = word
         kinds = ", ".join(f"{kind} %a{i}" for i, kind in enumerate(parameters))
         self.parameters = [Value(self, kind, f"%a{i}") for i, kind in enumerate(parameters)]
-        self._head = f"define internal {result} @{name}({kinds}) #1 {{"
+        self._head = f"define internal {result} @{name}({kinds}) noinline nounwind minsize optsize {{"
         self._slots: list[str] = []
         self._lines: list[str] = []
         self._count = 0
