@@ -26,7 +26,7 @@ from irc.ir.types import Array
 from irc.passes.quantize.affine import WEIGHT_LIMIT
 from irc.passes.quantize.damage import Damage, Reference, noise_for, split
 from irc.passes.quantize.levels import NAMED, Levels
-from irc.passes.quantize.rate import Curve, conditional, curve, entropy_bits, round_for_rate
+from irc.passes.quantize.rate import Curve, conditional, curve, entropy_bits, round_for_rate, unclipped
 from irc.passes.quantize.regions import Linear, find_regions
 from irc.passes.quantize.weights import quantize_layer
 from irc.pipeline.contract import PassContext
@@ -37,7 +37,7 @@ _DAMPING = 0.01
 _SPREAD = 0.5
 """Power of an output's deviation that its step follows: 0 would make all outputs of a layer equally noisy, 1 equally
 noisy in proportion. Measured, the network's output cares for something between."""
-_STEPS = np.exp2(np.arange(-22, 1) / 4)  # of the step at which half of the output would be noise
+_STEPS = np.exp2(np.arange(-40, 1) / 4)  # of the step at which half of the output would be noise
 _MOST_CHANGE = 0.25  # of a layer's output; beyond, changes of layers do not add up
 _PROBE = 0.01  # change of a layer's output with which its sensitivity is measured
 _LEAST_SENSITIVITY = 1e-3  # of the median: samples do not show everything
@@ -63,24 +63,20 @@ class Rounded:
 @dataclass
 class _Layer:
     """One layer under study. `number`: its place among the linear layers of the graph; `followers`: places of those
-    that read the same weights. `menu`: the levels to choose from; where it is empty the step is free, and `ratios` are
-    the step of each output channel over the layer's."""
+    that read the same weights. `menu`: the levels to choose from; where it is empty the step is free, and `scales`
+    are those of the output channels for each choice."""
 
     number: int
     followers: tuple[int, ...]
     linear: Linear
     moment: SecondMoment
     menu: tuple[Levels, ...]
-    ratios: Array  # [output channels], powers of two
+    scales: Array  # [choices, output channels], powers of two times one number
     costs: Array  # [groups, k]
     signal: float
     curve: Curve
     sensitivity: float = 0.0
     choice: int = 0
-
-    @property
-    def step(self) -> float:
-        return float(self.curve.steps[self.choice])
 
     @property
     def change(self) -> float:
@@ -99,8 +95,7 @@ class _Layer:
 
     def units(self) -> Array:
         """The step of each row at the choice made."""
-        spread: Array = spread_outputs(self.linear.core, self.ratios, self.groups) * self.step
-        return spread
+        return spread_outputs(self.linear.core, self.scales[self.choice], self.groups)
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ def fit_drop(model: Model, ctx: PassContext, skip: Collection[str], drop: float,
 
     Without `menu` steps are free, and the weights and biases in `model` become float32 constants that lie on the grids
     of the result; with it, from few bits to many, each layer gets one of these levels, and `model` stays as it is.
-    Layers whose rows cannot be formed are left out.
+    Layers whose rows cannot be formed or never vary are left out.
     """
     fitting, measuring = split(ctx, model)
     reference = Reference(model, measuring)
@@ -199,7 +194,9 @@ def _study(model: Model, ctx: PassContext, skip: Collection[str], menu: tuple[Le
         found = statistics.entries[linear.core.need(0).name, observer.key]
         assert isinstance(found, SecondMoment)
         same = tuple(i for i, x in enumerate(linears) if x.weight is linear.weight and i != number)
-        layers.append(_layer(number, same, linear, found, _usable(linear, menu)))
+        layer = _layer(number, same, linear, found, _usable(linear, menu))
+        if layer is not None:
+            layers.append(layer)
     return layers
 
 
@@ -212,14 +209,15 @@ def _usable(linear: Linear, menu: tuple[Levels, ...]) -> tuple[Levels, ...]:
 
 def _layer(
     number: int, followers: tuple[int, ...], linear: Linear, moment: SecondMoment, menu: tuple[Levels, ...]
-) -> _Layer:
+) -> _Layer | None:
+    """None where every sample gives the same: there is nothing to measure then."""
     node, weight = linear.core, linear.weight.numpy()
     metric = _metric(linear, moment)
     rows = to_rows(node, weight, moment.groups).astype(np.float64)
     power = sum_outputs(node, np.einsum("goi,gij,goj->go", rows, metric, rows, optimize=True))
     power = np.maximum(power, 1e-6 * float(power.max(initial=0.0)))
     if not power.any():
-        power = np.ones_like(power)
+        return None
     deviation = np.sqrt(power)
     ratios = np.exp2(np.rint(_SPREAD * np.log2(deviation / float(np.median(deviation)))))
     costs = conditional(metric, _damping(moment))
@@ -230,12 +228,12 @@ def _layer(
         errors = [rows - _nearest(linear, weight, levels, moment) for levels in menu]
         change = np.array([float((np.square(e) * costs[:, None, :]).sum()) / signal for e in errors])
         bits = np.array([levels.bits * weight.size for levels in menu], np.float64)
-        known = Curve(np.arange(len(menu), dtype=np.float64), bits, change)
-        return _Layer(number, followers, linear, moment, menu, ratios, costs, signal, known)
-    # Weights of inputs that hardly vary may be too large for their layer's steps; clipping them costs little.
+        return _Layer(number, followers, linear, moment, menu, ratios[None], costs, signal, Curve(bits, change))
     steps = _STEPS * math.sqrt(signal / (2 * noise))
-    known = curve(rows, spread, costs, signal, steps)
-    return _Layer(number, followers, linear, moment, menu, ratios, costs, signal, known)
+    # Weights of inputs that hardly vary may be too large for their layer's steps; clipping them costs little then.
+    scales = [ratios * s * unclipped(rows, spread * s, costs, lambda x: sum_outputs(node, x)) for s in steps]
+    known = curve(rows, [spread_outputs(node, s, moment.groups) for s in scales], costs, signal)
+    return _Layer(number, followers, linear, moment, menu, np.array(scales), costs, signal, known)
 
 
 def _metric(linear: Linear, moment: SecondMoment | LayerMoments) -> Array:
@@ -323,10 +321,10 @@ def _round(layer: _Layer, rows: Array, moments: LayerMoments, damping: float) ->
         weight = from_rows(linear.core, rows, shape)
         stored = quantize_layer(linear.core, weight, levels, moments, bias=_free(linear), damping=damping)
         real = to_rows(linear.core, stored.real(), layer.groups).astype(np.float64)
-        return real, Rounded(stored.q.astype(np.int8), stored.scales, np.zeros(len(layer.ratios)), levels)
+        return real, Rounded(stored.q.astype(np.int8), stored.scales, np.zeros(layer.scales.shape[1]), levels)
     units = layer.units()
     q = round_for_rate(rows, units, _metric(linear, moments), damping)
-    scales = (layer.ratios * layer.step).astype(np.float32)
+    scales = layer.scales[layer.choice].astype(np.float32)
     return q * units[:, :, None], Rounded(from_rows(linear.core, q, shape), scales, _bias_step(layer), NAMED["int8"])
 
 
@@ -335,7 +333,7 @@ def _bias_step(layer: _Layer) -> Array:
     node = layer.linear.core
     each = np.repeat(layer.costs.mean(axis=1)[:, None], layer.units().shape[1], axis=1)
     parts = layer.groups // (node.get_int("group", 1) if node.op_type == "Conv" else 1)
-    found: Array = _BIAS * layer.ratios * layer.step * np.sqrt(sum_outputs(node, each) / parts)
+    found: Array = _BIAS * layer.scales[layer.choice] * np.sqrt(sum_outputs(node, each) / parts)
     return found
 
 

@@ -9,6 +9,7 @@ for making up for each column's error in those not rounded yet.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from irc.ir.types import Array
 from irc.passes.quantize.affine import WEIGHT_LIMIT
 from irc.passes.quantize.rounding import inverse_factor
 
-RATE = 0.1
+RATE = 0.08
 """What a bit is worth, in squared steps: at the best step a smaller one would buy a bit for ln 2 / 6 = 0.116 of them;
 a little less, because levels that are rounded down pull the others' errors with them."""
 _PASSES = 2  # the first shows how frequent each level is
@@ -27,10 +28,9 @@ _BITS_A_LEVEL = 12.0  # that a coder's table takes for each distinct level
 
 @dataclass(frozen=True)
 class Curve:
-    """What a layer costs at each of a range of steps: bits of all its weights, and the change of its output as a share
-    of the output's variance."""
+    """What a layer costs at each of a range of choices: bits of all its weights, and the change of its output as a
+    share of the output's variance."""
 
-    steps: Array
     bits: Array
     change: Array
 
@@ -48,25 +48,49 @@ def conditional(metric: Array, damping: float) -> Array:
     return found
 
 
-def curve(rows: Array, ratios: Array, costs: Array, signal: float, steps: Array) -> Curve:
-    """The trade-off over `steps` without rounding for good: every weight by itself, at the cost `costs` [groups, k].
+def curve(rows: Array, units: Sequence[Array], costs: Array, signal: float) -> Curve:
+    """The trade-off without rounding for good: every weight by itself, at the cost `costs` [groups, k].
 
-    `rows`: [groups, outputs, k]; `ratios` [groups, outputs]: the step of each output as a multiple of the layer's.
+    `rows`: [groups, outputs, k]; `units`: for each point of the curve the steps of the outputs, [groups, outputs].
+    `signal`: variance of all outputs.
     """
-    bits, change = np.empty(len(steps)), np.empty(len(steps))
-    relative = rows.astype(np.float64) / ratios[:, :, None]
-    weigh = np.square(ratios)[:, :, None] * costs[:, None, :]
-    typical = float(weigh.mean()) or 1.0
-    for i, step in enumerate(steps):
-        exact = relative / step
+    bits, change = np.empty(len(units)), np.empty(len(units))
+    for i, unit in enumerate(units):
+        weigh = np.square(unit)[:, :, None] * costs[:, None, :]
+        exact = rows / unit[:, :, None]
         near = np.clip(np.rint(exact), -WEIGHT_LIMIT, WEIGHT_LIMIT)
-        price = RATE * typical * level_bits(near)[np.abs(near).astype(np.int64)]
+        price = RATE * float(weigh.mean()) * level_bits(near)[np.abs(near).astype(np.int64)]
         error, dropped = np.square(exact - near) * weigh, np.square(exact) * weigh
         zero = dropped < error + price
         near[zero] = 0
-        change[i] = np.where(zero, dropped, error).sum() * step**2 / signal
+        change[i] = np.where(zero, dropped, error).sum() / signal
         bits[i] = entropy_bits(near)
-    return Curve(steps, bits, change)
+    return Curve(bits, change)
+
+
+def unclipped(rows: Array, unit: Array, costs: Array, join: Callable[[Array], Array]) -> Array:
+    """Powers of two by which steps grow where clipping weights to 127 of them would cost more.
+
+    `rows`: [groups, outputs, k]; `unit`: [groups, outputs]; `join`: sums [groups, outputs] over the groups of the same
+    output, which share a step, to [outputs of the layer]. Returns that shape.
+    """
+    most = np.abs(rows).max(axis=2) / unit / WEIGHT_LIMIT
+    octaves = int(np.ceil(np.log2(max(float(most.max(initial=0.0)), 1.0))))
+    best = np.ones(len(join(most)))
+    if octaves == 0:
+        return best
+    least = np.full(len(best), np.inf)
+    clipped = (most > 1).any(axis=0)  # the same output of another group may be; one index serves all
+    for octave in range(octaves + 1):
+        cost = np.zeros(most.shape)
+        step = unit[:, clipped, None] * 2**octave
+        part = rows[:, clipped]
+        near = np.clip(np.rint(part / step), -WEIGHT_LIMIT, WEIGHT_LIMIT) * step
+        cost[:, clipped] = (np.square(part - near) * costs[:, None, :]).sum(axis=2)
+        total = join(cost)
+        better = total < least * (1 - 1e-9)
+        best, least = np.where(better, 2.0**octave, best), np.minimum(total, least)
+    return best
 
 
 def entropy_bits(q: Array) -> float:
