@@ -7,10 +7,11 @@ what it can of the errors before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from irc.calibrate.gather import sample_count
 from irc.calibrate.layers import from_rows, sum_outputs, to_rows
 from irc.calibrate.sequential import LayerMoments, refit, walk
 from irc.ir.graph import Model
@@ -18,12 +19,17 @@ from irc.ir.types import Array
 from irc.passes.quantize.affine import Affine
 from irc.passes.quantize.regions import Linear
 from irc.passes.quantize.rewrite import Inserter
+from irc.passes.quantize.rounding import ridge
 from irc.passes.quantize.store import Fitted, WeightChoice, fit, has_bias
 from irc.passes.quantize.weights import LayerWeights
 from irc.pipeline.contract import PassContext
 
 Entry = Callable[[Linear], Affine | None]
 Choices = Callable[[Linear], WeightChoice]
+
+
+_PLACES = 4
+"""So many rows of one sample tell as much as independent ones would: places of one image are alike."""
 
 
 def fit_layers(
@@ -47,7 +53,11 @@ def fit_layers(
     for wave in walk(model, reference, [linear.core for linear in layers], ctx):
         for moments in wave:
             linear = by_core[id(moments.node)]
-            fitted = _fit(linear, choice(linear), entry(linear), moments, tied, shared)
+            if id(linear.weight) in tied:  # the best for none of them alone: they keep their weights
+                known = shared.get(id(linear.weight))
+                fitted = fit(choice(linear), linear, entry(linear), moments, known=known)
+            else:
+                fitted = _fit(linear, choice(linear), entry(linear), moments, sample_count(ctx))
             found[id(linear.core)] = fitted
             if id(linear.weight) in tied:
                 shared.setdefault(id(linear.weight), fitted.weights)
@@ -56,22 +66,14 @@ def fit_layers(
     return found
 
 
-def _fit(
-    linear: Linear,
-    choice: WeightChoice,
-    entry: Affine | None,
-    moments: LayerMoments,
-    tied: Mapping[int, int],
-    shared: Mapping[int, LayerWeights],
-) -> Fitted:
-    """Layers that share their weights keep them: they are the best for none of them alone."""
-    if id(linear.weight) in tied:
-        return fit(choice, linear, entry, moments, known=shared.get(id(linear.weight)))
+def _fit(linear: Linear, choice: WeightChoice, entry: Affine | None, moments: LayerMoments, samples: int) -> Fitted:
     node, weight = linear.core, linear.weight.numpy()
     movable = choice.correct_bias and has_bias(linear)
-    rows, change = refit(to_rows(node, weight, moments.groups), moments, bias=movable)
-    target = from_rows(node, rows, weight.shape)
-    return fit(choice, linear, entry, moments, target=target, shift=sum_outputs(node, change) if movable else None)
+    metric = moments.covariance if movable else moments.moment
+    damping = ridge(metric, min(moments.count, _PLACES * samples))
+    rows, change = refit(to_rows(node, weight, moments.groups), moments, damping, bias=movable)
+    target, shift = from_rows(node, rows, weight.shape), sum_outputs(node, change) if movable else None
+    return fit(choice, linear, entry, moments, target=target, shift=shift, damping=damping)
 
 
 def _tied(layers: Sequence[Linear]) -> dict[int, int]:

@@ -23,6 +23,7 @@ from irc.ir.types import Array
 from irc.passes.quantize.levels import NAMED, Levels
 
 _BLOCK = 128
+_MOST_SHRUNK = 0.9
 _NO_SIGNAL = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
 
 
@@ -71,6 +72,26 @@ def pruned_weights(rows: Array, levels: Levels) -> Array | None:
     """bool, the weights that are exactly 0 and stay so; None where there are none, or no level is 0."""
     zero = rows == 0
     return zero if levels.step == 1 and zero.any() else None
+
+
+def ridge(covariance: Array, count: int, least: float = 0.01) -> float:
+    """The damping, as a share of the mean diagonal, that so few rows ask for; at least `least`.
+
+    A covariance of `count` independent rows is nearest to the true one, in expectation, when it is drawn towards a
+    multiple of the unit matrix by a share s with a closed form (Chen et al., "Shrinkage Algorithms for MMSE Covariance
+    Estimation", 2010: the oracle approximating estimator); s / (1 - s) is the damping. The mean over the groups.
+    """
+    k = covariance.shape[1]
+    total = np.trace(covariance, axis1=1, axis2=2)
+    squares = np.einsum("gij,gij->g", covariance, covariance)
+    known = (total > _NO_SIGNAL) & (squares > 0)
+    if not known.any() or k < 2:
+        return least
+    total, squares = total[known], squares[known]
+    above = (1 - 2 / k) * squares + total**2
+    below = (count + 1 - 2 / k) * np.maximum(squares - total**2 / k, 1e-12 * squares)
+    share = np.minimum(above / below, _MOST_SHRUNK)
+    return max(least, float(np.mean(share / (1 - share))))
 
 
 def round_rows(rows: Array, scales: Array, metric: Metric, levels: Levels, offset: Array | int = 0) -> Array:

@@ -66,6 +66,7 @@ def fit(
     shift: Array | None = None,
     known: LayerWeights | None = None,
     given: Rounded | None = None,
+    damping: float = 0.01,
 ) -> Fitted:
     """Quantize one layer. `entry`: parameters of its input (None: it stays real). `observed`: moments of its input.
 
@@ -90,6 +91,7 @@ def fit(
         rounding=choice.rounding,
         bias=movable,
         least_scales=_least_scales(bias, entry),
+        damping=damping,
     )
     if entry is not None and bias is not None and known is None:
         stored = _widened(stored, bias, entry)

@@ -169,17 +169,15 @@ class _Search:
         best_scales, best_q, least = scales, np.zeros(self.rows.shape), np.full(len(scales), np.inf)
         for factor in (1.0,) if fine else _AROUND:
             tried = np.maximum(scales * factor, self.least)
-            best_scales, best_q, least = self._better(self._rounded(tried, zero), tried, best_scales, best_q, least)
+            q = round_rows(self.rows, tried[self.owner], self.metric, self.levels, zero)
+            best_scales, best_q, least = self._better(q, tried, best_scales, best_q, least)
+        q = descend(self.rows, best_q, best_scales[self.owner], self.metric, self.levels, zero)
+        best_scales, best_q, least = self._better(q, best_scales, best_scales, best_q, least)
         for _ in range(0 if fine else _REFITS):
             tried = self._refitted(best_q, best_scales)
             q = descend(self.rows, best_q, tried[self.owner], self.metric, self.levels, zero)
             best_scales, best_q, least = self._better(q, tried, best_scales, best_q, least)
         return best_q, best_scales
-
-    def _rounded(self, scales: Array, zero: Array) -> Array:
-        spread = scales[self.owner]
-        q = round_rows(self.rows, spread, self.metric, self.levels, zero)
-        return descend(self.rows, q, spread, self.metric, self.levels, zero)
 
     def _refitted(self, q: Array, scales: Array) -> Array:
         """The scales of least error for these integers; the old ones where there is none."""
@@ -211,7 +209,7 @@ class _Search:
 _SHRINK = tuple(float(f) for f in np.linspace(1.0, 0.4, 31))
 _SHRINK_FEW = tuple(float(f) for f in np.geomspace(1.0, 0.05, 41))
 _FEW = 4  # levels up to which the largest weights are clipped far
-_AROUND = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25)
+_AROUND = (0.85, 0.92, 1.0, 1.08, 1.16)
 _REFITS = 2
 
 
