@@ -22,7 +22,7 @@ def fit_rows(target: Array, metric: Array, kept: Array) -> Array:
     wanted = target @ metric
     largest = float(kept.sum(axis=1).max(initial=0))
     if len(masks) * largest**3 > _DIRECT:
-        return conjugate(target, metric, kept, np.where(kept, target, 0), 2 * _ITERATIONS)
+        return _single(target, metric, kept, np.where(kept, target, 0), _ITERATIONS)
     order = np.argsort(owner.reshape(-1), kind="stable")
     for rows in np.split(order, np.cumsum(np.bincount(owner.reshape(-1)))[:-1]):
         at = np.flatnonzero(kept[rows[0]])
@@ -31,21 +31,31 @@ def fit_rows(target: Array, metric: Array, kept: Array) -> Array:
     return found
 
 
-def fit_kept(target: Array, metric: Array, kept: Array, width: int, start: Array | None = None) -> Array:
+def fit_kept(
+    target: Array, metric: Array, kept: Array, width: int, start: Array | None = None, iterations: int = _ITERATIONS
+) -> Array:
     """The same for units [units, rows, k] that share a mask of blocks, bool [units, blocks of `width` columns].
 
-    Solved directly, or, with `start` to begin from and where that is too much work, by conjugate gradients.
+    Solved directly, or, with `start` to begin from and where that is too much work, by so many `iterations` of
+    conjugate gradients.
     """
     columns = kept.repeat(width, axis=1)
     heaviest = float(np.sum(columns.sum(axis=1, dtype=np.float64) ** 3))
     if start is not None and heaviest > _DIRECT:
-        return conjugate(target, metric, columns[:, None, :], start, _ITERATIONS)
+        return _single(target, metric, columns[:, None, :], start, iterations)
     wanted = target @ metric
     found = np.zeros_like(target)
     for u, own in enumerate(columns):
         at = np.flatnonzero(own)
         if len(at):
             found[u][:, at] = np.linalg.solve(metric[np.ix_(at, at)], wanted[u][:, at].T).T
+    return found
+
+
+def _single(target: Array, metric: Array, mask: Array, start: Array, iterations: int) -> Array:
+    """`conjugate` in float32, which is as good as so few steps are; the result has the type of `target`."""
+    wanted, h, begin = (a.astype(np.float32, copy=False) for a in (target, metric, start))
+    found: Array = conjugate(wanted, h, mask, begin, iterations).astype(target.dtype)
     return found
 
 
