@@ -15,6 +15,7 @@ import numpy as np
 
 from irc.calibrate.sessions import Feed, call, free_reshapes, make_session
 from irc.errors import OutputError
+from irc.ir import ops
 from irc.ir.analysis import reads
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Array
@@ -115,14 +116,17 @@ class Segments:
 def cut(graph: Graph, names: Sequence[str]) -> list[str]:
     """The values that must be known to compute everything from the readers of the values `names` on.
 
-    Only what leads to one of these values counts. Empty without names.
+    Only what leads to one of these values counts, and nothing that is made of constants. Empty without names.
     """
     wanted = set(names)
     needed = _ancestors(graph, wanted)
     behind: set[Value] = set()  # made by a reader of a wanted value, or after one
+    fixed: set[Value] = set()  # made of constants alone, such as dequantized weights: these may still change
     kept: dict[str, None] = {}
     for node in graph.nodes:
-        inputs = [v for v in reads(node) if v.constant is None]
+        inputs = [v for v in reads(node) if v.constant is None and v not in fixed]
+        if not inputs and ops.is_deterministic(node):
+            fixed.update(node.outputs)
         if not any(v in behind or v.name in wanted for v in inputs):
             continue
         if node in needed:

@@ -10,7 +10,7 @@ Calibration" (2025).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Lock
@@ -152,7 +152,7 @@ def walk(
     Each model runs once through the samples in all. Raises DataError without calibration data.
     """
     need_calibration(ctx, model)
-    layers = _layers(model.graph, nodes, sample_count(ctx), cross)
+    layers = _layers(model.graph, nodes, sample_count(ctx), cross, {v.name for v in reference.graph.values()})
     if not layers:
         return
     plan = _plan(model.graph, layers, waves or MOST_WAVES)
@@ -166,7 +166,7 @@ def walk(
 @dataclass(frozen=True)
 class _Layer:
     node: Node
-    value: Value  # its input when the walk began, before it was quantized
+    value: Value  # its input when the walk began; where the reference lacks that, before it was quantized
     nbytes: int  # of its moments
 
     @property
@@ -175,7 +175,7 @@ class _Layer:
         return self.node.need(0).name
 
 
-def _layers(graph: Graph, nodes: Sequence[Node], samples: int, cross: bool) -> list[_Layer]:
+def _layers(graph: Graph, nodes: Sequence[Node], samples: int, cross: bool, there: Set[str]) -> list[_Layer]:
     """Those of `nodes` whose moments can be measured, in the order of the graph."""
     wanted = set(nodes)
     found = []
@@ -184,7 +184,8 @@ def _layers(graph: Graph, nodes: Sequence[Node], samples: int, cross: bool) -> l
             continue
         paired = _observer([node], samples, cross)
         if paired is not None and node.need(0).constant is None:
-            found.append(_Layer(node, _unquantized(node.need(0)), paired.nbytes))
+            entry = node.need(0)
+            found.append(_Layer(node, entry if entry.name in there else _unquantized(entry), paired.nbytes))
     return found
 
 

@@ -294,3 +294,32 @@ def test_layers_with_one_input_share_its_moments_and_fit_as_alone() -> None:
     for a, c, d in zip(together, alone, exact, strict=True):
         np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(a, d, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_behind_a_dequantization_may_change_too() -> None:
+    """What is made of constants alone is no activation: it is computed anew behind every cut."""
+    b = GraphBuilder()
+    y = b.input("x", "float32", [1, 4, 9, 9])
+    for number in range(4):
+        q = RNG.integers(-127, 128, (4, 4, 3, 3)).astype(np.int8)
+        w = b.dequantize(q, np.full(4, 2e-3, np.float32), axis=0)
+        y = b.op("Relu", b.conv(y, w, pads=[1, 1, 1, 1], name=f"c{number}"))
+    b.output(y, name="out")
+    model = b.build()
+    reference = clone(model)
+    walked: dict[str, Array] = {}
+    convolutions = [n for n in model.graph.nodes if n.is_op("Conv")]
+    for wave in walk(model, reference, convolutions, context(model)):
+        for moments in wave:
+            walked[moments.node.name] = moments.mean
+            restore = moments.node.need(1).producer
+            assert restore is not None
+            half = model.graph.add_constant(restore.need(0).numpy() // 2)
+            model.graph.set_input(restore, 0, half)
+    final = {n.name: moment_observer(n, len(X)) for n in convolutions}
+    wanted = {n.need(0).name: [o] for n in convolutions if (o := final[n.name]) is not None}
+    collect(model, Dataset.of({"x": X}, model), wanted)
+    for name, observer in final.items():
+        assert observer is not None
+        # float32 activations, joined in other batches
+        np.testing.assert_allclose(walked[name], observer.mean, rtol=1e-5, atol=1e-6)
