@@ -87,6 +87,21 @@ def tuning_notes(options: CompileOptions, program: Program) -> list[str]:
     return notes
 
 
+_DECODER_BYTES = 4500
+"""Of code, about."""
+
+
+def coding_notes(program: Program) -> list[str]:
+    """Where coding the weights makes the library larger."""
+    if program.coded is None or len(program.coded.data) + _DECODER_BYTES < program.weights_bytes:
+        return []
+    saved = program.weights_bytes - len(program.coded.data)
+    return [
+        f"coding saves {saved} bytes of weights, and its decoder takes about {_DECODER_BYTES} bytes of code: "
+        "--weights plain makes a smaller library"
+    ]
+
+
 def cache_folder(options: CompileOptions) -> Path:
     """Where compiled kernels are kept."""
     from irc.backends.tvm.cache import default_cache_dir
