@@ -21,17 +21,21 @@ from irc.ir.clone import clone
 from irc.ir.graph import Graph, Model
 from irc.passes.quantize.activations import Choice, choose_parameters, fixed_parameters, held_values, readers
 from irc.passes.quantize.affine import Affine
+from irc.passes.quantize.dynamic import make_dynamic
 from irc.passes.quantize.equalize import equalize, find_links, observer
 from irc.passes.quantize.layerwise import fit_layers
 from irc.passes.quantize.levels import NAMED
 from irc.passes.quantize.mixed import MENU, fit_drop
 from irc.passes.quantize.mixed import Fitted as Budgeted
 from irc.passes.quantize.ranges import Calibrator
-from irc.passes.quantize.regions import Kernel, Linear, find_regions
+from irc.passes.quantize.regions import Kernel, Linear, Regions, find_regions
 from irc.passes.quantize.report import floating, share_damage, summary, tensor_line
 from irc.passes.quantize.rewrite import NAME, Inserter
+from irc.passes.quantize.smooth import find_smoothings, smooth
+from irc.passes.quantize.smooth import observer as smooth_observer
 from irc.passes.quantize.store import Fitted, WeightChoice, fit, store
 from irc.passes.quantize.store_half import store_half
+from irc.passes.quantize.weight_only import store_weights
 from irc.passes.quantize.weights import Rounding
 from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 
@@ -39,7 +43,8 @@ from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 @dataclass(frozen=True)
 class Quantize(Pass):
     """Options. `activations=none` stores weights in few bits (or, `weights=float16`, in 16: `store_half.py`) and
-    computes in floating point.
+    computes in floating point, with a scale for each `group` input channels if given (`weight_only.py`);
+    `activations=dynamic` takes the ranges of activations at run time (`dynamic.py`).
 
     `scheme` is that of the activations: asymmetric ones have the 8-bit type that the target's dot product wants
     (uint8 without a target), symmetric ones are int8 with zero point 0; `weight_scheme` that of the weights.
@@ -54,8 +59,9 @@ class Quantize(Pass):
     summary: ClassVar[str] = "8-bit activations, and weights of 8 bits or fewer, from calibration data"
 
     weights: Literal["int8", "int4", "ternary", "binary", "float16", "bfloat16"] = "int8"
-    activations: Literal["int8", "none"] = "int8"
+    activations: Literal["int8", "dynamic", "none"] = "int8"
     per_channel: bool = True
+    group: int = 0
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
     weight_scheme: Literal["symmetric", "asymmetric"] = "symmetric"
     calibrator: Calibrator = "mse"
@@ -63,6 +69,7 @@ class Quantize(Pass):
     rounding: Rounding = "least-squares"
     sequential: bool = True
     equalize: bool = True
+    smooth: float = 0.0
     correct_bias: bool = True
     attention: bool = True
     bits: Literal["fixed", "auto", "free"] = "fixed"
@@ -78,6 +85,8 @@ class Quantize(Pass):
                 where=NAME,
                 hint=f"quantize{{bits={self.bits} drop={self.drop:g}}} without weights, activations and per-channel",
             )
+        if not 0 <= self.smooth <= 1:
+            raise OptionError("smooth is out of range", where=NAME, expected="[0, 1]", got=str(self.smooth))
         if not 50 < self.percentile <= 100:
             raise OptionError("percentile is out of range", where=NAME, expected="(50, 100]", got=str(self.percentile))
         if self.weights in ("float16", "bfloat16") and self.activations != "none":
@@ -85,6 +94,20 @@ class Quantize(Pass):
                 f"{self.weights} weights are multiplied in floating point, so that activations stay so too",
                 where=NAME,
                 hint=f"quantize{{weights={self.weights} activations=none}}",
+            )
+        if self.activations == "dynamic" and (self.weights != "int8" or self.weight_scheme != "symmetric"):
+            raise OptionError(
+                "activations that are quantized at run time are multiplied by symmetric int8 weights",
+                where=NAME,
+                got=f"{self.weight_scheme} {self.weights}",
+                hint="quantize{activations=dynamic}",
+            )
+        if self.group < 0 or (self.group and (self.activations != "none" or not self.per_channel)):
+            raise OptionError(
+                "scales for groups of input channels are for weights that are stored alone",
+                where=NAME,
+                got=str(self.group),
+                hint="quantize{weights=int4 activations=none group=32}",
             )
         if self.weights == "binary" and self.weight_scheme == "asymmetric":
             raise OptionError(
@@ -99,7 +122,9 @@ class Quantize(Pass):
         if self.weights in ("float16", "bfloat16"):
             return store_half(model.graph, self.weights, self.skip)
         if self.activations == "none":
-            return self._weights_only(model.graph)
+            return store_weights(model, ctx, self.weight_choice, self.skip, self.group, self.sequential)
+        if self.activations == "dynamic":
+            return make_dynamic(model, ctx, self.weight_choice, self.skip, self.sequential)
         if not calibrated(ctx):
             raise DataError(
                 "quantizing activations needs calibration data",
@@ -115,6 +140,11 @@ class Quantize(Pass):
         if self.equalize and _equalize(model, regions.kernels, ctx):
             stage = "equalized"
             regions = find_regions(model.graph, self.skip, attention=self.attention)
+        if self.smooth and _smooth(model, regions, ctx, self.smooth, stage):
+            stage += "smoothed"
+            refusals = regions.refusals
+            regions = find_regions(model.graph, self.skip, attention=self.attention)
+            regions.refusals = refusals
         given: Budgeted | None = None
         if self.bits == "free":
             given, stage = fit_drop(model, ctx, self.skip, self.drop), "rounded"
@@ -155,18 +185,6 @@ class Quantize(Pass):
         moment = moment_observer(linear.core, samples) if self.rounding != "nearest" else None
         return moment if moment is not None else ChannelMean(linear.channel_axis)
 
-    def _weights_only(self, graph: Graph) -> PassResult:
-        regions = find_regions(graph, self.skip)
-        inserter, lines = Inserter(graph), []
-        for kernel in regions.kernels:
-            if kernel.linear is not None:
-                fitted = fit(self.weight_choice, kernel.linear, None, None)
-                store(inserter, fitted, None)
-                lines.append(fitted.line)
-        inserter.finish()
-        share_damage(lines, {})
-        return PassResult(bool(lines), summary(lines, [], floating(regions)), tuple(regions.refusals))
-
 
 def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext) -> int:
     """Equalize the ranges of channels. It is a run of its own: the histograms must be those of the new channels."""
@@ -177,6 +195,18 @@ def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext) -> int:
     statistics = gather(ctx, model, {name: [o] for name, o in fresh.items()})
     found = {name: statistics.get(name, ChannelOctaves, o.key) for name, o in fresh.items()}
     return equalize(model.graph, links, found)
+
+
+def _smooth(model: Model, regions: Regions, ctx: PassContext, strength: float, stage: str) -> int:
+    """Even out the channels behind normalizations; reasons against it join the refusals."""
+    found, refusals = find_smoothings(model.graph, regions.kernels)
+    regions.refusals.extend(refusals)
+    if not found:
+        return 0
+    fresh = {s.value.name: smooth_observer(s) for s in found}
+    statistics = gather(ctx, model, {name: [o] for name, o in fresh.items()}, stage=stage)
+    observed = {name: statistics.get(name, ChannelOctaves, o.key) for name, o in fresh.items()}
+    return smooth(model.graph, found, observed, strength)
 
 
 def _check_skip(graph: Graph, skip: Collection[str]) -> None:
