@@ -145,12 +145,12 @@ def dims(given: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def pipeline_text(args: argparse.Namespace) -> str:
-    """What --passes or --preset ask for; `none`, the lossless clean-up, without them. Raises OptionError."""
+def pipeline_text(args: argparse.Namespace, default: str = "none") -> str:
+    """What --passes or --preset ask for; `default` (the lossless clean-up) without them. Raises OptionError."""
     if args.preset is not None:
         from irc.pipeline.presets import PRESETS
 
         if args.preset not in PRESETS:
             raise OptionError(f"there is no preset '{args.preset}'", hint=suggest(args.preset, PRESETS))
         return str(args.preset)
-    return str(args.passes) if args.passes is not None else "none"
+    return str(args.passes) if args.passes is not None else default

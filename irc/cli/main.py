@@ -20,6 +20,7 @@ from irc.errors import BudgetError, InternalError, IrcError, OptionError, Output
 
 COMMANDS: dict[str, str] = {
     "compile": "compile an ONNX model into a library",
+    "compress": "compress a model and write it as ONNX, for other runtimes",
     "opt": "run passes and write the model as ONNX",
     "run": "run a compiled artifact on inputs",
     "verify": "check an artifact against its model",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from irc.driver.compilation import new_report, size_of, summaries
+from irc.driver.compilation import new_report, pass_notes, size_of, summaries
 from irc.driver.load import load_data
 from irc.driver.lower import Progress
 from irc.driver.options import CompileOptions, Data, check_file
@@ -66,4 +66,5 @@ def optimize(
     report = new_report(options, original, pipeline)
     report.passes = summaries(found)
     report.after = size_of(model)
+    report.notes.extend(pass_notes(found))
     return Optimized(original, model, report, found)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from irc.evaluation.cost import Costs
+from irc.evaluation.kinds import KindCost
 from irc.evaluation.latency import Latency
 from irc.pipeline.contract import Refusal
 from irc.report.model import Report, Size, StepRow, bytes_text, count_text, plain, shortened, verification_lines
@@ -140,6 +141,29 @@ def costs_tables(costs: Costs, *, layers: bool = True) -> Iterator[RenderableTyp
             count_text(layer.macs),
         )
     yield table
+
+
+def kinds_table(before: Sequence[KindCost], after: Sequence[KindCost]) -> Table:
+    """What the weights of each kind of layer took and take."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("layers", overflow="fold")
+    for name in ("number", "bytes", "zeros", "multiply-adds"):
+        table.add_column(name, justify="right")
+    old, new = ({k.kind: k for k in rows} for rows in (before, after))
+    for kind in dict.fromkeys((*old, *new)):
+        pair = old.get(kind, KindCost(kind)), new.get(kind, KindCost(kind))
+        table.add_row(
+            kind,
+            _pair(*(str(k.layers) for k in pair)),
+            _pair(*(bytes_text(k.bytes) for k in pair)),
+            _pair(*(f"{k.sparsity:.0%}" for k in pair)),
+            _pair(*(count_text(k.macs) for k in pair)),
+        )
+    return table
+
+
+def _pair(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> {after}"
 
 
 def refusals_table(refusals: Sequence[Refusal]) -> Table:
