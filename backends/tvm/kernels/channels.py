@@ -97,12 +97,20 @@ def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
 def _product(value: Expr, weight: Expr, spec: DepthwiseSpec, size: int) -> Expr:
     if spec.x_dtype == "float32":
         return value * weight
-    if spec.w_dtype == "int16":  # weights with a zero point: the product may need more than 16 bits
+    if "int16" in (spec.w_dtype, spec.x_dtype):  # weights with a zero point: the product may need more than 16 bits
         return cast(value, "int32", size) * cast(weight, "int32", size)
     return cast(cast(value, "int16", size) * weight, "int32", size)  # 255 * 128 fits into 16 bits
 
 
-_LOWEST = {"float32": -math.inf, "uint8": 0, "int8": -128, "int32": -(2**31), "float64": -math.inf, "int64": -(2**63)}
+_LOWEST = {
+    "float32": -math.inf,
+    "uint8": 0,
+    "int8": -128,
+    "int16": -32768,
+    "int32": -(2**31),
+    "float64": -math.inf,
+    "int64": -(2**63),
+}
 
 
 def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
@@ -114,7 +122,7 @@ def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
     x = k.pointer("x", spec.x_dtype, spec.x_size)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size)
-    small = spec.x_dtype in ("uint8", "int8")
+    small = spec.x_dtype in ("uint8", "int8", "int16")
     acc_dtype = "int32" if spec.kind == "sum" and small else spec.x_dtype
     start_value = 0 if spec.kind == "sum" else _LOWEST[spec.x_dtype]
     vectors = 4

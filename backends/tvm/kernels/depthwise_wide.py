@@ -88,7 +88,7 @@ class _Wide:
         if self.start is not None:
             limit += spec.operands[self.start].limit
         self.limits = magnitudes(self.expression, limit, [o.limit for o in spec.operands])
-        self.narrow = bool(self.expression) and self.expression[-1].op == "requantize" and packs(k, self.lanes)
+        self.narrow = packs(k, self.lanes, self.expression)
 
     def build(self) -> Any:
         spec, k = self.spec, self.k

@@ -444,7 +444,7 @@ class LinearKernel:
 
     def _packs(self) -> bool:
         """Whether four vectors of results are narrowed to bytes at a time."""
-        return bool(self.expression) and self.expression[-1].op == "requantize" and packs(self.k, self.lanes)
+        return packs(self.k, self.lanes, self.expression)
 
     def _write_packed(
         self,

@@ -16,6 +16,7 @@ from irc.backends.tvm.specs import ResizeSpec
 from irc.targets.target import Target
 
 _BYTES = ("uint8", "int8")
+_QUANTIZED = (*_BYTES, "int16")
 
 
 def build(symbol: str, spec: ResizeSpec, target: Target) -> Any:
@@ -32,7 +33,7 @@ def build(symbol: str, spec: ResizeSpec, target: Target) -> Any:
     moved = spec.taps == (1, 1)
     bytes_only = {spec.x_dtype, spec.y_dtype, *(i.dtype for i in spec.expression)} <= set(_BYTES) and not operands
     lanes = target.vector_bytes if moved and bytes_only else lanes_of(target)
-    exact = spec.x_dtype in _BYTES or any(i.op in ("requantize", "scale", "dequantize") for i in spec.expression)
+    exact = spec.x_dtype in _QUANTIZED or any(i.op in ("requantize", "scale", "dequantize") for i in spec.expression)
 
     def places(axis: int, index: Expr) -> list[tuple[Expr, Expr]]:
         offsets, weights = tables[axis]
@@ -57,7 +58,7 @@ def build(symbol: str, spec: ResizeSpec, target: Target) -> Any:
         sums = []
         for row, weight in rows:
             found = [(k.load(x, base + row + column, size), w) for column, w in columns]
-            if spec.x_dtype in _BYTES:
+            if spec.x_dtype in _QUANTIZED:
                 found = [(cast(cast(v, "int32", size), "float32", size), w) for v, w in found]
             sums.append((weighed(found, size), weight))
         return weighed(sums, size)

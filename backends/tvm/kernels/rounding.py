@@ -37,8 +37,10 @@ def converts(k: KernelBuilder, lanes: int) -> bool:
     return target is not None and target.arch == "x86-64" and lanes in (4, 8, 16) and 4 * lanes <= target.vector_bytes
 
 
-def packs(k: KernelBuilder, lanes: int) -> bool:
-    """Whether `pack` exists for whole vectors."""
+def packs(k: KernelBuilder, lanes: int, expression: Sequence[Instr]) -> bool:
+    """Whether `pack` exists for whole vectors of results of `expression`: it ends in a requantization to bytes."""
+    if not expression or expression[-1].op != "requantize" or expression[-1].dtype not in ("uint8", "int8"):
+        return False
     return converts(k, lanes) and k.target is not None and 4 * lanes == k.target.vector_bytes
 
 

@@ -10,6 +10,9 @@ from irc.backends.tvm.specs import ReduceKind
 from irc.ir.graph import Node, Value
 from irc.ir.types import DType
 
+QUANTIZED = (DType.INT8, DType.UINT8, DType.INT16)
+"""Types of data that kernels sum as integers."""
+
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 REDUCTIONS: dict[str, ReduceKind] = {
     "ReduceSum": "sum",
@@ -78,13 +81,13 @@ def is_view(node: Node) -> bool:
 
 
 def dequantized(value: Value) -> tuple[Value, float, int] | None:
-    """(integers, scale, zero point) when `value` is a per-tensor dequantization of 8-bit data."""
+    """(integers, scale, zero point) when `value` is a per-tensor dequantization of 8-bit or int16 data."""
     node = value.producer
     if node is None or not node.is_op("DequantizeLinear"):
         return None
     parameters = quantization(node)
     source = node.need(0)
-    if parameters is None or source.dtype not in (DType.INT8, DType.UINT8):
+    if parameters is None or source.dtype not in QUANTIZED:
         return None
     return source, *parameters
 
@@ -151,7 +154,7 @@ def _is_pool(node: Node) -> bool:
     if x.shape is None or x.shape.rank not in (3, 4) or len(node.outputs) > 1:
         return False
     if node.op_type == "MaxPool":
-        return x.dtype in (DType.FLOAT, DType.UINT8, DType.INT8)
+        return x.dtype in (DType.FLOAT, *QUANTIZED)
     if node.op_type == "AveragePool" and node.get_int("count_include_pad", 0):
         spatial, out = x.static_shape()[2:], node.output.static_shape()[2:]
         g = window(node, spatial, node.get_ints("kernel_shape"))
@@ -172,7 +175,7 @@ def _is_resize(node: Node) -> bool:
     nearest = node.get_str("mode", "nearest") == "nearest"
     if len(shape) not in (3, 4) or shape[:2] != made[:2] or shape[1] < 4 or 0 in (*shape, *made):
         return False
-    if x.dtype is not DType.FLOAT and not (nearest and x.dtype in (DType.INT8, DType.UINT8)):
+    if x.dtype is not DType.FLOAT and not (nearest and x.dtype in QUANTIZED):
         return False
     if node.get_str("coordinate_transformation_mode", "half_pixel") not in _SAMPLED or node.get_int("antialias", 0):
         return False

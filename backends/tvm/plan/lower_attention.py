@@ -24,7 +24,7 @@ from irc.backends.tvm.plan.translate import builder_of, data_inputs
 from irc.backends.tvm.plan.views import View, collapse, row_major
 from irc.backends.tvm.specs import AttentionSpec, Operand
 from irc.ir.graph import Value
-from irc.ir.types import Array
+from irc.ir.types import Array, DType
 from irc.targets.target import Target
 
 _STACK = 160 * 1024  # bytes that a kernel may take of a thread's stack
@@ -127,7 +127,8 @@ def _reads_more(softmax: Region) -> bool:
 
 
 def _integers(a: Value, b: Value) -> bool:
-    return dequantized(a) is not None and dequantized(b) is not None
+    found = (dequantized(a), dequantized(b))
+    return all(f is not None and f[0].dtype is not DType.INT16 for f in found)
 
 
 def _sizes(attention: Attention) -> tuple[int, int, int, int]:

@@ -17,13 +17,20 @@ from irc.backends.tvm.plan.window import all_inside, two, window
 from irc.backends.tvm.reference import evaluate
 from irc.backends.tvm.specs import Operand, PoolSpec, ReduceSpec, RowKind, RowsSpec
 from irc.ir.graph import Node, Value
-from irc.ir.types import Array
+from irc.ir.types import Array, DType
+
+
+def _summable(found: tuple[Value, float, int] | None) -> tuple[Value, float, int] | None:
+    """None for numbers of 16 bits that are so many that their sum may leave int32: they are summed as reals."""
+    if found is None or found[0].dtype is not DType.INT16:
+        return found
+    return found if math.prod(found[0].static_shape()[1:]) < 1 << 15 else None
 
 
 def lower_pool(p: Planner, region: Region) -> None:
     node = region.root
     value = node.need(0)
-    found = dequantized(value)
+    found = _summable(dequantized(value))
     x_value = value if found is None else found[0]
     shape = x_value.static_shape()
     rank = len(shape)
@@ -166,7 +173,7 @@ def _affine(b: ExpressionBuilder, operands: RegionOperands, node: Node, start: i
 def lower_reduce(p: Planner, region: Region) -> None:
     node = region.root
     value = node.need(0)
-    found = dequantized(value)
+    found = _summable(dequantized(value))
     x = p.view(value if found is None else found[0])
     rank = len(x.shape)
     axes_value = node.input(1)

@@ -211,7 +211,7 @@ def _choose_signs(graph: Graph, target: Target) -> None:
             continue
         for factor in node.inputs[: 2 if node.is_op("MatMul") else 1]:
             found = dequantized(factor) if factor is not None and not is_weight(factor) else None
-            if found is None or found[0].dtype is wanted or id(found[0]) in done:
+            if found is None or found[0].dtype not in _BYTES or found[0].dtype is wanted or id(found[0]) in done:
                 continue
             _flip_component(graph, found[0], wanted, done)
     graph.sort()  # Flips were added at the end

@@ -7,7 +7,7 @@ import numpy as np
 from irc.ir.graph import Graph, Node
 from irc.ir.types import DType, Shape, TensorType
 
-_MOVED = (DType.FLOAT, DType.INT32, DType.INT8, DType.UINT8)
+_MOVED = (DType.FLOAT, DType.INT32, DType.INT8, DType.UINT8, DType.INT16)
 
 
 def regroup(graph: Graph) -> None:

@@ -245,7 +245,7 @@ _LOGIC: dict[str, Build] = {
     "Not": _simple("not"),
 }
 _NUMBERS = (DType.FLOAT, DType.INT32, DType.INT64, DType.INT8, DType.UINT8)
-_BYTES = (DType.INT8, DType.UINT8)
+_QUANTIZED = (DType.INT8, DType.UINT8, DType.INT16)
 
 
 def builder_of(node: Node) -> Build | None:
@@ -258,10 +258,10 @@ def builder_of(node: Node) -> Build | None:
     kind = types[0] if types else None
     op = node.op_type
     if op == "QuantizeLinear":
-        ok = quantization(node) is not None and kind is DType.FLOAT and node.output.dtype in _BYTES
+        ok = quantization(node) is not None and kind is DType.FLOAT and node.output.dtype in _QUANTIZED
         return _quantize if ok else None
     if op == "DequantizeLinear":
-        ok = quantization(node) is not None and kind in (*_BYTES, DType.INT32) and node.output.dtype is DType.FLOAT
+        ok = quantization(node) is not None and kind in (*_QUANTIZED, DType.INT32) and node.output.dtype is DType.FLOAT
         return _dequantize if ok else None
     if op == "Cast":
         allowed = (*_NUMBERS, DType.BOOL)

@@ -52,7 +52,7 @@ class Network:
     # Ends
     def input(self, shape: Sequence[int], dtype: str, scale: float, zero: int, name: str = "x") -> Quantized:
         """Float data, quantized first."""
-        x = (self.rng.standard_normal(shape) * 60 * scale).astype(F)
+        x = (self.rng.standard_normal(shape) * (60 if np.dtype(dtype).itemsize == 1 else 9000) * scale).astype(F)
         value = self.b.input(f"{self.name}_{name}", "float32", list(shape))
         self.feeds[value.name] = x
         return self.quantize(value, x, dtype, scale, zero)
@@ -113,7 +113,7 @@ class Network:
     ) -> Quantized:
         """Activation and quantization of `sums` (int64, channels last), whose step is `factor` per channel."""
         real = np.abs(sums * factor)
-        scale = F(max(float(np.quantile(real, 0.9)), 1e-3) / 100)
+        scale = F(max(float(np.quantile(real, 0.9)), 1e-3) / (100 if np.dtype(dtype).itemsize == 1 else 15000))
         low = high = None
         if activation == "relu":
             value, low = self.b.op("Relu", value), max(zero, np.iinfo(dtype).min)
@@ -445,6 +445,28 @@ def _int2(n: Network) -> None:
     n.output(n.conv(x, 6, (1, 1), "uint8", 60, group=2, w_dtype="int2"))
 
 
+def _int16(n: Network) -> None:
+    x = n.conv(n.input((1, 3, 9, 7), "int16", 0.002, 0), 24, (3, 3), "int16", 0, pads=(1, 1, 1, 1), activation="relu")
+    x = n.conv(x, 24, (3, 3), "int16", 0, pads=(1, 1, 1, 1), group=24, stride=2)
+    n.output(x)
+    y = n.conv(n.input((2, 21, 4, 5), "int16", 0.002, 0, "y"), 17, (1, 1), "int16", 0, w_dtype="int4")
+    z = n.add(y, n.input((2, 17, 4, 5), "int16", 0.3, 0, "z"), "int16", 0.4, 0)
+    n.output(n.conv(z, 5, (2, 2), "uint8", 60, group=1))
+    n.output(
+        n.conv(n.input((1, 9, 6, 5), "int16", 0.02, 0, "g"), 12, (3, 3), "int16", -300, pads=(1, 0, 1, 0), group=3)
+    )
+
+
+def _int16_others(n: Network) -> None:
+    x = n.input((1, 20, 12, 8), "int16", 0.002, 0)
+    y = n.average_pool(x, 2, "int16", 0.0025, 0)
+    y = n.max_pool(y, 3, 1, "int16", (1, 1, 1, 1))
+    n.output(n.global_pool(y, "int16", 0.0005, 0))
+    n.output(n.concat([x, n.input((1, 5, 12, 8), "int16", 0.004, 7, "b")], "int16", 0.003, -5))
+    z = n.product(n.input((5, 37), "int16", 0.0004, 0, "p"), 23, "int16", 0, gemm=True)
+    n.output(n.product(z, 10, "int8", 0))
+
+
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
@@ -471,6 +493,8 @@ NETWORKS: dict[str, Callable[[Network], None]] = {
     "int4_zero_points": _int4_zero_points,
     "int4_products": _int4_products,
     "int2": _int2,
+    "int16": _int16,
+    "int16_others": _int16_others,
 }
 
 

@@ -82,7 +82,7 @@ def onnxruntime_outputs() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("number", range(len(NETWORKS)), ids=list(NETWORKS))
 def test_the_definition_is_within_a_step_of_onnxruntime(number: int) -> None:
     """A rounding turned in one layer moves the next layers' sums by a step of their input: two steps at most here, and
-    few elements (small outputs: 6 % may be one of 18; of small weights a step of the input is a larger part of a sum)."""
+    few elements (small outputs: 6 % may be one of 18; with small weights a step of the input is more of a sum)."""
     for name, wanted in networks()[1][number].results:
         other = onnxruntime_outputs()[name]
         if wanted.dtype.kind == "f":

@@ -93,7 +93,7 @@ def test_data_of_dot_products_have_the_targets_sign(target: str) -> None:
     seen = 0
     for node in graph.nodes:
         found = dequantized(node.need(0)) if kind_of(node) in ("linear", "depthwise") else None
-        if found is not None:
+        if found is not None and found[0].dtype is not DType.INT16:
             seen += 1
             assert found[0].dtype is wanted or TARGETS[target].dot == "widening"
     assert seen > 10
