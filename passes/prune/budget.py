@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +13,7 @@ from irc.ir.analysis import macs
 from irc.ir.graph import Model, Node
 from irc.passes.prune.dependencies import Dependencies, Group
 
-Quantity = Literal["macs", "bytes", "channels"]
+Quantity = Literal["macs", "bytes", "channels", "numbers"]
 _SAME = 1e-9
 
 
@@ -26,7 +27,7 @@ class _Term:
 
 
 class Costs:
-    """Multiply-adds, bytes of constants or channels of a model, as units and nodes go."""
+    """What of a model is left as units and nodes go; "numbers" are those that linear layers read and write."""
 
     def __init__(self, model: Model, found: Dependencies, quantity: Quantity) -> None:
         self.found = found
@@ -90,8 +91,14 @@ def _terms(model: Model, found: Dependencies, quantity: Quantity) -> Iterable[_T
         return
     for node in model.graph.nodes:
         amount = macs(node)
-        if amount:
+        if not amount:
+            continue
+        if quantity == "macs":
             yield _Term(float(amount), tuple(k for k in _factors(node) if k in found.slots), node)
+            continue
+        for value in (node.need(0), node.output):
+            axes = [(id(value), a) for a in range(len(value.static_shape()))]
+            yield _Term(float(math.prod(value.static_shape())), tuple(k for k in axes if k in found.slots), node)
 
 
 def _factors(node: Node) -> list[tuple[int, int]]:
@@ -203,10 +210,13 @@ class _Greedy:
         return Allocation(self.levels, [c.name for c in self.taken], self.costs.total, error)
 
 
-def allocate(costs: Costs, curves: Sequence[Curve], cuts: Sequence[Cut], target: float) -> Allocation:
+def allocate(costs: Costs, curves: Sequence[Curve], cuts: Sequence[Cut], target: float, forced: int = 0) -> Allocation:
     """Greedy: always the step of least error for what it saves, until the cost is `target` or nothing is left; then
-    steps that turn out not to be needed are taken back, the most expensive first. `costs` is changed."""
+    steps that turn out not to be needed are taken back, the most expensive first. The first `forced` cuts are taken
+    in any case. `costs` is changed."""
     greedy = _Greedy(costs, curves, cuts, target)
+    for i in range(forced):
+        greedy.take(-1 - i, 0)
     while not greedy.met:
         step = min(greedy.steps(), default=None)
         if step is None:

@@ -25,9 +25,9 @@ from irc.ir.clone import clone
 from irc.ir.graph import Model, Node
 from irc.ir.types import Array
 from irc.passes.prune.branches import find_branches, remove_branches
-from irc.passes.prune.budget import Allocation, Costs, Curve, Quantity, allocate, rounded_levels, uniform
+from irc.passes.prune.budget import Allocation, Costs, Curve, Cut, Quantity, allocate, rounded_levels, uniform
 from irc.passes.prune.dependencies import Dependencies, Group, find_dependencies
-from irc.passes.prune.rebuild import Choice, Feeds, make_feeds, rank, rebuild
+from irc.passes.prune.rebuild import Choice, Feeds, add_biases, drop_zero_biases, make_feeds, rank, rebuild
 from irc.passes.prune.search import (
     TRIAL_ROWS,
     Guard,
@@ -44,7 +44,9 @@ from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 _ROWS = 65536  # rows that the layers are fitted to in the end
 _CURVE_ROWS = 16384
 _LANES = 8  # that channels are rounded to where no target is known
-_MOST_CUTS = 4  # so many branches at most are tried out together
+_WORTH_TRYING = 1.5  # plans whose expected error is so many times the least one's are tried out
+_MOST_PLANS = 4
+_FIRST_CUTS = 4  # branches of the least price that plans without the others may leave out
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class PruneChannels(Pass):
     sparsity: float | None = None
     criterion: Literal["hessian", "activation", "magnitude", "random"] = "hessian"
     allocation: Literal["sensitivity", "global", "uniform"] = "sensitivity"
-    round: str = "target"
+    round: int | Literal["target"] = "target"
     branches: bool = True
     damping: float = 0.001
 
@@ -78,8 +80,10 @@ class PruneChannels(Pass):
                 raise OptionError(f"{name} is out of range", where=self.name, expected="(0, 1]", got=str(value))
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise OptionError("sparsity is out of range", where=self.name, expected="[0, 1)", got=str(self.sparsity))
-        if self.round != "target" and not (self.round.isdecimal() and int(self.round) > 0):
-            raise OptionError("round is no multiple", where=self.name, expected="target or 1, 2, ...", got=self.round)
+        if self.round != "target" and self.round < 1:
+            raise OptionError(
+                "round is no multiple", where=self.name, expected="target or 1, 2, ...", got=str(self.round)
+            )
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise OptionError("damping is out of range", where=self.name, expected="at least 0", got=str(self.damping))
 
@@ -137,7 +141,7 @@ class _Run:
         costs = self.costs()
         for curve in curves:
             costs.apply(costs.shares(curve.group, curve.removed(len(curve.levels) - 1)))
-        hint = "a larger share" + ("" if self.options.round == "1" else ", or round=1")
+        hint = "a larger share" + ("" if self.options.round == 1 else ", or round=1")
         return OptionError(
             f"{self.options.name}: so little cannot be left",
             expected=f"{self.quantity} of at least {math.ceil(1000 * costs.total / whole) / 1000:g}",
@@ -161,7 +165,7 @@ class _Run:
 
     def _multiple(self) -> int:
         if self.options.round != "target":
-            return int(self.options.round)
+            return self.options.round
         return self.ctx.target.vector_bytes // 4 if self.ctx.target is not None else _LANES
 
     def _eliminated(self, groups: Sequence[Group]) -> dict[int, tuple[list[int], list[float]]]:
@@ -201,14 +205,27 @@ class _Run:
             cuts, key=lambda c: (c.error / max(self.costs().whole - self.costs().without(c.nodes), 1.0), c.name)
         )
         plans: list[Allocation] = []
-        for most in range(min(len(cuts), _MOST_CUTS) + 1):
-            plan = allocate(self.costs(), curves, cuts[:most], goal)
+        for forced in _sets_of(cuts):
+            plan = allocate(self.costs(), curves, forced, goal, forced=len(forced))
             if plan not in plans:
                 plans.append(plan)
-        best = min(plan.total > goal for plan in plans)
-        plans = [p for p in plans if (p.total > goal) == best]
-        errors = [self._tried(trials, curves, p) if len(plans) > 1 else 0.0 for p in plans]
-        return curves, plans[int(np.argmin(errors))], trials
+        reached = min(plan.total > goal * (1 + 1e-6) for plan in plans)
+        plans = [p for p in plans if (p.total > goal * (1 + 1e-6)) == reached]
+        least = min(p.error for p in plans)
+        plans = sorted((p for p in plans if p.error <= _WORTH_TRYING * least), key=lambda p: p.error)[:_MOST_PLANS]
+        if len(plans) == 1:
+            return curves, plans[0], trials
+        prices = [self._tried(trials, curves, p) * self._moved(curves, p) for p in plans]
+        return curves, plans[int(np.argmin(prices))], trials
+
+    def _moved(self, curves: Sequence[Curve], plan: Allocation) -> float:
+        """The share of the numbers that linear layers read and write which is left."""
+        costs = Costs(self.model, self.found, "numbers")
+        gone = set(plan.cuts)
+        costs.drop([n for b in find_branches(self.model) if b.name in gone for n in b.nodes])
+        for curve, level in zip(curves, plan.levels, strict=True):
+            costs.apply(costs.shares(curve.group, curve.removed(level)))
+        return costs.total / costs.whole if costs.whole else 1.0
 
     def _tried(self, trials: Trials, curves: Sequence[Curve], plan: Allocation) -> float:
         trial = clone(self.reference)
@@ -224,6 +241,7 @@ class _Run:
     def _make(self, model: Model, curves: Sequence[Curve], plan: Allocation, rows: int, feeds: Feeds | None) -> None:
         """`plan` on `model`, which is the model that was planned for or a copy of it."""
         remove_branches(model, plan.cuts)
+        given = add_biases(model) if self.fit else []
         found = find_dependencies(model)
         choices = []
         for curve, level in zip(curves, plan.levels, strict=True):
@@ -243,6 +261,7 @@ class _Run:
             progress = self._progress(2)
             rebuild(model, self.reference, feeds, choices, rows=rows, damping=self.options.damping, progress=progress)
         remove_units(model, found, [u for c in choices for u in c.removed or ()])
+        drop_zero_biases(given)
 
     def _lines(self, curves: Sequence[Curve], plan: Allocation) -> list[dict[str, Any]]:
         """The report: one line for each group that loses something."""
@@ -265,6 +284,14 @@ class _Run:
                 }
             )
         return lines
+
+
+def _sets_of(cuts: Sequence[Cut]) -> list[list[Cut]]:
+    """Sets of branches to leave out: none, the cheapest ones, and pairs of them."""
+    first = list(cuts[:_FIRST_CUTS])
+    alone = [[c] for c in first]
+    pairs = [[a, b] for i, a in enumerate(first) for b in first[i + 1 :]]
+    return [[], *alone, *pairs, *(first[:n] for n in range(3, len(first) + 1))]
 
 
 def _ranked(group: Group, scores: Mapping[int, float]) -> tuple[list[int], list[float]]:

@@ -317,6 +317,27 @@ def _set_bias(layer: Layer, data: Array) -> None:
         graph.set_input(node, 2, graph.add_constant(stored, f"{node.name}_bias"))
 
 
+def add_biases(model: Model) -> list[Node]:
+    """Give every layer that can be fitted and take a bias one of zeros; those that had none."""
+    given = []
+    for node in model.graph.nodes:
+        if node.is_op("Conv", "Gemm") and node.input(2) is None and layer_of(node) is not None:
+            zeros = np.zeros(_outputs(node), node.need(1).tensor.dtype.numpy)
+            model.graph.set_input(node, 2, model.graph.add_constant(zeros, f"{node.name}_bias"))
+            given.append(node)
+    return given
+
+
+def drop_zero_biases(nodes: Sequence[Node]) -> None:
+    """Take biases that are still zero away again."""
+    for node in nodes:
+        bias, graph = node.input(2), node.graph
+        if bias is None or graph is None or bias.numpy().any():
+            continue
+        graph.set_input(node, 2, None)
+        graph.remove_constant(bias)
+
+
 # Which layers, in which order
 
 

@@ -22,7 +22,7 @@ from irc.passes.prune.budget import Curve, Cut
 from irc.passes.prune.dependencies import Group, find_dependencies
 from irc.passes.prune.rebuild import Choice, Feeds, layer_of, rebuild, set_constant
 
-TRIAL_ROWS = 4096
+TRIAL_ROWS = 16384
 _TRIAL_MACS = 2e12  # multiply-adds that all trials together may take, about; fewer samples where they would take more
 _LEAST_SAMPLES = 16
 _SHARES = (0.25, 0.5)  # of a group's units: where its error is measured
