@@ -22,7 +22,13 @@ from irc.ir.types import Array
 from irc.targets.target import Target
 
 _LEAST_ZEROS = 0.25  # share of the weights: below, no kernel gains
-_INTEGERS = ("", "int4", "int2")
+_KINDS = frozenset(
+    [(x, w, "int8") for x in ("uint8", "int8") for w in ("", "int4", "int2")]
+    + [("float32", "", "float32"), ("float32", "float16", "uint16"), ("float32", "bfloat16", "uint16")]
+    + [("float32", "int8", "int8")]
+)
+"""Types of data, of weights as they are called and as they are stored."""
+_MINUS_ZERO = 0x8000  # the bits, of both types of 16
 _SHORT = 1 << 16  # offsets that fit 16 bits
 
 
@@ -35,16 +41,18 @@ def skip_zeros(planner: Planner) -> None:
         data, name = constants.get(call.args[1].storage, (None, ""))
         if data is None or not _readable(call.spec, data):
             continue
+        if data.dtype == np.uint16:
+            data = np.where(data == _MINUS_ZERO, np.uint16(0), data)
         if np.count_nonzero(data) <= (1 - _LEAST_ZEROS) * data.size:
             planner.calls[i] = _skipping(planner, call, _in_one_row(call.spec), data, name)
 
 
 def _readable(spec: LinearSpec, data: Array) -> bool:
-    """Whether these are packed weights as they are multiplied, perhaps several to a byte, the same for all images."""
-    real = spec.x_dtype == "float32"
-    plain = data.dtype == (np.float32 if real else np.int8) and spec.w_dtype in (("",) if real else _INTEGERS)
+    """Whether these are packed weights that a sparse kernel reads, too, the same for all images."""
+    plain = (spec.x_dtype, spec.w_dtype, data.dtype.name) in _KINDS
     each_group = spec.batch[1] == 1 or spec.w_strides[1] > 0
-    return plain and each_group and not spec.w_rows and not spec.sum_x and not spec.w_strides[0]
+    special = spec.w_rows or spec.sum_x or spec.w_strides[0] or spec.scaled
+    return plain and each_group and not special
 
 
 def _in_one_row(spec: LinearSpec) -> LinearSpec:
@@ -122,7 +130,9 @@ def sparse_form(
     index = "uint16" if offsets.max() < _SHORT else "int32"
     tile = (choice.tile.rows, choice.tile.columns, choice.tile.vectors)
     room = 1 << (len(entries) - 1).bit_length()  # layers that differ only in what is zero share a kernel
-    linear = replace(spec, tile=tile, order="rows", w_strides=(0, 0), block=0, w_size=room * unit * step, w_dtype="")
+    linear = replace(spec, tile=tile, order="rows", w_strides=(0, 0), block=0, w_size=room * unit * step)
+    if fields_of(spec.w_dtype) > 1:
+        linear = replace(linear, w_dtype="")
     made = SparseSpec(linear, unit, index, room, groups * units, columns_of(linear, target))
     return made, (entries, offsets.astype(index), starts)
 

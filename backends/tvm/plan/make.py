@@ -86,8 +86,8 @@ def make_plan(graph: Graph, target: Target) -> Plan:
         planner.origin = region.origin
         _LOWERINGS[region.kind](planner, region)
     _finish_outputs(planner)
-    skip_zeros(planner)
     keep_stored(planner, graph)
+    skip_zeros(planner)
     keep_palettes(planner)
     return Plan(planner, planner.calls, planner.constants)
 

@@ -112,16 +112,14 @@ def _cycles(product: Product, tile: TileChoice, steps: float, kind: _Dense) -> t
 
 
 def columns_of(spec: LinearSpec, target: Target) -> int:
-    """Columns of the output whose data, results and operands stay in the first-level cache: whole tiles, about the
-    same number in each block, unless it is all of them."""
+    """Columns of the output whose data, results and operands stay in the first-level cache: whole tiles, one at least,
+    unless it is all of them."""
     rows, columns, _ = spec.tile
     height = rows if spec.kernel[0] == 1 else (rows - 1) * spec.stride[0] + spec.kernel[0]
     data = height * min(spec.stride[1], spec.kernel[1]) * spec.ic * _size(spec.x_dtype)
     results = sum(_size(o.dtype) for o in spec.operands if o.strides[3] and o.strides[-1]) + _size(spec.y_dtype)
     near = int(target.l1_bytes * _NEAR) // (data + rows * results * spec.oc)
-    blocks = -(-spec.out[1] // max(near, columns))
-    wide = -(-spec.out[1] // blocks)
-    return min(-(-wide // columns) * columns, spec.out[1])
+    return spec.out[1] if near >= spec.out[1] else min(max(near // columns, 1) * columns, spec.out[1])
 
 
 def _size(dtype: str) -> int:

@@ -18,6 +18,7 @@ from irc.evaluation.oracle import Oracle
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.clone import clone
 from irc.ir.graph import Model
+from irc.ir.types import DType
 from irc.targets.catalogue import TARGETS, runs_here
 from irc.targets.target import Target
 
@@ -172,6 +173,25 @@ def test_float_convolutions_are_compared_with_winograd() -> None:
     x = np.random.default_rng(0).standard_normal((1, 64, 14, 14)).astype(F)
     with open_program(program_of(clone(model), NATIVE)) as opened:
         np.testing.assert_allclose(opened.run({"x": x})["y"], Oracle(model).run({"x": x})["y"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "int8"])
+def test_small_weights_of_real_data_stay_small(kind: str) -> None:
+    w = blocked(np.rint(weights(64, 64, 3, 3) * 100).clip(-100, 100), 0.2)
+    b = GraphBuilder("stored")
+    x = b.input("x", "float32", [1, 64, 7, 7])
+    if kind == "int8":
+        stored = b.dequantize(w.astype(np.int8), np.linspace(0.5, 1.5, 64).astype(F), np.zeros(64, np.int8), axis=0)
+    else:
+        stored = b.op("Cast", b.constant(w.astype(DType(kind).numpy)), to=DType.FLOAT.onnx)
+    b.output(b.conv(x, stored, pads=[1, 1, 1, 1]), name="y")
+    model = b.build()
+    spec = next(c.spec for c in planned(model).calls if isinstance(c.spec, SparseSpec))
+    assert spec.linear.w_dtype == kind
+    data = np.random.default_rng(0).standard_normal((1, 64, 7, 7)).astype(F)
+    with open_program(program_of(clone(model), NATIVE)) as opened:
+        wanted = Oracle(model).run({"x": data})["y"]
+        np.testing.assert_allclose(opened.run({"x": data})["y"], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_what_is_stored_is_what_is_left() -> None:
