@@ -89,13 +89,12 @@ def equalize(graph: Graph, links: list[Link], observed: Mapping[str, ChannelOcta
     changed = 0
     for link in links:
         power = 1.0 if link.depthwise else _DENSE_POWER
-        power = 1.0 if link.depthwise else _DENSE_POWER
         factors = channel_factors(*observed[link.value.name].clipped(), power, bounded=link.bound is not None)
         if factors is None:
             continue
         _scale_outputs(graph, link.first, 1.0 / factors)
         for reader in link.readers:
-            _scale_inputs(graph, reader, factors)
+            scale_inputs(graph, reader, factors)
         changed += 1
     return changed
 
@@ -127,7 +126,8 @@ def _scale_outputs(graph: Graph, linear: Linear, factors: Array) -> None:
         _replace(graph, linear.bias_node, linear.bias_index, bias * factors.reshape(bias.shape))
 
 
-def _scale_inputs(graph: Graph, linear: Linear, factors: Array) -> None:
+def scale_inputs(graph: Graph, linear: Linear, factors: Array) -> None:
+    """Multiply the weights of each input channel by its factor."""
     current = linear.core.need(1).numpy()  # may have been scaled already, as the outputs of another link
     if linear.core.op_type != "Conv":
         scaled = current * (factors[None, :] if linear.axis == 0 else factors[:, None])

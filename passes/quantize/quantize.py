@@ -69,7 +69,7 @@ class Quantize(Pass):
     rounding: Rounding = "least-squares"
     sequential: bool = True
     equalize: bool = True
-    smooth: float = 0.0
+    smooth: float = 0.5
     correct_bias: bool = True
     attention: bool = True
     bits: Literal["fixed", "auto", "free"] = "fixed"
