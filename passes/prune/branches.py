@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from irc.ir.analysis import macs, reads
+from irc.ir.analysis import reads
 from irc.ir.graph import Model, Node, Value
-from irc.rewrite.facts import static
+from irc.passes.prune.budget import products
+from irc.rewrite.facts import same_type
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def find_branches(model: Model) -> list[Branch]:
         if not node.is_op("Add") or len(node.inputs) != 2:
             continue
         a, b = node.need(0), node.need(1)
-        shape = static(node.output)
-        if a is b or a.is_constant or b.is_constant or shape is None or static(a) != shape or static(b) != shape:
+        if a is b or a.is_constant or b.is_constant or not (same_type(a, node.output) and same_type(b, node.output)):
             continue
         options = [_branch(node, gone, stays) for gone, stays in ((a, b), (b, a))]
         best = max(options, key=lambda o: o.macs)
@@ -60,7 +60,7 @@ def _branch(add: Node, gone: Value, stays: Value) -> Branch:
             dead[node] = None
             stack.extend(v.producer for v in reads(node))
     nodes = tuple(n for n in dead if n is not add)
-    return Branch(add, stays, nodes, sum(macs(n) or 0 for n in nodes))
+    return Branch(add, stays, nodes, sum(products(n) for n in nodes))
 
 
 def remove_branches(model: Model, names: Sequence[str]) -> None:

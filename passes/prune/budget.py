@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from irc.ir.analysis import macs
-from irc.ir.graph import Model, Node
+from irc.ir.graph import Model, Node, Value
 from irc.passes.prune.dependencies import Dependencies, Group
 
 Quantity = Literal["macs", "bytes", "channels", "numbers"]
@@ -90,15 +90,34 @@ def _terms(model: Model, found: Dependencies, quantity: Quantity) -> Iterable[_T
                 yield _Term(float(value.constant.nbytes), slots, owner)
         return
     for node in model.graph.nodes:
-        amount = macs(node)
+        amount = products(node)
         if not amount:
             continue
         if quantity == "macs":
             yield _Term(float(amount), tuple(k for k in _factors(node) if k in found.slots), node)
             continue
         for value in (node.need(0), node.output):
-            axes = [(id(value), a) for a in range(len(value.static_shape()))]
-            yield _Term(float(math.prod(value.static_shape())), tuple(k for k in axes if k in found.slots), node)
+            axes = [(id(value), a) for a in range(value.shape.rank if value.shape is not None else 0)]
+            yield _Term(float(_size(value)), tuple(k for k in axes if k in found.slots), node)
+
+
+def products(node: Node) -> int:
+    """Multiply-adds of a node for each sample, where only the batch has no number; 0 where they are not known."""
+    known = macs(node)
+    if known is not None:
+        return known
+    if not node.is_op("Conv", "Gemm", "MatMul"):
+        return 0
+    weight = node.need(1).shape
+    if weight is None or not weight.is_static:
+        return 0
+    if node.op_type == "Conv":
+        return _size(node.output) * math.prod(weight.static()[1:])
+    return _size(node.output) * weight.static()[1 if node.get_int("transB") else -2]
+
+
+def _size(value: Value) -> int:
+    return math.prod(d if isinstance(d, int) else 1 for d in value.shape or ())
 
 
 def _factors(node: Node) -> list[tuple[int, int]]:

@@ -20,12 +20,11 @@ from irc.calibrate.collect import Wanted
 from irc.calibrate.gather import gather, need_samples
 from irc.calibrate.observers import ChannelMean, Observer
 from irc.errors import OptionError
-from irc.ir.analysis import model_macs
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Node
 from irc.ir.types import Array
 from irc.passes.prune.branches import find_branches, remove_branches
-from irc.passes.prune.budget import Allocation, Costs, Curve, Cut, Quantity, allocate, rounded_levels, uniform
+from irc.passes.prune.budget import Allocation, Costs, Curve, Cut, Quantity, allocate, products, rounded_levels, uniform
 from irc.passes.prune.dependencies import Dependencies, Group, find_dependencies
 from irc.passes.prune.rebuild import Choice, Feeds, add_biases, drop_zero_biases, make_feeds, rank, rebuild
 from irc.passes.prune.search import (
@@ -126,13 +125,11 @@ class _Run:
         curves, plan, trials = self._plan(curves, self.share * whole)
         if plan.total > self.share * whole * (1 + 1e-6):
             raise self._unreachable(curves, whole)
-        before = model_macs(self.model)
+        before = sum(products(n) for n in self.model.graph.nodes)
         lines = self._lines(curves, plan)
         self._make(self.model, curves, plan, _ROWS, self.feeds)
-        after = model_macs(self.model)
-        facts: dict[str, Any] = {"groups": lines, "branches": plan.cuts}
-        if before and after is not None:
-            facts["macs"] = round(after / before, 4)
+        after = sum(products(n) for n in self.model.graph.nodes)
+        facts: dict[str, Any] = {"groups": lines, "branches": plan.cuts, "macs": round(after / max(before, 1), 4)}
         if trials is not None:
             facts["output_error"] = round(trials.judge.error(self.model), 6)
         return PassResult(True, facts, refusals)
@@ -197,7 +194,9 @@ class _Run:
         branches = (
             find_branches(self.model) if self.options.branches and self.fit and self.quantity != "channels" else []
         )
-        count = trial_samples(self.model, 2 * len(curves) + len(branches), self.feeds.count)
+        count = trial_samples(
+            Costs(self.model, self.found, "macs").whole, 2 * len(curves) + len(branches), self.feeds.count
+        )
         judge = Judge(self.reference, self.feeds.first(count))
         trials = Trials(self.model, judge, self.options.damping, self.fit)
         curves, cuts = measured(trials, curves, branches, self._progress(1))

@@ -26,7 +26,7 @@ from irc.ir.types import Array, Constant
 from irc.passes.prune.fit import Elimination, Problem, Sums, eliminate
 from irc.pipeline.contract import Samples
 from irc.rewrite.facts import rank as rank_of
-from irc.rewrite.facts import static
+from irc.rewrite.facts import same_type, static
 
 WIDEST = 5120  # columns: wider layers keep their weights
 _MEMORY = 256 << 20
@@ -128,8 +128,7 @@ def _layer(node: Node) -> Layer:
     if reader is None or not reader.is_op("Add") or reader.graph is not node.graph:
         return Layer(node, add, result)
     other = next((v for v in reader.inputs if v is not None and v is not result), None)
-    shape = static(result)
-    if other is None or other.is_constant or shape is None or static(other) != shape:
+    if other is None or other.is_constant or not same_type(result, reader.output) or not same_type(other, result):
         return Layer(node, add, result)
     return Layer(node, add, result, reader.output, other)
 

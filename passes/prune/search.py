@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from irc.calibrate.segments import Segments
-from irc.ir.analysis import model_macs
 from irc.ir.clone import clone
 from irc.ir.graph import Model, Node, Value
 from irc.ir.types import Array
@@ -130,9 +129,9 @@ class Trials:
         return self.judge.error(trial)
 
 
-def trial_samples(model: Model, trials: int, samples: int) -> int:
-    """How many samples the trials may use."""
-    each = 2.5 * float(model_macs(model) or 1)  # the copy, the original and the output
+def trial_samples(macs: float, trials: int, samples: int) -> int:
+    """How many samples the trials may use, of a model with so many multiply-adds."""
+    each = 2.5 * max(macs, 1.0)  # the copy, the original and the output
     return int(min(samples, max(_LEAST_SAMPLES, _TRIAL_MACS / (each * max(trials, 1)))))
 
 
