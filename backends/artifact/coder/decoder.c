@@ -13,8 +13,8 @@ enum { LANES = 8, BITS = 14, ONE = 1 << BITS, CHUNK = 1 << 15, LOW = 1 << 16, SH
 enum { END, TABLE, AID, COPY, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD };
 enum { IRC_DECODER_SCRATCH = ONE + 4 * 256 }; /* bytes, at a multiple of 4 */
 
-/* Bytes first, first + step, ... (`run` of them), and the same `rows` times, `stride` bytes apart. */
-typedef struct { uint32_t first, run, step, rows, stride; } Shape;
+/* Bytes first, first + step, ...: `run` of them. */
+typedef struct { uint32_t first, run, step; } Shape;
 
 typedef struct {
     const uint8_t *meta;
@@ -233,8 +233,8 @@ static uint8_t *taken(Decoder *d, uint32_t *from, uint64_t size)
 
 static void coded(Decoder *d)
 {
-    uint32_t form = bits(d, 2), i;
-    Shape s = {0, 0, 1, 1, 0};
+    uint32_t form = bits(d, 2);
+    Shape s;
     uint8_t *to;
     if (form == 0) {
         s = d->shapes[(d->newest - bits(d, 2)) % SHAPES];
@@ -242,13 +242,11 @@ static void coded(Decoder *d)
         s.first = form > 1 ? number(d, 1) : 0;
         s.run = number(d, 6);
         s.step = form > 1 ? number(d, 1) : 1;
-        s.rows = form > 2 ? number(d, 4) : 1;
-        s.stride = form > 2 ? number(d, 4) : 0;
         d->shapes[++d->newest % SHAPES] = s;
     }
-    if (s.run == 0 || s.rows == 0) { d->bad = 1; return; }
-    to = target(d, s.first, 1 + (uint64_t)s.step * (s.run - 1) + (uint64_t)s.stride * (s.rows - 1));
-    for (i = 0; i < s.rows && !d->bad; i++, to += s.stride) run(d, to, s.run, s.step);
+    if (s.run == 0) { d->bad = 1; return; }
+    to = target(d, s.first, 1 + (uint64_t)s.step * (s.run - 1));
+    run(d, to, s.run, s.step);
 }
 
 /* In place: 0, 1, 2, 3, 4, ... -> 0, -1, 1, -2, 2, ... */

@@ -32,7 +32,8 @@ _META, _WORD, _END, _OUT, _SYMBOLS, _RANGES = range(0, 48, 8)
 _BIT, _BITS_END, _BYTES, _BAD, _LEFT, _PLACE, _NEXT, _NEWEST, _COUNT, _AID, _COLOURS = range(48, 92, 4)
 _X = 92
 _SHAPE = _X + 4 * LANES
-_SIZE = _SHAPE + 20 * _SHAPES
+_SHAPE_BYTES = 12
+_SIZE = _SHAPE + _SHAPE_BYTES * _SHAPES
 
 ENTRY = "irc_decode"
 OPERATIONS = frozenset({AID, COPY, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD})
@@ -365,25 +366,21 @@ def _coded(word: str) -> Function:
     with f.if_(form.differs(0)):
         newest.set(newest.get() + 1)
         d.store(newest.get(), _NEWEST)
-    shape = d.at((newest.get() & (_SHAPES - 1)) * 20 + _SHAPE)
+    shape = d.at((newest.get() & (_SHAPES - 1)) * _SHAPE_BYTES + _SHAPE)
     with f.if_(form.differs(0)):
-        # first, run, step, rows, stride: the forms that have each, the order of its code, what it is otherwise
-        for i, (least, order, other) in enumerate(((2, 1, 0), (1, 6, 0), (2, 1, 1), (3, 4, 1), (3, 4, 0))):
+        # first, run, step: the forms that have each, the order of its code, what it is otherwise
+        for i, (least, order, other) in enumerate(((2, 1, 0), (1, 6, 0), (2, 1, 1))):
             value = f.variable(other)
             with f.if_(form >= least):
                 value.set(f.call("coder_number", [d, order], "i32"))
             shape.store(value.get(), 4 * i)
-    first, run, step, rows, stride = (shape.load("i32", 4 * i) for i in range(5))
-    with f.if_((run.equals(0).to("i32") | rows.equals(0).to("i32")).differs(0)):
+    first, run, step = (shape.load("i32", 4 * i) for i in range(3))
+    with f.if_(run.equals(0)):
         d.store(1, _BAD)
         f.give()
-    size = (step.to("i64") * (run - 1).to("i64")) + (stride.to("i64") * (rows - 1).to("i64")) + 1
-    to = f.variable(f.call("coder_target", [d, first.to("i64"), size], "ptr"))
-    with f.for_(rows):
-        with f.if_(d.load("i32", _BAD).differs(0)):
-            f.give()
-        f.call("coder_run", [d, to.get(), run, step])
-        to.set(to.get().at(stride))
+    size = step.to("i64") * (run - 1).to("i64") + 1
+    to = f.call("coder_target", [d, first.to("i64"), size], "ptr")
+    f.call("coder_run", [d, to, run, step])
     f.give()
     return f
 

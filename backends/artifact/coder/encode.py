@@ -5,7 +5,7 @@ Memory while decoding: the weights at their places, behind them what is decoded 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from irc.backends.artifact.coder.runs import (
     Run,
     Shape,
     byte_view,
+    counts_of,
 )
 from irc.backends.artifact.coder.tables import ONE, Table, fit
 from irc.backends.artifact.coder.words import POOLED, copies, palette_afters, palette_models, pool_model, pools
@@ -35,6 +36,8 @@ from irc.ir.types import Array
 SCRATCH = ONE + 4 * 256
 """Bytes that the decoder works with: symbols of the slots, ranges of the symbols."""
 _SHAPES = 4
+_PIECE = 1 << 22
+"""Symbols at a time: what the encoder works on takes several bytes for each."""
 
 
 def coded_program(program: Program) -> Program:
@@ -51,11 +54,11 @@ def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     plan = _Plan(-(-weights_bytes // BLOCK))
     plan.add(sorted((b for b in blobs if b.data.nbytes), key=lambda b: b.offset))
     writer = _Writer()
-    bits = writer.runs([run for model in plan.models for run in model.runs])
+    prices = writer.runs([run for model in plan.models for run in model.runs])
     for after in plan.afters:
         writer.after(after)
     meta, words = writer.finish()
-    owned, palettes = _shares(plan.models, bits)
+    owned, palettes = _shares(plan.models, prices)
     tables = writer.table_bits / 8
     ends = len(words) - sum(owned.values()) - palettes
     others = (("tables", tables), ("operations", len(meta) - tables), ("palettes", palettes), ("ends", ends))
@@ -70,17 +73,20 @@ def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     )
 
 
-def _shares(models: Sequence[Model], bits: Sequence[Array]) -> tuple[dict[int, float], float]:
-    """Bytes of words for each blob, by offset, and for palettes. `bits` of the symbols of all runs, in order."""
+def _shares(models: Sequence[Model], prices: Sequence[Array]) -> tuple[dict[int, float], float]:
+    """Bytes of words for each blob, by offset, and for palettes. `prices`: bits of each symbol, for all runs in
+    order."""
     shares: dict[int, float] = {}
     palettes = 0.0
-    runs = iter(bits)
+    in_order = iter(prices)
     for model in models:
-        for _ in model.runs:
-            each, at = next(runs), 0
-            palettes += 0.0 if model.owners else float(each.sum()) / 8
+        for run in model.runs:
+            price, at = next(in_order), 0
+            if not model.owners:
+                palettes += float(price[run.symbols].sum()) / 8
             for offset, count in model.owners:
-                shares[offset] = shares.get(offset, 0.0) + float(each[at : at + count].sum()) / 8
+                counts = counts_of(run.symbols[at : at + count])
+                shares[offset] = shares.get(offset, 0.0) + float(counts @ price) / 8
                 at += count
     return shares, palettes
 
@@ -143,7 +149,6 @@ class _Part:
     """Symbols and the table that codes them."""
 
     symbols: Array
-    rows: int
     table: Table
 
 
@@ -159,8 +164,8 @@ class _Writer:
         self.table_bits = 0
 
     def runs(self, runs: Sequence[Run]) -> list[Array]:
-        """Codes them, those with a common table together. Gives the bits of the symbols of each."""
-        bits: list[Array] = [np.zeros(0)] * len(runs)
+        """Codes them, those with a common table together. Gives the bits of each symbol there."""
+        prices: list[Array] = [np.zeros(0)] * len(runs)
         groups = shared(runs)
         groups.sort(key=lambda g: min(runs[i].place for i in g.runs))
         for group in groups:
@@ -172,8 +177,8 @@ class _Writer:
             price = 14 - np.log2(np.maximum(table.frequencies, 1))
             for i in sorted(group.runs, key=lambda i: (runs[i].place, runs[i].shape.first)):
                 self._run(runs[i], table)
-                bits[i] = price[runs[i].symbols]
-        return bits
+                prices[i] = price
+        return prices
 
     def _run(self, run: Run, table: Table) -> None:
         shape = run.shape
@@ -184,20 +189,17 @@ class _Writer:
             self._meta.bits(0, 2)
             self._meta.bits(back, 2)
         else:
-            form = 3 if shape.rows > 1 else 2 if shape.step > 1 or shape.first else 1
+            form = 2 if shape.step > 1 or shape.first else 1
             self._meta.bits(form, 2)
             if form > 1:
                 self._meta.number(shape.first, 1)
             self._meta.number(shape.run, 6)
             if form > 1:
                 self._meta.number(shape.step, 1)
-            if form > 2:
-                self._meta.number(shape.rows, 4)
-                self._meta.number(shape.stride, 4)
             self._newest += 1
             self._shapes[self._newest % _SHAPES] = shape
         self._behind(shape.end)
-        self._parts.append(_Part(run.symbols, shape.rows, table))
+        self._parts.append(_Part(run.symbols, table))
 
     def _go(self, place: int) -> None:
         if place == self._next:
@@ -231,24 +233,18 @@ class _Writer:
     def finish(self) -> tuple[bytes, bytes]:
         """The bits that say what to do, and the words."""
         self._meta.bits(END, 5)
-        return self._meta.data(), encode_rounds(*self._rounds())
+        return self._meta.data(), encode_rounds(self._rounds())
 
-    def _rounds(self) -> tuple[Array, Array]:
-        """Frequency and first slot of every symbol, [rounds, LANES]. Rows fill whole rounds."""
-        frequency: list[Array] = []
-        start: list[Array] = []
+    def _rounds(self) -> Iterator[tuple[Array, Array]]:
+        """Frequency and first slot of every symbol, [rounds, LANES], in pieces. Runs fill whole rounds."""
         known: dict[Table, tuple[Array, Array]] = {}
         for part in self._parts:
             if part.table not in known:
                 f = part.table.frequencies
                 known[part.table] = f.astype(np.uint16), starts(f).astype(np.uint16)
             f, s = known[part.table]
-            symbols = part.symbols.reshape(part.rows, -1)
-            length = symbols.shape[1]
-            full = -(-length // LANES) * LANES
-            for values, out, fill in ((f[symbols], frequency, ONE), (s[symbols], start, 0)):
-                if full != length:
-                    values = np.pad(values, ((0, 0), (0, full - length)), constant_values=fill)
-                out.append(values.reshape(-1, LANES))
-        none = np.zeros((0, LANES), np.uint16)
-        return np.concatenate([none, *frequency]), np.concatenate([none, *start])
+            for begin in range(0, part.symbols.size, _PIECE):
+                symbols = part.symbols[begin : begin + _PIECE]
+                rest = -symbols.size % LANES
+                frequency = np.pad(f[symbols], (0, rest), constant_values=ONE)
+                yield frequency.reshape(-1, LANES), np.pad(s[symbols], (0, rest)).reshape(-1, LANES)

@@ -45,7 +45,7 @@ class Model:
 
 def bytes_model(place: int, raw: Array) -> Model:
     """For weights of a byte, or parts of one."""
-    halves = looks_packed(counts_of(raw))
+    halves = _alike(*_half_entropies(counts_of(raw)))
     best = Model((Run(place, Shape(0, raw.size), raw, halves),))
     least = run_bits(best.runs[0])
     for unit, kept in _marked(raw):
@@ -88,11 +88,21 @@ def looks_packed(counts: Array) -> bool:
     """Whether bytes are two 4-bit numbers of the same kind: then both halves are spread alike, around a centre, and
     independent (but for what so few symbols show by chance; G. Miller, "Note on the bias of information estimates",
     1955)."""
-    square = counts.reshape(16, 16)
-    low, high, both = (entropy_bits(c) for c in (square.sum(0), square.sum(1), counts))
+    low, high, both = _half_entropies(counts)
     chance = 0.72 * int((counts > 0).sum()) + 32
-    alike = abs(low - high) < 0.1 * max(low, high) and max(low, high) < 3.85 * int(counts.sum())
-    return both > 8 * chance and alike and low + high < 1.03 * both + chance
+    centred = max(low, high) < 3.85 * int(counts.sum())
+    return both > 8 * chance and centred and _alike(low, high, both) and low + high < 1.03 * both + chance
+
+
+def _half_entropies(counts: Array) -> tuple[float, float, float]:
+    """Bits of the lower halves of bytes, of the upper halves, and of both together."""
+    square = counts.reshape(16, 16)
+    return entropy_bits(square.sum(0)), entropy_bits(square.sum(1)), entropy_bits(counts)
+
+
+def _alike(low: float, high: float, both: float) -> bool:
+    """Whether a table of halves, which is small, may be the best one."""
+    return both > 0 and abs(low - high) < 0.1 * max(low, high) and low + high < 1.1 * both + 64
 
 
 def words_model(place: int, data: Array) -> Model:

@@ -6,6 +6,8 @@ the coders' final states, as the decoder goes through everything in the opposite
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from irc.backends.artifact.coder.tables import ONE
@@ -15,21 +17,35 @@ LANES = 8
 CHUNK = 1 << 15
 _LOW = 1 << 16
 _BITS = 14
-_AT_ONCE = 64  # chunks
+_AT_ONCE = 48  # chunks
 
 
-def encode_rounds(frequency: Array, start: Array) -> bytes:
-    """Both [rounds, LANES], uint16: of each symbol. Frequency ONE is a symbol that takes no bits."""
-    out = []
-    rounds = len(frequency)
-    whole = rounds // CHUNK
-    for begin in range(0, whole, _AT_ONCE):
-        count = min(_AT_ONCE, whole - begin)
-        part = slice(begin * CHUNK, (begin + count) * CHUNK)
-        out.append(_chunks(*(a[part].reshape(count, CHUNK, LANES).transpose(1, 0, 2) for a in (frequency, start))))
-    if rounds > whole * CHUNK:
-        out.append(_chunks(*(a[whole * CHUNK :].reshape(-1, 1, LANES) for a in (frequency, start))))
+def encode_rounds(pieces: Iterable[tuple[Array, Array]]) -> bytes:
+    """Pieces of the frequencies and first slots of all symbols, both [rounds, LANES], uint16. Frequency ONE is a symbol
+    that takes no bits."""
+    out: list[bytes] = []
+    waiting: list[tuple[Array, Array]] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(len(f) for f, _ in waiting) >= _AT_ONCE * CHUNK:
+            rest = _whole_chunks(waiting, out)
+            waiting = [rest]
+    frequency, start = _whole_chunks(waiting, out) if waiting else (np.zeros(0), np.zeros(0))
+    if len(frequency):
+        out.append(_chunks(frequency[:, None], start[:, None]))
     return b"".join(out)
+
+
+def _whole_chunks(pieces: Sequence[tuple[Array, Array]], out: list[bytes]) -> tuple[Array, Array]:
+    """Appends the whole chunks of `pieces` to `out`, and gives what is left."""
+    frequency = np.concatenate([f for f, _ in pieces])
+    start = np.concatenate([s for _, s in pieces])
+    count = len(frequency) // CHUNK
+    whole = count * CHUNK
+    if count:
+        shape = (count, CHUNK, LANES)
+        out.append(_chunks(*(a[:whole].reshape(shape).transpose(1, 0, 2) for a in (frequency, start))))
+    return frequency[whole:], start[whole:]
 
 
 def _chunks(frequency: Array, start: Array) -> bytes:

@@ -15,18 +15,16 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """Bytes `first`, `first + step`, ... (`run` of them) of a place; the same `rows` times, `stride` bytes apart."""
+    """Bytes `first`, `first + step`, ... (`run` of them) of a place."""
 
     first: int
     run: int
     step: int = 1
-    rows: int = 1
-    stride: int = 0
 
     @property
     def end(self) -> int:
         """The byte behind the last one."""
-        return self.first + 1 + self.step * (self.run - 1) + self.stride * (self.rows - 1)
+        return self.first + 1 + self.step * (self.run - 1)
 
 
 @dataclass(frozen=True)
