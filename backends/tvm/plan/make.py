@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from irc.backends.tvm.plan.dynamic import expand_integer_products
 from irc.backends.tvm.plan.empty import fold_empty
 from irc.backends.tvm.plan.lower_attention import find_attention, lower_attention
 from irc.backends.tvm.plan.lower_conv import lower_conv
@@ -71,6 +72,7 @@ def make_plan(graph: Graph, target: Target) -> Plan:
     fold_empty(graph)
     expand_palettes(graph)
     regroup(graph)
+    expand_integer_products(graph)
     normalize(graph, target)
     planner = Planner(graph, target)
     regions = find_regions(graph)

@@ -264,7 +264,7 @@ def builder_of(node: Node) -> Build | None:
         ok = quantization(node) is not None and kind in (*_QUANTIZED, DType.INT32) and node.output.dtype is DType.FLOAT
         return _dequantize if ok else None
     if op == "Cast":
-        allowed = (*_NUMBERS, DType.BOOL)
+        allowed = (*_NUMBERS, DType.INT16, DType.BOOL)
         return _cast if kind in allowed and node.output.dtype in allowed else None
     if op == "Where":
         return _where if all(t in (*_NUMBERS, DType.BOOL) for t in types[1:]) else None
