@@ -9,6 +9,7 @@ from __future__ import annotations
 from irc.calibrate.collect import Statistics, Wanted, collect
 from irc.calibrate.observers import Observer
 from irc.calibrate.signature import signatures
+from irc.calibrate.sound import check_finite, check_weights, note_few
 from irc.calibrate.store import Entry, StatisticsStore
 from irc.errors import DataError, ModelError
 from irc.ir.graph import Model
@@ -61,9 +62,17 @@ def gather(ctx: PassContext, model: Model, wanted: Wanted, *, stage: str = "") -
 
     What is known of values that are computed as before comes from there; samples run through the model for the rest.
     `stage` names a collection within a pass that makes several, for the statistics file. Raises DataError where there
-    is nothing to learn from, ModelError for a name that the model has not.
+    is nothing to learn from, or NaN where least squares need numbers, ModelError for a name that the model has not.
     """
     need_calibration(ctx, model)
+    note_few(ctx, sample_count(ctx))
+    check_weights(model)
+    found = _gather(ctx, model, wanted, stage)
+    check_finite(model, ((name, observer) for (name, _), observer in found.entries.items()))
+    return found
+
+
+def _gather(ctx: PassContext, model: Model, wanted: Wanted, stage: str) -> Statistics:
     store = store_of(ctx)
     if store is None:
         return collect(model, need_samples(ctx, model), wanted, progress=ctx.progress)

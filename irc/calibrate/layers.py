@@ -15,6 +15,7 @@ from irc.ir.graph import Node
 from irc.ir.types import Array
 
 _WIDEST = 5120  # columns of one block of H; wider layers keep blocks on the diagonal only
+_LEAST_ROWS = 16384  # over all samples: few columns cost little, and more rows tell more
 _ROWS_PER_COLUMN = 16  # rows over all samples that are enough for the moments of one column
 _MOST_ROWS = 1 << 14  # beyond this, half as many a column are enough: the work grows with the cube of the columns
 
@@ -54,7 +55,7 @@ def _positions(columns: int, samples: int) -> int:
     """How many positions of each sample to take."""
     rows = _ROWS_PER_COLUMN * columns
     rows = max(rows // 2, _MOST_ROWS) if rows > _MOST_ROWS else rows
-    return int(np.clip(max(rows, 4096) // max(samples, 1), 32, 1024))
+    return int(np.clip(max(rows, _LEAST_ROWS) // max(samples, 1), 32, 1024))
 
 
 def _split(channels: int, columns: int) -> int:

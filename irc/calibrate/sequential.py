@@ -10,7 +10,7 @@ Calibration" (2025).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Lock
@@ -24,6 +24,7 @@ from irc.calibrate.observers import PairedMoment
 from irc.calibrate.segments import Segments, piece_proto
 from irc.calibrate.sessions import Feed, ahead, batches, feed_samples, make_session, same_for_batches, symbolic_batch
 from irc.calibrate.signature import signatures
+from irc.calibrate.sound import check_finite, check_weights, note_few
 from irc.calibrate.store import Entry
 from irc.errors import ModelError
 from irc.ir.analysis import reads
@@ -34,7 +35,7 @@ from irc.pipeline.contract import PassContext, Samples
 MOST_WAVES = 256
 """So many waves at most where the caller does not say: each costs a few sessions of onnxruntime."""
 _MOMENT_MEMORY = 1 << 30  # of the moments of one wave
-_CACHE_MEMORY = 256 << 20  # of the activations kept for each of the two models; more goes to a file
+_CACHE_MEMORY = 128 << 20  # of the activations kept for each of the two models; more goes to a file
 _BATCH_MEMORY = 32 << 20  # of the largest layer input of a batch
 _MOST_BATCH = 32
 _NOISE = 1e-6  # of moments that are sums of float32 products, as a share of their mean diagonal
@@ -152,6 +153,8 @@ def walk(
     Each model runs once through the samples in all. Raises DataError without calibration data.
     """
     need_calibration(ctx, model)
+    note_few(ctx, sample_count(ctx))
+    check_weights(model)
     layers = _layers(model.graph, nodes, sample_count(ctx), cross, {v.name for v in reference.graph.values()})
     if not layers:
         return
@@ -185,15 +188,20 @@ def _layers(graph: Graph, nodes: Sequence[Node], samples: int, cross: bool, ther
         paired = _observer([node], samples, cross)
         if paired is not None and node.need(0).constant is None:
             entry = node.need(0)
-            found.append(_Layer(node, entry if entry.name in there else _unquantized(entry), paired.nbytes))
+            found.append(_Layer(node, entry if entry.name in there else _unquantized(entry, there), paired.nbytes))
     return found
 
 
-def _unquantized(value: Value) -> Value:
-    """What a pair of QuantizeLinear and DequantizeLinear was put behind: the reference may lack the pair."""
+def _unquantized(value: Value, there: Collection[str]) -> Value:
+    """What a pair of QuantizeLinear and DequantizeLinear, and perhaps a Clip, was put behind: the reference may lack
+    them."""
     restored = value.producer
     rounded = restored.need(0).producer if restored is not None and restored.is_op("DequantizeLinear") else None
-    return rounded.need(0) if rounded is not None and rounded.is_op("QuantizeLinear") else value
+    if rounded is None or not rounded.is_op("QuantizeLinear"):
+        return value
+    source = rounded.need(0)
+    clip = source.producer if source.name not in there else None
+    return clip.need(0) if clip is not None and clip.is_op("Clip") else source
 
 
 def _observer(nodes: Sequence[Node], samples: int, cross: bool) -> PairedMoment | None:
@@ -288,6 +296,7 @@ class _Walk:
         missing = [pair for pair, known in zip(pairs, found, strict=True) if known is None]
         if missing:
             self._run(number, missing, wave, rest)
+            check_finite(self.model, ((pair.name, pair.paired) for pair in missing))
         moments: dict[Node, LayerMoments] = {}
         for i, (pair, known) in enumerate(zip(pairs, found, strict=True)):
             paired = known if isinstance(known, PairedMoment) else pair.paired

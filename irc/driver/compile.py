@@ -66,7 +66,7 @@ def compile_model(
             done.pipeline_report = pipeline.run(done.model, context, instruments)
         report.passes = summaries(done.pipeline_report)
         report.after = size_of(done.model)
-        report.notes.extend(pass_notes(done.pipeline_report))
+        report.notes.extend((*context.notes, *pass_notes(done.pipeline_report)))
     if options.stop_after == "passes":
         return done
 
@@ -141,7 +141,8 @@ def _write(done: Compilation) -> None:
 
 
 def _program_sizes(program: Program) -> dict[str, int]:
-    return {"weights": program.weights_bytes, "workspace": program.workspace_bytes}
+    coded = {} if program.coded is None else {"coded weights": len(program.coded.data)}
+    return {"weights": program.weights_bytes, **coded, "workspace": program.workspace_bytes}
 
 
 def _file_sizes(manifest: dict[str, Any]) -> dict[str, int]:

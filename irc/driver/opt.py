@@ -66,5 +66,5 @@ def optimize(
     report = new_report(options, original, pipeline)
     report.passes = summaries(found)
     report.after = size_of(model)
-    report.notes.extend(pass_notes(found))
+    report.notes.extend((*context.notes, *pass_notes(found)))
     return Optimized(original, model, report, found)

@@ -68,6 +68,7 @@ class PassContext:
     explain: bool = False
     crash_dir: Path | None = None  # where reproducers of crashes go; None: a new folder in the temporary directory
     store: Store | None = None
+    notes: list[str] = field(default_factory=list)  # what the user should know of the calibration, each once
 
 
 class Pass(ABC):
