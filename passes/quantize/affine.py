@@ -1,4 +1,4 @@
-"""The arithmetic of affine 8-bit quantization: real = (q - zero_point) * scale.
+"""The arithmetic of affine quantization to 8 bits (and of activations to 16): real = (q - zero_point) * scale.
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (2018).
 Rounding is half to even, as ONNX QuantizeLinear.
@@ -19,19 +19,23 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**24  # products of two sca
 
 @dataclass(frozen=True)
 class Affine:
-    """Per-tensor parameters. `scale` is a float32 number; `dtype` 'uint8' or 'int8'."""
+    """Per-tensor parameters. `scale` is a float32 number. `bound`: of int16 ones, steps at which values are clipped, so
+    that the sums of the layers that read them fit into 32 bits."""
 
     scale: float
     zero_point: int
-    dtype: Literal["uint8", "int8"]
+    dtype: Literal["uint8", "int8", "int16"]
+    bound: int = 0
 
     @property
     def limits(self) -> tuple[int, int]:
-        return (0, 255) if self.dtype == "uint8" else (-128, 127)
+        if self.bound:
+            return -self.bound, self.bound
+        return {"uint8": (0, 255), "int8": (-128, 127), "int16": (-32768, 32767)}[self.dtype]
 
     @property
     def range(self) -> tuple[float, float]:
-        """The real numbers that the ends of the 8-bit range stand for."""
+        """The real numbers that the ends of the range stand for."""
         low, high = self.limits
         return (low - self.zero_point) * self.scale, (high - self.zero_point) * self.scale
 
@@ -57,6 +61,20 @@ def asymmetric(low: float, high: float, dtype: Literal["uint8", "int8"]) -> Affi
 def symmetric(low: float, high: float) -> Affine:
     """int8 with zero point 0, from -127 to 127 steps."""
     return Affine(_safe(max(abs(low), abs(high)) / 127), 0, "int8")
+
+
+def symmetric16(low: float, high: float, bound: int) -> Affine:
+    """int16 with zero point 0, from -bound to bound steps."""
+    return Affine(_safe(max(abs(low), abs(high)) / bound), 0, "int16", bound)
+
+
+LARGEST16 = 32767
+_SUMS = 2**30 - 2**20  # what products may add up to: half of int32, less what clipping at a rounded bound lets through
+
+
+def bound16(terms: int, largest: int) -> int:
+    """Steps that int16 data may have where `terms` products with weights of at most `largest` are summed."""
+    return min(LARGEST16, _SUMS // max(terms * largest, 1))
 
 
 def _safe(scale: float) -> float:

@@ -28,6 +28,7 @@ Entry = Callable[[Linear], Affine | None]
 Choices = Callable[[Linear], WeightChoice]
 
 
+_REFIT = 0.1  # damping: less bends weights to what few samples happen to show, more mends less of the errors before
 _PLACES = 4
 """So many rows of one sample tell as much as independent ones would: places of one image are alike."""
 
@@ -71,7 +72,7 @@ def _fit(linear: Linear, choice: WeightChoice, entry: Affine | None, moments: La
     movable = choice.correct_bias and has_bias(linear)
     metric = moments.covariance if movable else moments.moment
     damping = ridge(metric, min(moments.count, _PLACES * samples))
-    rows, change = refit(to_rows(node, weight, moments.groups), moments, damping, bias=movable)
+    rows, change = refit(to_rows(node, weight, moments.groups), moments, _REFIT, bias=movable)
     target, shift = from_rows(node, rows, weight.shape), sum_outputs(node, change) if movable else None
     return fit(choice, linear, entry, moments, target=target, shift=shift, damping=damping)
 

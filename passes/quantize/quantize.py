@@ -44,6 +44,7 @@ from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 class Quantize(Pass):
     """Options. `activations=none` stores weights in few bits (or, `weights=float16`, in 16: `store_half.py`) and
     computes in floating point, with a scale for each `group` input channels if given (`weight_only.py`);
+    `activations=int16`: symmetric, clipped to as many steps as keep all sums within 32 bits; attention stays real.
     `activations=dynamic` takes the ranges of activations at run time (`dynamic.py`).
 
     `scheme` is that of the activations: asymmetric ones have the 8-bit type that the target's dot product wants
@@ -59,7 +60,7 @@ class Quantize(Pass):
     summary: ClassVar[str] = "8-bit activations, and weights of 8 bits or fewer, from calibration data"
 
     weights: Literal["int8", "int4", "ternary", "binary", "float16", "bfloat16"] = "int8"
-    activations: Literal["int8", "dynamic", "none"] = "int8"
+    activations: Literal["int8", "int16", "dynamic", "none"] = "int8"
     per_channel: bool = True
     group: int = 0
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
@@ -109,6 +110,12 @@ class Quantize(Pass):
                 got=str(self.group),
                 hint="quantize{weights=int4 activations=none group=32}",
             )
+        if self.activations == "int16" and self.weight_scheme == "asymmetric":
+            raise OptionError(
+                "16-bit activations are symmetric, and so are the weights they are multiplied by",
+                where=NAME,
+                hint="quantize{activations=int16} without weight-scheme",
+            )
         if self.weights == "binary" and self.weight_scheme == "asymmetric":
             raise OptionError(
                 "binary weights are -1 and 1: a zero point would leave one of two",
@@ -133,28 +140,33 @@ class Quantize(Pass):
                 got="none",
                 hint="--calibration samples.npz, or quantize{activations=none}",
             )
-        regions = find_regions(model.graph, self.skip, attention=self.attention)
+        regions = find_regions(model.graph, self.skip, attention=self._attention)
         if not any(k.kind == "linear" for k in regions.kernels):
             return PassResult(False, summary([], [], floating(regions)), tuple(regions.refusals))
         stage = ""
         if self.equalize and _equalize(model, regions.kernels, ctx):
             stage = "equalized"
-            regions = find_regions(model.graph, self.skip, attention=self.attention)
+            regions = find_regions(model.graph, self.skip, attention=self._attention)
         if self.smooth and _smooth(model, regions, ctx, self.smooth, stage):
             stage += "smoothed"
             refusals = regions.refusals
-            regions = find_regions(model.graph, self.skip, attention=self.attention)
+            regions = find_regions(model.graph, self.skip, attention=self._attention)
             regions.refusals = refusals
         given: Budgeted | None = None
         if self.bits == "free":
             given, stage = fit_drop(model, ctx, self.skip, self.drop), "rounded"
-            regions = find_regions(model.graph, self.skip, attention=self.attention)
+            regions = find_regions(model.graph, self.skip, attention=self._attention)
         elif self.bits == "auto":
             given = fit_drop(model, ctx, self.skip, self.drop, MENU)
         statistics = gather(ctx, model, self._wanted(regions.kernels, sample_count(ctx)), stage=stage)
         result = _Run(self, model, regions.kernels, statistics, given)
         result.notes.extend(floating(regions))
         return result.run(ctx, tuple(regions.refusals))
+
+    @property
+    def _attention(self) -> bool:
+        """Sums of products of two 16-bit numbers would not fit into 32 bits."""
+        return self.attention and self.activations == "int8"
 
     @property
     def weight_choice(self) -> WeightChoice:
@@ -239,7 +251,9 @@ class _Run:
     def run(self, ctx: PassContext, refusals: tuple[Refusal, ...]) -> PassResult:
         options = self.options
         dtype = ctx.target.activations if ctx.target is not None else "uint8"
-        choice = Choice(options.calibrator, options.percentile, options.scheme, dtype)
+        levels = options.weight_choice.levels
+        largest = max(-levels.low, levels.high) if options.activations == "int16" else 0
+        choice = Choice(options.calibrator, options.percentile, options.scheme, dtype, largest)
         self.parameters, notes = choose_parameters(self.kernels, self.histograms, choice)
         self.notes.extend(notes)
         tensors = [tensor_line(v, self.parameters[id(v)], self.histograms[id(v)]) for v in self.held]

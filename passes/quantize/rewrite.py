@@ -22,14 +22,18 @@ class Inserter:
         self._parameters: dict[Affine, tuple[Value, Value]] = {}
         self._weights: dict[tuple[int, int | None, bytes, bytes], tuple[Value, Value]] = {}
 
-    def pair(self, value: Value, affine: Affine, readers: Collection[Node] | None) -> Value:
-        """Quantize and dequantize `value`; `readers` (None: everyone, graph outputs too) then read the result."""
+    def pair(self, value: Value, affine: Affine, readers: Collection[Node] | None, *, clip: bool = False) -> Value:
+        """Quantize and dequantize `value`; `readers` (None: everyone, graph outputs too) then read the result.
+
+        `clip`: to the range of `affine` first, where its type reaches further.
+        """
         scale, zero_point = self._constants(value.name, affine)
         origin = _origin(value)
         shape = value.shape
+        first = self._clipped(value, affine, origin) if clip else None
         quantized = self.graph.add(
             "QuantizeLinear",
-            [value, scale, zero_point],
+            [value if first is None else first.output, scale, zero_point],
             types=[TensorType(DType(affine.dtype), shape)],
             name=f"{value.name}_quantize",
             origin=origin,
@@ -43,12 +47,18 @@ class Inserter:
         )
         if readers is None:
             self.graph.replace_uses(value, restored.output)
-            self.graph.set_input(quantized, 0, value)
+            self.graph.set_input(first or quantized, 0, value)
         else:
             for use in value.uses:
                 if any(use.node is r for r in readers):
                     self.graph.set_input(use.node, use.index, restored.output)
         return restored.output
+
+    def _clipped(self, value: Value, affine: Affine, origin: Origin) -> Node:
+        ends = zip(("low", "high"), affine.range, strict=True)
+        low, high = (self.graph.add_constant(np.asarray(r, np.float32), f"{value.name}_{end}") for end, r in ends)
+        kind = TensorType(DType.FLOAT, value.shape)
+        return self.graph.add("Clip", [value, low, high], types=[kind], name=f"{value.name}_clip", origin=origin)
 
     def integers(
         self,
