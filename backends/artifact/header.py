@@ -82,7 +82,7 @@ _TEMPLATE = """\
        const void *inputs[@IN_ARRAY@];   (pointers to the input arrays, in the order above)
        void *outputs[@OUT_ARRAY@];
        void *workspace;          (@UPPER@_WORKSPACE_BYTES bytes at a multiple of @UPPER@_WORKSPACE_ALIGN)
-       if (@NAME@_init(&ctx, @INIT@) != IRC_OK) ...
+@RAM_LINE@       if (@NAME@_init(&ctx, @INIT@) != IRC_OK) ...
        if (@NAME@_run(&ctx, inputs, outputs, workspace) != IRC_OK) ...
        @NAME@_deinit(&ctx);
 
@@ -157,6 +157,9 @@ The library allocates nothing, writes to no global data and needs libm, memcpy, 
 _POOL_PROMISES = """\
 The library has a pool of @UPPER@_THREADS threads, of which the caller of @NAME@_run is one. It writes to no
    global data and needs libm, the C library and its threads (Linux). Link with -l@NAME@ -lm -lpthread."""
+_RAM_LINE = """\
+       void *ram;                (@UPPER@_INIT_RAM_BYTES bytes at a multiple of @UPPER@_WORKSPACE_ALIGN)
+"""
 _DECODES = """
    The weights of this library are coded: they are decoded into `ram`, of which each context needs its own.
    IRC_ERROR_DATA says that they are damaged."""
@@ -213,6 +216,7 @@ def header_text(program: Program) -> str:
         "THREADS": str(program.threads),
         "PROMISE": _POOL_PROMISES if pooled else _PROMISES,
         "INIT": f"ram, {name.upper()}_INIT_RAM_BYTES" if abi.init_ram_bytes(program) else "NULL, 0",
+        "RAM_LINE": _RAM_LINE if abi.init_ram_bytes(program) else "",
         "DECODES": "" if program.coded is None else _DECODES,
         "DAMAGED": "" if program.coded is None else "IRC_ERROR_DATA, ",
         "JOINS": ": the threads of the pool have ended when it returns" if pooled else "",
@@ -225,6 +229,7 @@ def header_text(program: Program) -> str:
     for key in (
         "PROMISE",
         "INIT",
+        "RAM_LINE",
         "DECODES",
         "DAMAGED",
         "JOINS",

@@ -14,7 +14,7 @@ from irc.export import save
 from irc.ir.builder import GraphBuilder, weights
 
 
-@pytest.mark.parametrize("script", ["latency", "compression", "compile_time", "nncf_models", "speed"])
+@pytest.mark.parametrize("script", ["latency", "compression", "compile_time", "nncf_models", "speed", "coding"])
 def test_help(root: Path, script: str) -> None:
     command = [sys.executable, str(root / "benchmarks" / f"{script}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
