@@ -38,6 +38,20 @@ def target_block(target: Target | None) -> Pattern:
     return Pattern(16 if target.upgrades else target.vector_bytes // 4, _STEP)
 
 
+def prospects(pattern: Pattern, target: Target | None) -> str:
+    """What zeros of this pattern are good for, where that is less than people may hope; otherwise nothing."""
+    if pattern.outputs == pattern.inputs == 1:
+        return "single zeros make coded weights smaller (--weights coded), not the run faster: kernels pass over blocks"
+    fits = target_block(target) if target is not None else pattern
+    if pattern.outputs % fits.outputs or pattern.inputs % fits.inputs:
+        name = target.name if target is not None else ""
+        return (
+            f"kernels for {name} pass over blocks of {fits.outputs}x{fits.inputs}, few of which are zero as a whole "
+            f"where blocks of {pattern.outputs}x{pattern.inputs} are pruned; try block=target"
+        )
+    return ""
+
+
 def _block(text: str) -> Pattern:
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if found is None:

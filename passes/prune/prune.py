@@ -22,7 +22,7 @@ from irc.ir.graph import Model
 from irc.ir.types import Array
 from irc.passes.prune.allocate import Goal, cheapest, uniform
 from irc.passes.prune.layers import NAME, Form, Layer, Pattern, find_layers
-from irc.passes.prune.patterns import parse_pattern
+from irc.passes.prune.patterns import parse_pattern, prospects
 from irc.passes.prune.ranking import Ranking, rank_random, rank_scores
 from irc.passes.prune.sensitivity import sensitivities
 from irc.passes.prune.sweep import Fit, fits, pruned, rank_fit, store, zero_blocks
@@ -84,7 +84,13 @@ class Prune(Pass):
         changed = work.run()
         lines = [work.line(layer) for layer in layers]
         zeros, total = sum(line["zeros"] for line in lines), sum(line["weights"] for line in lines)
-        statistics = {"layers": lines, "sparsity": round(zeros / total, 6), "notes": work.notes}
+        notes = [*work.notes, *filter(None, [prospects(pattern, ctx.target) if changed else ""])]
+        statistics = {
+            "layers": lines,
+            "sparsity": round(zeros / total, 6),
+            "pattern": self.block if self.pattern == "block" else self.pattern,
+            "notes": notes,
+        }
         return PassResult(changed, statistics, refusals)
 
     def _check_data(self, model: Model, ctx: PassContext) -> None:

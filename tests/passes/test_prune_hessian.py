@@ -325,3 +325,15 @@ def test_constant_input_and_dead_weights() -> None:
     Prune(sparsity=0.5).run(model, PassContext(calibration=data))
     verify(model)
     assert all(np.isfinite(w).all() for w in linear_weights(model).values())
+
+
+def test_notes_say_what_zeros_are_good_for() -> None:
+    def notes(**options: object) -> list[str]:
+        model = network()
+        found = Prune(criterion="magnitude", sparsity=0.5, **options).run(model, context(model))
+        return list(found.statistics["notes"])
+
+    assert "coded" in notes()[0]
+    assert "8x4" in notes(pattern="block", block="4x4")[0]
+    assert notes(pattern="block", block="target") == []
+    assert notes(pattern="block", block="16x4") == []
