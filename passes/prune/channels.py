@@ -154,6 +154,8 @@ class _Run:
         curves = []
         for i, group in enumerate(groups):
             order, errors = orders.get(i) or _ranked(group, self._scores(group, i))
+            if not np.isfinite(errors).all():
+                continue  # weights or data that are no numbers say nothing
             levels = rounded_levels(group, len(order), self._multiple())
             if len(levels) > 1:
                 known = (0.0, *errors)

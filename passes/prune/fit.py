@@ -18,6 +18,7 @@ from irc.calibrate.observers import Window, chosen
 from irc.ir.types import Array
 
 _AT_ONCE = 32  # of the units left, one in so many goes at once
+_MANY = 256  # units: above, four times as many go at once
 
 
 class Sums:
@@ -150,9 +151,14 @@ class _Part:
         if not found:
             return
         gone = np.concatenate(found)
-        share = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
-        self.weights = self.weights - self.weights[:, gone] @ share
-        self.inverse = self.inverse - self.inverse[:, gone] @ share
+        stays = np.ones(len(self.inverse), bool)
+        stays[gone] = False
+        left = np.flatnonzero(stays)
+        share = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[np.ix_(gone, left)])
+        self.weights = self.weights[:, left] - self.weights[:, gone] @ share
+        self.inverse = self.inverse[np.ix_(left, left)] - self.inverse[np.ix_(left, gone)] @ share
+        place = np.cumsum(stays) - 1
+        self.columns = {unit: place[columns] for unit, columns in self.columns.items()}
 
 
 def eliminate(
@@ -169,7 +175,7 @@ def eliminate(
     size = max(left, default=-1) + 1
     while left and len(order) < count:
         costs = sum((layer.cost(size) for layer in layers), np.zeros(size))
-        step = min(max(1, len(left) // _AT_ONCE), count - len(order))
+        step = min(max(1, len(left) // (_AT_ONCE if len(left) <= _MANY else _AT_ONCE // 4)), count - len(order))
         going: list[int] = []
         for unit in sorted(left, key=lambda u: (costs[u], u)):
             if len(going) == step:

@@ -16,6 +16,7 @@ from irc.ir.builder import GraphBuilder
 from irc.ir.clone import clone
 from irc.ir.compare import difference
 from irc.ir.graph import Model
+from irc.ir.types import Constant
 from irc.ir.verify import verify
 from irc.passes.prune.branches import find_branches, remove_branches
 from irc.passes.prune.budget import rounded_levels
@@ -116,6 +117,25 @@ def test_a_batch_without_a_number_changes_nothing() -> None:
     assert results[0].statistics["groups"] == results[1].statistics["groups"]
     assert results[0].statistics["branches"] == results[1].statistics["branches"]
     assert error(residual(batch="n"), models[1]) == pytest.approx(error(residual(), models[0]), rel=1e-2)
+
+
+def test_little_and_empty_data_is_enough_to_run() -> None:
+    model = residual()
+    samples = Dataset.of({"x": np.zeros((1, 3, 8, 8), np.float32)}, model)
+    assert PruneChannels(macs=0.7, round=1).run(model, PassContext(None, samples)).changed
+    for value in model.graph.constants.values():
+        assert np.isfinite(value.numpy()).all()
+
+
+def test_weights_that_are_no_numbers() -> None:
+    model = residual()
+    weight = next(n for n in model.graph.nodes if n.name == "second0").need(1)
+    data = weight.numpy().copy()
+    data[0, 0, 0, 0] = np.nan
+    weight.constant = Constant.of(data)
+    before = [n.name for n in model.graph.nodes]
+    PruneChannels(macs=0.9, criterion="magnitude", allocation="uniform", round=1).run(model, PassContext())
+    assert [n.name for n in model.graph.nodes] == before
 
 
 def test_counts_are_rounded_for_the_target() -> None:
