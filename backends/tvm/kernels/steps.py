@@ -41,6 +41,7 @@ from irc.targets.target import Target
 
 PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 VPDPBUSD = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+VPDPWSSD = {4: "llvm.x86.avx512.vpdpwssd.128", 8: "llvm.x86.avx512.vpdpwssd.256", 16: "llvm.x86.avx512.vpdpwssd.512"}
 
 Value = tuple[Expr, ...]
 """Data or weights of a step in registers."""
@@ -155,9 +156,14 @@ def _quad_step(lanes: int) -> Step:
     )
 
 
-def _pair_step(lanes: int) -> Step:
-    """Two channels of either sign by pmaddwd."""
+def _pair_step(lanes: int, vnni: bool) -> Step:
+    """Two channels of either sign, or of 16 bits, by pmaddwd (`vnni`: with the addition in the same instruction)."""
     wide = 2 * lanes
+
+    def mac(acc: Expr, x: Value, w: Value) -> Expr:
+        if vnni:
+            return intrinsic(VPDPWSSD[lanes], f"int32x{lanes}", acc, x[0], w[0])
+        return acc + _pmaddwd(lanes, x[0], w[0])
 
     def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Value:
         pair = reinterpret(cast(k.load(x, i, 2), "int16", 2), "int32")
@@ -168,7 +174,7 @@ def _pair_step(lanes: int) -> Step:
         "int32",
         load_x,
         lambda k, w, i: (k.let(cast(k.load(w, i, wide), "int16", wide), "w"),),
-        lambda acc, x, w: acc + _pmaddwd(lanes, x[0], w[0]),
+        mac,
         (const(1, "int16", wide),),
     )
 
@@ -280,5 +286,5 @@ def _plain_step(x_dtype: str, target: Target, channels: int, w_dtype: str) -> St
     if dot == "pmaddwd4":
         return _quad_step(lanes)
     if dot == "pmaddwd":
-        return _pair_step(lanes)
+        return _pair_step(lanes, target.dot == "vpdpbusd")
     return _widening_step(lanes)

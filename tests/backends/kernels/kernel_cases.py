@@ -14,9 +14,9 @@ import spec_reference
 from kernel_harness import Case
 
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
-from irc.backends.tvm.geometry import depthwise_rows, lanes_of, step_channels
+from irc.backends.tvm.geometry import depthwise_rows, fields_of, lanes_of, step_channels
 from irc.backends.tvm.magnitude import limit_of
-from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear
+from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear, share_bytes
 from irc.backends.tvm.plan.views import row_major
 from irc.backends.tvm.specs import (
     DepthwiseSpec,
@@ -90,8 +90,12 @@ def silu(rng: np.random.Generator, channels: int, kind: str) -> tuple[Expression
     return b.finish(b.add("mul", "float32", acc, b.add("sigmoid", "float32", acc))), []
 
 
-def requantized(kind: str, *, terms: int, sum_x: bool = False, residual: bool = False, swish: bool = False):
-    """The integer epilogue: + bias in int32, times a float32 scale per channel, clamp, round, zero point."""
+def requantized(
+    kind: str, *, terms: int, sum_x: bool = False, residual: bool = False, swish: bool = False, size: float = 1.0
+):
+    """The integer epilogue: + bias in int32, times a float32 scale per channel, clamp, round, zero point.
+
+    `size`: of the products, where they are not of bytes."""
 
     def make(rng: np.random.Generator, channels: int, _: str) -> tuple[Expression, list[tuple[str, np.ndarray]]]:
         b = ExpressionBuilder()
@@ -102,7 +106,7 @@ def requantized(kind: str, *, terms: int, sum_x: bool = False, residual: bool = 
             data.append(("channel", rng.integers(-40, 40, channels).astype(np.int32)))
             acc = b.add("sub", "int32", acc, b.add("mul", "int32", zero, b.operand(-1, "int32")))
         acc = b.add("add", "int32", acc, b.operand(0, "int32"))
-        spread = 60.0 / (math.sqrt(terms) * 128 * 74)
+        spread = 60.0 / (math.sqrt(terms) * 128 * 74 * size)
         scale = (rng.uniform(0.5, 2.0, channels) * spread).astype(np.float32)
         data.append(("channel", scale))
         value = b.add("scale", "float32", b.add("cast", "float32", acc), b.operand(len(data) - 1, "float32"))
@@ -112,7 +116,7 @@ def requantized(kind: str, *, terms: int, sum_x: bool = False, residual: bool = 
         if residual:
             data.append(("element", random(rng, "int8", 1)))
             value = b.add("add", "float32", value, b.dequantize(b.operand(len(data) - 1, "int8"), 0.37, -11))
-        low, high, zero_point = (0, 255, 113) if kind == "uint8" else (-128, 127, -7)
+        low, high, zero_point = {"uint8": (0, 255, 113), "int16": (-32768, 32767, 900)}.get(kind, (-128, 127, -7))
         result = b.requantize(value, kind, low, high, zero_point, 1.0 if not residual else 0.73)
         return b.finish(result), data
 
@@ -171,10 +175,14 @@ def linear(
     y_strides = (out[0] * out[1] * yc, oc if groups > 1 else 0, out[1] * yc, yc)
     x = random(rng, x_dtype, images * height * width * xc - gap)
     w = random(rng, "float32" if x_dtype == "float32" else "int8", 1, groups, oc, *kernel, ic)  # oc, kh, kw, ic
-    if w_dtype:
-        bits = half_bits(w, w_dtype)
-        w = from_bits(bits, w_dtype)
-    stored = bits if w_dtype else w
+    stored = w
+    if fields_of(w_dtype) > 1:
+        w = random(rng, "int8", *w.shape) >> (8 - 8 // fields_of(w_dtype))
+        stored = np.stack([[share_bytes(group, step, w_dtype) for group in w[0]]])
+        w = w.astype("float32" if x_dtype == "float32" else "int8")
+    elif w_dtype:
+        stored = half_bits(w, w_dtype)
+        w = from_bits(stored, w_dtype)
     packed = [pack_linear(stored[0, g], block or lanes, 1 if block else tile[2], step) for g in range(groups)]
     weights = np.concatenate(packed)
     made, data = expression(rng, groups * oc, x_dtype)

@@ -29,7 +29,7 @@ all_targets = pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: 
 def _linear(name: str, y: str, **options: object) -> Callable[[Target], Case]:
     ic, kernel = options.setdefault("ic", 8), options.get("kernel", (1, 1))
     terms = ic * kernel[0] * kernel[1]  # type: ignore[operator,index]  # integers
-    extra = {k: options.pop(k) for k in ("residual", "swish") if k in options}
+    extra = {k: options.pop(k) for k in ("residual", "swish", "size") if k in options}
     sum_x = bool(options.get("sum_x"))
     expression = cases.requantized(y, terms=terms, sum_x=sum_x, **extra)  # type: ignore[arg-type]  # flags
     return lambda target: cases.linear(name, target, y_dtype=y, expression=expression, **options)  # type: ignore[arg-type]
@@ -94,6 +94,24 @@ CASES: dict[str, Callable[[Target], Case]] = {
     "residual": _linear("residual", "int8", x_dtype="uint8", oc=10, ic=16, residual=True),
     "far residual": _linear("far residual", "int8", x_dtype="uint8", oc=64, ic=4, out=(64, 130), residual=True),
     "swish": _linear("swish", "int8", x_dtype="uint8", oc=19, ic=16, swish=True),
+    "int4": _linear("int4", "int8", x_dtype="uint8", oc=86, ic=40, out=(3, 7), w_dtype="int4", size=1 / 16),
+    "int4 odd": _linear("int4 odd", "uint8", x_dtype="int8", kernel=(3, 2), oc=33, ic=12, w_dtype="int4", size=1 / 16),
+    "int4 rows": _linear(
+        "int4 rows", "uint8", x_dtype="uint8", kernel=(5, 1), oc=20, ic=4, stride=(2, 1), w_dtype="int4", size=1 / 16
+    ),
+    "int4 blocks": _linear(
+        "int4 blocks", "int8", x_dtype="uint8", kernel=(1, 3), oc=50, ic=4, groups=2, block=16, order="channels",
+        w_dtype="int4",
+        size=1 / 16,
+        ahead=1 << 14,
+    ),
+    "int4 sum": _linear("int4 sum", "uint8", x_dtype="uint8", oc=18, ic=16, sum_x=True, w_dtype="int4", size=1 / 16),
+    "int4 swish": _linear("int4 swish", "int8", x_dtype="uint8", oc=19, ic=16, swish=True, w_dtype="int4", size=1 / 16),
+    "int2": _linear("int2", "int8", x_dtype="uint8", kernel=(3, 3), oc=37, ic=20, w_dtype="int2", size=1 / 64),
+    "int2 groups": _linear("int2 groups", "int8", x_dtype="int8", oc=9, ic=6, groups=2, w_dtype="int2", size=1 / 64),
+    "i16": _linear("i16", "int16", x_dtype="int16", kernel=(3, 3), oc=21, ic=6, size=1 / 4),
+    "i16 int4": _linear("i16 int4", "int16", x_dtype="int16", oc=40, ic=12, tile=(1, 3, 1), w_dtype="int4", size=0.02),
+    "depthwise i16": _depthwise("depthwise i16", "int16", x_dtype="int16", w_dtype="int8", channels=17),
     "depthwise u8": _depthwise("depthwise u8", "uint8", x_dtype="uint8", w_dtype="int8", channels=17),
     "depthwise i8": _depthwise("depthwise i8", "int8", x_dtype="int8", w_dtype="int8", channels=40, stride=(2, 1)),
     "depthwise w16": _depthwise("depthwise w16", "int8", x_dtype="uint8", w_dtype="int16", channels=10, gap=3),
@@ -218,7 +236,7 @@ CALL = {
     "x86-64": re.compile(r"^\s*(?:callq?|jmp)\s+([\w@*%]+)", re.MULTILINE),
     "aarch64": re.compile(r"^\s*(?:bl|blr)\s+(\w+)", re.MULTILINE),
 }
-DOT = {"vpdpbusd": "vpdpbusd", "sdot": r"\bsdot\b", "pmaddwd": "v?pmaddwd", "pmaddwd4": "v?pmaddwd"}
+DOT = {"vpdpbusd": "vpdpbusd", "sdot": r"\bsdot\b", "pmaddwd": "v?pmaddwd|vpdpwssd", "pmaddwd4": "v?pmaddwd"}
 
 
 @all_targets
