@@ -183,6 +183,9 @@ class Sweep:
 def _unfollowed(node: Node, graph: Graph) -> str:
     if node.graph is not graph or node.subgraphs:
         return f"it is read in a subgraph ({node.label})"
+    weight = node.input(1) if node.is_op("Conv", "ConvTranspose") else None
+    if weight is not None and not weight.is_constant:
+        return f"the weights of {node.label} are quantized or computed: prune first"
     return f"{node.label} mixes or orders channels in a way that pruning does not follow"
 
 

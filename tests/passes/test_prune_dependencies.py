@@ -292,6 +292,13 @@ def test_reasons() -> None:
     assert "LRN" in reasons["odd"]
 
 
+def test_quantized_readers_are_left() -> None:
+    b = GraphBuilder()
+    x = b.conv(b.input("x", "float32", [1, 3, 8, 8]), weights(8, 3, 1, 1), name="first")
+    b.output(b.conv(x, b.dequantize(np.ones((2, 8, 1, 1), np.int8), 0.5)))
+    assert "quantized" in find_dependencies(b.build()).groups[0].refusal
+
+
 def test_blocks_of_a_reshape() -> None:
     assert blocks((1, 8, 4, 4), (1, 128)) == [([1, 2, 3], [1])]
     assert blocks((2, 6, 32), (2, 6, 4, 8)) == [([0], [0]), ([1], [1]), ([2], [2, 3])]
