@@ -23,7 +23,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import compression_memory
+import instructions
 import numpy as np
+import svd
 from common import ROOT, Array, Task, machine, table
 
 import irc
@@ -52,6 +55,7 @@ class Result:
     original_macs: int
     estimate: float | None
     seconds: float
+    entropy_bytes: int
 
     @property
     def smaller(self) -> float:
@@ -126,6 +130,7 @@ class Subject:
             original_macs=self.costs[1],
             estimate=estimated_drop(manifest),
             seconds=seconds,
+            entropy_bytes=manifest["storage"]["entropy_bytes"],
         )
         print(
             f"  {self.task.name:8} {passes} ({weights}): drop {result.drop:.2f}, agreement {result.agreement:.2f} %, "
@@ -236,11 +241,128 @@ def size(bench: Bench) -> Section:
     return over_tasks(bench, "The smallest library (preset size)", text, "size", "coded")
 
 
+def pruning(bench: Bench) -> Section:
+    """Elements and blocks, on the ResNet-20."""
+    cases = [
+        ("70 % of all weights", "none,prune{sparsity=0.7}"),
+        ("50 % of all weights", "none,prune{sparsity=0.5}"),
+        ("25 % in blocks of 16x4, 8 bits", "none,prune{sparsity=0.25 pattern=block block=16x4},quantize"),
+        ("50 % in blocks of 4x4, 8 bits", "none,prune{sparsity=0.5 pattern=block block=4x4},quantize"),
+    ]
+    subject = bench.subject("cifar")
+    results = [(what, subject.measure(passes)) for what, passes in cases]
+    rows = [[what, f"`{r.passes}`", f"{r.drop:.2f}", f"{r.agreement:.2f}"] for what, r in results]
+    text = "ResNet-20 on CIFAR-10: weights go in one shot, and the ones that stay are fitted to calibration samples."
+    figures = {what: asdict(r) for what, r in results}
+    return Section("Pruning", text, table(["zero", "pipeline", "drop", "agreement %"], rows), figures)
+
+
+def channels(bench: Bench) -> Section:
+    """Channels of the ResNet-20, with the instructions that they save."""
+    subject = bench.subject("cifar")
+    passes = "none,prune-channels{macs=0.7}"
+    result = subject.measure(passes)
+    whole, pruned = (_instructions(subject, p) for p in ("none", passes))
+    relative = f"{pruned / whole:.3f}" if whole and pruned else instructions.missing()
+    row = [f"`{passes}`", f"{result.drop:.2f}", f"{result.agreement:.2f}", f"{result.macs / result.original_macs:.3f}"]
+    header = ["pipeline", "drop", "agreement %", "multiply-adds", "instructions on arm"]
+    text = "ResNet-20 on CIFAR-10, float32. Instructions: those of one run as qemu counts them, over those of `none`."
+    figures = asdict(result) | {"arm_instructions": pruned, "arm_instructions_of_none": whole}
+    return Section("Channels", text, table(header, [[*row, relative]]), figures)
+
+
+def _instructions(subject: Subject, passes: str) -> float | None:
+    if instructions.missing():
+        return None
+    folder = subject.bench.folder / f"arm-{len(list(subject.bench.folder.iterdir()))}"
+    options = CompileOptions(
+        subject.task.model,
+        get_target("arm"),
+        output=folder,
+        passes=passes,
+        calibration=subject.task.save_calibration(subject.bench.folder / f"{subject.task.name}.npz"),
+        verify=False,
+        cache_dir=subject.bench.options.cache_dir,
+    )
+    compile_model(options)
+    return instructions.count(folder, {subject.task.input: subject.task.x[:1]}, subject.bench.folder)
+
+
+def whitening(bench: Bench) -> Section:
+    """Error of the layers' outputs with factors of equal rank: SVD in the metric of the inputs against plain SVD."""
+    lines, figures = [], {}
+    for name in ("imagenet", "cifar"):
+        subject = bench.subject(name)
+        ratios = svd.whitened_over_plain(subject.task)
+        figures[name] = ratios
+        lines.append([subject.task.model.stem, len(ratios), f"{statistics.mean(ratios.values()):.3f}"])
+    every = [r for ratios in figures.values() for r in ratios.values()]
+    lines.append(["all", len(every), f"{statistics.mean(every):.3f}"])
+    text = (
+        "Squared error of the layer's output on samples that were not calibrated on, root of the ratio, mean over all "
+        "layers but depthwise ones; rank a quarter of the smaller side of the weight matrix for both."
+    )
+    return Section("Whitened SVD", text, table(["network", "layers", "whitened over plain"], lines), figures)
+
+
+def coder(bench: Bench) -> Section:
+    """Bytes of coded weights over their entropy."""
+    cases = [("speed", "8 bits"), ("size", "free steps")]
+    lines, figures = [], {}
+    for passes, what in cases:
+        for r in bench.classifiers(passes, "coded"):
+            over = r.bytes / r.entropy_bytes - 1
+            lines.append([r.task, what, r.bytes, r.entropy_bytes, f"{over:+.2%}"])
+            figures[f"{r.task} {passes}"] = asdict(r)
+    text = "Against the entropy of each constant's symbols, without tables; [coding.md](coding.md) has more."
+    header = ["task", "weights", "coded bytes", "entropy", "over it"]
+    return Section("Entropy coding", text, table(header, lines), figures)
+
+
+def resnet50(bench: Bench) -> Section:
+    """A large network with random weights: bytes of 4 bits against 8, and the time and memory of compressing it."""
+    path = Path(bench.options.zoo or "") / "resnet50.onnx"
+    if not path.is_file():
+        return Section("ResNet-50", "Left out: there is no resnet50.onnx in --zoo.", "")
+    samples = np.random.default_rng(0).normal(size=(256, 3, 224, 224)).astype(np.float32)
+    cases = {
+        "8 bits": "none,quantize{rounding=nearest}",
+        "4 bits": "none,quantize{weights=int4 rounding=nearest}",
+        "Hessian pruning and rounding": "none,prune{sparsity=0.5},quantize",
+    }
+    lines, figures = [], {}
+    for what, passes in cases.items():
+        count = 256 if "Hessian" in what else 8
+        with compression_memory.Peak() as peak:
+            start = time.perf_counter()
+            options = CompileOptions(
+                path,
+                get_target("native"),
+                passes=passes,
+                calibration={"input": samples[:count]},
+                cache_dir=bench.options.cache_dir,
+                stop_after="passes" if count > 8 else "kernels",
+            )
+            done = compile_model(options)
+            seconds = time.perf_counter() - start
+        stored = None if done.program is None else done.program.weights_bytes
+        figures[what] = {"passes": passes, "bytes": stored, "seconds": seconds, "peak_bytes": peak.bytes}
+        memory = f"{peak.bytes / 1e9:.1f}"
+        lines.append([what, f"`{passes}`", "" if stored is None else stored, count, f"{seconds:.0f}", memory])
+    header = ["", "pipeline", "weights, bytes", "samples", "s", "GB"]
+    return Section("ResNet-50, random weights", "Passes alone for the last line.", table(header, lines), figures)
+
+
 ROWS: dict[str, Callable[[Bench], Section]] = {
     "w8a8": w8a8,
     "w4a8": w4a8,
     "balanced": balanced,
     "size": size,
+    "pruning": pruning,
+    "channels": channels,
+    "whitening": whitening,
+    "coder": coder,
+    "resnet50": resnet50,
 }
 
 
@@ -259,13 +381,15 @@ def document(sections: list[Section]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=list(ROWS), type=lambda s: s.split(","), help=f"of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--rows", default=list(ROWS), type=lambda s: [r for r in s.split(",") if r], help=f"of {', '.join(ROWS)}"
+    )
     parser.add_argument("--tasks", default=list(CLASSIFIERS), type=lambda s: s.split(","))
     parser.add_argument("--data", type=Path, help="folder of the evaluation data (default: IRC_DATA)")
     parser.add_argument("--zoo", type=Path, default=os.environ.get("IRC_ZOO"), help="folder of larger networks")
     parser.add_argument("--limit", type=int, default=0, help="score so many samples only, to try this script out")
     parser.add_argument("--cache-dir", type=Path, help="kernel cache")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="figures of all rows; those of earlier runs in it are kept")
     parser.add_argument("--write", type=Path, help=f"write the page here ({ROOT.name}/docs/compression.md)")
     options = parser.parse_args()
     for row in options.rows:
@@ -278,19 +402,26 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    sections: dict[str, Section] = {}
+    sections = _earlier(options.json)
     with tempfile.TemporaryDirectory(prefix="irc-compression-") as folder:
         bench = Bench(options, Path(folder))
         for row in options.rows:
             print(row, flush=True)
             sections[row] = ROWS[row](bench)
-    text = document(list(sections.values()))
+            if options.json:  # after each: the whole takes long
+                made = {"machine": machine(), "rows": {name: asdict(section) for name, section in sections.items()}}
+                options.json.write_text(json.dumps(made, indent=1) + "\n")
+    text = document([sections[row] for row in ROWS if row in sections])
     print(text)
     if options.write:
         options.write.write_text(text)
-    if options.json:
-        figures = {row: section.figures for row, section in sections.items()}
-        options.json.write_text(json.dumps({"machine": machine(), "rows": figures}, indent=1) + "\n")
+
+
+def _earlier(path: Path | None) -> dict[str, Section]:
+    """The rows of an earlier run, which this one adds to."""
+    if path is None or not path.is_file():
+        return {}
+    return {name: Section(**section) for name, section in json.loads(path.read_text())["rows"].items()}
 
 
 if __name__ == "__main__":
