@@ -85,15 +85,18 @@ def _skipping(planner: Planner, call: Call, spec: LinearSpec, data: Array, name:
     return replace(call, spec=made, args=args, note=note)
 
 
-def sparse_cycles(w: Array, out: tuple[int, int], target: Target) -> float:
-    """Of a float32 convolution to `out` places with stride 1 and weights [oc, ic, taps...] that passes over zeros;
-    infinity where it has too few."""
+def sparse_cycles(w: Array, out: tuple[int, int], target: Target) -> tuple[float, int]:
+    """Of a float32 convolution to `out` places with stride 1 and weights [oc, ic, taps...] that passes over zeros, and
+    how many weights it reads; infinity where it has too few zeros."""
     if np.count_nonzero(w) > (1 - _LEAST_ZEROS) * w.size:
-        return math.inf
+        return math.inf, w.size
     blocks = w.reshape(1, w.shape[0], -1, 1)
     product = Product(out, -(-w.shape[0] // lanes_of(target)), blocks.shape[2])
-    lengths = ((unit, float(kept_blocks(blocks, unit).sum(2).mean())) for unit in units_of(target))
-    return min(rank(product, target, unit, steps)[0].cycles for unit, steps in lengths)
+    found = []
+    for unit in units_of(target):
+        kept = kept_blocks(blocks, unit)
+        found.append((rank(product, target, unit, float(kept.sum(2).mean()))[0].cycles, int(kept.sum()) * unit))
+    return min(found)
 
 
 def blocks_of(spec: LinearSpec, data: Array, target: Target) -> Array:

@@ -21,7 +21,7 @@ from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View
 from irc.backends.tvm.plan.window import two
-from irc.backends.tvm.plan.winograd_model import Choice, Shape, choose, product_block
+from irc.backends.tvm.plan.winograd_model import Choice, Shape, choose, product_block, with_weights
 from irc.backends.tvm.specs import Operand, WinogradInputSpec, WinogradSpec
 from irc.backends.tvm.winograd import transform_weights
 from irc.targets.target import Target
@@ -44,7 +44,10 @@ def winograd_choice(region: Region, target: Target) -> Choice | None:
     shape = region.output.static_shape()
     out = two(shape[2:])
     choice = choose(Shape(shape[0], out, g.kernel, node.need(0).static_shape()[1], shape[1]), target)
-    if choice is not None and shape[0] * sparse_cycles(node.need(1).numpy(), out, target) < choice.cycles:
+    if choice is None:
+        return None
+    work, read = sparse_cycles(node.need(1).numpy(), out, target)
+    if with_weights(shape[0] * work, read, target) < choice.cycles:
         return None  # transformed weights have no zeros
     return choice
 

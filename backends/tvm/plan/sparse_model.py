@@ -19,15 +19,16 @@ from irc.backends.tvm.specs import LinearSpec, SparseSpec
 from irc.targets.target import Target
 
 _SLOT = 0.53  # cycles per load: of data, of weights, and of where the data lie
-_CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channels are read
+_CONFLICT = 1.0  # cycles per place whose cache line is gone when its next channels are read
 _PAGE = 4096  # bytes of a way of the first-level cache
 _LATENCY = 4.6  # cycles until a sum can be added to again
 _SPLIT_DATA, _SPLIT = 0.7, 0.9  # cycles per vector of bytes that are made numbers of 16 bits, of data and of weights
 _ENDING = 0.8  # of the cycles that the dense model counts for a vector of results
 _WINDOW, _EXPOSED = 16, 1.9  # vectors of results that the next tile's work overtakes, and what others cost more
 _TILE = 6.0  # cycles of a tile's addresses, and of the end of a list, which nobody foresees
+_MEMORY_RATE = 24.0  # bytes of weights a cycle from behind the second-level cache
 _LOOKED_AT = 8  # dense tiles
-_MARGIN = 0.97  # of the dense kernel's cycles that the sparse one may need at most
+_MARGIN = 0.8  # of the dense kernel's cycles that the sparse one may need at most
 _NEAR = 0.6  # of the first-level cache, for places whose data wait for all weights
 _FILLED = 0.75  # of the entries that a kernel can address, on average
 _WIDEST = 32  # output channels of a block
@@ -58,7 +59,11 @@ def choose(spec: LinearSpec, target: Target, unit: int, steps: float) -> SparseC
     """For lists of `steps` stored blocks (their mean length) in units of `unit` channels."""
     product = product_of(spec, target)
     dense = min(_cycles(product, tile, product.steps, _Dense())[0] for tile in rank_tiles(target, product)[:_LOOKED_AT])
-    return SparseChoice(unit, rank(product, target, unit, steps)[0], dense)
+    found = rank(product, target, unit, steps)[0]
+    size = product.vectors * target.vector_bytes / product.fields  # bytes of a dense step; small ones stay near
+    memory = size / (_MEMORY_RATE * spec.batch[0]) if product.steps * size > target.l2_bytes // 8 else 0.0
+    cycles = max(found.cycles, steps * memory * product.fields)
+    return SparseChoice(unit, replace(found, cycles=cycles), max(dense, product.steps * memory))
 
 
 def rank(product: Product, target: Target, unit: int, steps: float) -> list[TileChoice]:

@@ -67,7 +67,7 @@ def choose(shape: Shape, target: Target) -> Choice | None:
     taps = math.prod(shape.taps)
     vectors = -(-shape.oc // lanes_of(target))
     direct = choose_tile(target, Product(shape.out, vectors, taps * shape.ic)).cycles * shape.images
-    direct = _with_weights(direct, taps * shape.ic * shape.oc, target)
+    direct = with_weights(direct, taps * shape.ic * shape.oc, target)
     best: Choice | None = None
     for tile in itertools.product(OUTPUTS[shape.taps[0]], OUTPUTS[shape.taps[1]]):
         if any(m > o for m, o in zip(tile, shape.out, strict=True)):
@@ -76,7 +76,7 @@ def choose(shape: Shape, target: Target) -> Choice | None:
         block, work = product_block(target, tiles, points, shape.ic, shape.oc)
         inputs = -(-shape.ic // lanes_of(target)) * _INPUT_COST
         work += tiles * points * (inputs + vectors * _OUTPUT_COST)
-        cycles = _with_weights(work, points * shape.ic * shape.oc, target) + _SECOND_CALL
+        cycles = with_weights(work, points * shape.ic * shape.oc, target) + _SECOND_CALL
         if best is None or cycles < best.cycles:
             best = Choice(tile, block, cycles, direct)
     return best if best is not None and best.cycles < _MARGIN * best.direct else None
@@ -91,7 +91,7 @@ def product_block(target: Target, tiles: int, points: int, ic: int, oc: int) -> 
     return block, points * cycles
 
 
-def _with_weights(work: float, numbers: int, target: Target) -> float:
+def with_weights(work: float, numbers: int, target: Target) -> float:
     """Cycles of arithmetic while so many weights come from memory."""
     memory = 4 * numbers / (_MEMORY_RATE * target.vector_bytes)
     return max(work, memory) + (1 - _OVERLAP) * min(work, memory)
