@@ -110,17 +110,16 @@ static void table(Decoder *d)
         most = w[i] > w[most] ? i : most;
     }
     if (count == 0) { d->bad = 1; return; }
-    for (i = 0, j = 0; i < 256; i++) {
-        if (w[i]) w[i] = 1 + w[i] * (ONE - count) / sum;
-        j += w[i];
-    }
-    w[most] += ONE - j;
     for (i = 0; i < 256; i++) {
-        memset(d->symbols + slot, (int)i, w[i]);
-        j = w[i];
-        w[i] |= slot << 16;
-        slot += j;
+        if (w[i] && i != most) {
+            uint32_t share = 1 + w[i] * (ONE - count) / sum;
+            memset(d->symbols + slot, (int)i, share);
+            w[i] = share | slot << 16;
+            slot += share;
+        }
     }
+    memset(d->symbols + slot, (int)most, ONE - slot); /* the most frequent one has the last slots, all that are left */
+    w[most] = (ONE - slot) | slot << 16;
 }
 
 /* All coders have come back to where the encoder began. */

@@ -169,30 +169,29 @@ def _table(word: str) -> Function:
         f.call("coder_levels", [d])
     with f.if_(described.equals(0)), f.for_(256) as i:
         w.store(1, i << 2)
-    total, count, most = f.variable(), f.variable(), f.variable()
-    with f.for_(256) as i:
-        one = w.load("i32", i << 2)
-        total.set(total.get() + one)
-        count.set(count.get() + one.differs(0).to("i32"))
-        most.set((one > w.load("i32", most.get() << 2)).choose(i, most.get()))
-    with f.if_(count.get().equals(0)):
-        d.store(1, _BAD)
-        f.give()
-    given = f.variable()
+    total, count, most, largest = f.variable(), f.variable(), f.variable(), f.variable()
     with f.for_(256) as i:
         one = w.load("i32", i << 2)
         with f.if_(one.differs(0)):
-            share = one * (count.get().negated() + ONE) // total.get() + 1
-            w.store(share, i << 2)
-            given.set(given.get() + share)
-    place = most.get() << 2
-    w.store(w.load("i32", place) + ONE - given.get(), place)
+            total.set(total.get() + one)
+            count.set(count.get() + 1)
+            with f.if_(one > largest.get()):
+                largest.set(one)
+                most.set(i)
+    with f.if_(count.get().equals(0)):
+        d.store(1, _BAD)
+        f.give()
     slot = f.variable()
     with f.for_(256) as i:
         one = w.load("i32", i << 2)
-        f.fill(symbols.at(slot.get()), i.to("i8"), one)
-        w.store(one | slot.get() << 16, i << 2)
-        slot.set(slot.get() + one)
+        with f.if_((one.differs(0).to("i32") & i.differs(most.get()).to("i32")).differs(0)):
+            share = one * (count.get().negated() + ONE) // total.get() + 1
+            f.fill(symbols.at(slot.get()), i.to("i8"), share)
+            w.store(share | slot.get() << 16, i << 2)
+            slot.set(slot.get() + share)
+    rest = slot.get().negated() + ONE
+    f.fill(symbols.at(slot.get()), most.get().to("i8"), rest)
+    w.store(rest | slot.get() << 16, most.get() << 2)
     f.give()
     return f
 

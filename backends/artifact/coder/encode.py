@@ -13,7 +13,7 @@ import numpy as np
 from irc.backends.artifact.coder.bits import Bits
 from irc.backends.artifact.coder.cluster import shared
 from irc.backends.artifact.coder.models import Model, bytes_model, words_model
-from irc.backends.artifact.coder.rans import LANES, encode_rounds, starts
+from irc.backends.artifact.coder.rans import LANES, encode_rounds
 from irc.backends.artifact.coder.runs import (
     AID,
     BLOCK,
@@ -251,7 +251,7 @@ class _Writer:
         for part in self._parts:
             if part.table not in known:
                 f = part.table.frequencies
-                known[part.table] = f.astype(np.uint16), starts(f).astype(np.uint16)
+                known[part.table] = f.astype(np.uint16), part.table.starts.astype(np.uint16)
             f, s = known[part.table]
             for begin in range(0, part.symbols.size, _PIECE):
                 symbols = part.symbols[begin : begin + _PIECE]

@@ -68,9 +68,4 @@ def _chunks(frequency: Array, start: Array) -> bytes:
     return b"".join(out)
 
 
-def starts(frequencies: Array) -> Array:
-    """First slot of each symbol of a table."""
-    return np.cumsum(frequencies) - frequencies
-
-
 assert ONE == 1 << _BITS

@@ -47,6 +47,15 @@ class Table:
         """[256] integers with the sum ONE; 0 for symbols that do not occur."""
         return _normalized(self._weights())
 
+    @property
+    def starts(self) -> Array:
+        """[256] first slot of each symbol. The most frequent one has the last slots."""
+        f, most = self.frequencies, int(np.argmax(self._weights()))
+        first: Array = np.cumsum(f) - f
+        first[most + 1 :] -= f[most]
+        first[most] = ONE - f[most]
+        return first
+
     def _weights(self) -> Array:
         if self.codes is None:
             return np.ones(256, np.int64)
