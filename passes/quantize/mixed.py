@@ -46,7 +46,7 @@ _SMALL = 1024  # weights up to which a layer is not worth a kernel that unpacks
 _ROUNDS = 5
 _CLOSE = 0.9  # of the budget: near enough
 _AIM = 0.96
-_BIAS = 0.5
+_BIAS = 1.0
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,22 @@ def _report(layers: Sequence[_Layer], rounded: dict[int, Rounded]) -> list[dict[
             else round(entropy_bits(rounded[x.number].q) / rounded[x.number].q.size, 3),
             "sensitivity": float(f"{x.sensitivity:.3g}"),
             "share_of_damage": round(x.sensitivity * x.change / total, 4),
+            "why": _why(x, total),
         }
         for x in layers
         if x.menu or x.number in rounded
     ]
+
+
+def _why(layer: _Layer, total: float) -> str:
+    """Why the layer has these bits and not fewer."""
+    if len(layer.menu) == 1:
+        return "depthwise, or too few weights for another kernel"
+    if layer.choice == len(layer.curve.bits) - 1 and not layer.menu:
+        return "coarser steps would leave too little of its output"
+    if layer.menu and layer.choice == 0:
+        return "no fewer are offered"
+    fewer = layer.choice - 1 if layer.menu else layer.choice + 1
+    saved = layer.curve.bits[layer.choice] - layer.curve.bits[fewer]
+    more = layer.sensitivity * (layer.curve.change[fewer] - layer.change) / total
+    return f"the next coarser choice saves {saved / 8:.0f} bytes for {100 * more:.2g} % more damage"

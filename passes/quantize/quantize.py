@@ -20,7 +20,7 @@ from irc.errors import DataError, OptionError, suggest
 from irc.ir.clone import clone
 from irc.ir.graph import Graph, Model
 from irc.passes.quantize.activations import Choice, choose_parameters, fixed_parameters, held_values, readers
-from irc.passes.quantize.affine import Affine
+from irc.passes.quantize.affine import LARGEST16, Affine
 from irc.passes.quantize.dynamic import make_dynamic
 from irc.passes.quantize.equalize import equalize, find_links, observer
 from irc.passes.quantize.layerwise import fit_layers
@@ -270,17 +270,19 @@ class _Run:
         inserter.finish()
         lines = [part.line for part in fitted]
         share_damage(lines, self._snr(tensors))
+        if self.given is not None and self.given.damage.drop > options.drop:
+            found_drop = self.given.damage.drop
+            self.notes.append(f"a drop of {options.drop:g} points is out of reach: {found_drop:.2g} are expected")
         found = summary(lines, tensors, self.notes)
         if self.given is not None:
             found |= {"precision": self.given.lines, "estimate": self.given.damage.to_json()}
         return PassResult(True, found, refusals)
 
     def _pairs(self, inserter: Inserter) -> None:
-        made = {id(k.output) for k in self.kernels}
+        made = {id(k.output): k.kind for k in self.kernels}
         for value in self.held:
-            inserter.pair(
-                value, self.parameters[id(value)], None if id(value) in made else readers(self.kernels, value)
-            )
+            affine, who = self.parameters[id(value)], None if id(value) in made else readers(self.kernels, value)
+            inserter.pair(value, affine, who, clip=0 < affine.bound < LARGEST16 and made.get(id(value)) != "same")
         inserter.finish()
 
     def _fitted(self, ctx: PassContext, inserter: Inserter, reference: Model | None) -> list[Fitted]:
