@@ -7,7 +7,8 @@ error, H is the covariance. Two ways to make it small:
   of H telling how (Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
   2023);
 - from there, each weight in turn goes to its best level while all others stay (coordinate descent; Nair and Suggala,
-  "CDQuant", 2024), a few times over all of them.
+  "CDQuant", 2024), a few times over all of them. Limited to the two levels next to each weight this minimises what
+  AdaRound does (Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020), without gradients.
 
 Arrays are [groups, outputs, k] as `layers.to_rows` makes them; scales and offsets broadcast to that.
 """
@@ -119,16 +120,26 @@ def round_rows(rows: Array, scales: Array, metric: Metric, levels: Levels, offse
 
 
 def descend(
-    rows: Array, q: Array, scales: Array, metric: Metric, levels: Levels, offset: Array | int = 0, sweeps: int = 3
+    rows: Array,
+    q: Array,
+    scales: Array,
+    metric: Metric,
+    levels: Levels,
+    offset: Array | int = 0,
+    sweeps: int = 3,
+    *,
+    adjacent: bool = False,
 ) -> Array:
     """`q` after at most `sweeps` rounds of coordinate descent. Never worse than `q` in the metric.
 
-    Where `rows` are exactly 0, `q` stays as it is.
+    Where `rows` are exactly 0, `q` stays as it is. `adjacent`: each weight goes up or down to one of the two levels
+    next to it, and no further.
     """
     identity = np.broadcast_to(np.arange(rows.shape[2])[None, :, None], (rows.shape[0], rows.shape[2], 1))
     now, unit, low = (_columns(a, identity, rows.shape) for a in (q, scales, np.asarray(offset)))
     now = now.astype(np.float64)
     pruned = pruned_weights(rows.transpose(0, 2, 1), levels)
+    below = np.floor(rows.transpose(0, 2, 1) / unit) if adjacent else None
     h = metric.damped
     slope = h @ (rows.transpose(0, 2, 1) - now * unit)  # [groups, k, outputs]: half the slope of the error, downwards
     diagonal = metric.diagonal[:, 0, :, None]
@@ -140,6 +151,8 @@ def descend(
             steps = np.zeros((len(now), stop - start, now.shape[2]))
             for i in range(start, stop):
                 best = levels.nearest(now[:, i] + slope[:, i] / (unit[:, i] * diagonal[:, i]), low[:, i])
+                if below is not None:
+                    best = levels.nearest(np.clip(best, below[:, i], below[:, i] + 1), low[:, i])
                 if pruned is not None:
                     best = np.where(pruned[:, i], now[:, i], best)
                 step = (best - now[:, i]) * unit[:, i]

@@ -24,7 +24,7 @@ from irc.passes.quantize.levels import Levels
 from irc.passes.quantize.regions import output_axis
 from irc.passes.quantize.rounding import Metric, best_factor, descend, round_rows
 
-Rounding = Literal["nearest", "least-squares"]
+Rounding = Literal["nearest", "least-squares", "adaptive"]
 Scheme = Literal["symmetric", "asymmetric"]
 
 _COARSE = 5  # bits up to which scales are searched with the error of the output
@@ -100,8 +100,9 @@ def quantize_layer(
     """Quantize the weights of a Conv, Gemm or MatMul.
 
     `weight`: what to approximate, in the layout of the node's weight. Without `moments` all inputs count alike and
-    rounding is to nearest. `block`: a scale for each so many input channels (they must divide them). `bias`: whether
-    the layer's bias takes the mean error. `least_scales`: per channel (or one), scales may not be smaller.
+    rounding is to nearest. `rounding=adaptive` moves each weight to one of the two levels next to it. `block`: a scale
+    for each so many input channels (they must divide them). `bias`: whether the layer's bias takes the mean error.
+    `least_scales`: per channel (or one), scales may not be smaller.
     Raises ValueError where `block` does not fit.
     """
     if block and _input_channels(node, weight) % block:
@@ -120,6 +121,8 @@ def quantize_layer(
     q = levels.nearest(rows / scales[owner], offset[owner])
     if rounding == "least-squares" and moments is not None:
         q, scales = search.by_output(scales, offset, fine=block > 0 or levels.count > 1 << _COARSE)
+    if rounding == "adaptive" and moments is not None and levels.step == 1:
+        q = descend(rows, q, scales[owner], metric, levels, offset[owner], _SWEEPS, adjacent=True)
     return _layer_weights(node, weight, q + offset[owner], scales, offset, levels, per_channel, block)
 
 
@@ -211,6 +214,7 @@ _SHRINK_FEW = tuple(float(f) for f in np.geomspace(1.0, 0.05, 41))
 _FEW = 4  # levels up to which the largest weights are clipped far
 _AROUND = (0.85, 0.92, 1.0, 1.08, 1.16)
 _REFITS = 2
+_SWEEPS = 20
 
 
 def _own_groups(node: Node) -> int:

@@ -127,6 +127,17 @@ def test_descent_is_never_worse() -> None:
         last = error
 
 
+def test_adaptive_rounding_goes_up_or_down() -> None:
+    data = RNG.normal(size=(100, 20)) @ RNG.normal(size=(20, 20))
+    metric = Metric((data.T @ data / 100)[None])
+    rows, scales = RNG.normal(size=(1, 9, 20)), np.full((1, 9, 1), 0.3)
+    nearest = NAMED["int4"].nearest(rows / scales)
+    q = descend(rows, nearest, scales, metric, NAMED["int4"], sweeps=20, adjacent=True)
+    inside = (rows / scales > -8) & (rows / scales < 7)
+    assert (np.abs(q - rows / scales)[inside] < 1).all()
+    assert metric.error(rows, q * scales).sum() < 0.9 * metric.error(rows, nearest * scales).sum()
+
+
 def test_few_rows_ask_for_much_damping() -> None:
     data = RNG.normal(size=(4000, 30)) * np.linspace(0.1, 2, 30)
     found = [ridge((data[:n].T @ data[:n] / n)[None], n, 0.001) for n in (10, 100, 4000)]
@@ -195,6 +206,7 @@ def test_zero_points_take_weights_that_lie_on_one_side() -> None:
         (Quantize(weights="int4"), DType.INT4, 16),
         (Quantize(weights="int4", weight_scheme="asymmetric"), DType.INT4, 17),
         (Quantize(weights="int4", sequential=False), DType.INT4, 14),
+        (Quantize(weights="int4", rounding="adaptive"), DType.INT4, 14),
         (Quantize(weights="int4", rounding="nearest"), DType.INT4, 10),
         (Quantize(weights="int4", per_channel=False), DType.INT4, 10),
         (Quantize(weights="ternary"), DType.INT2, 3),
@@ -235,6 +247,45 @@ def test_layers_that_share_weights_share_them_afterwards() -> None:
     assert stored(after, "a") is stored(after, "b")
 
 
+def test_16_bit_activations_leave_the_noise_of_weights() -> None:
+    before = layers()
+    eight, sixteen = (
+        [signal_to_noise(before, quantized(before, Quantize(activations=a))[0]) for _ in range(2)]  # type: ignore[arg-type]  # a name of the option
+        for a in ("int8", "int16")
+    )
+    assert min(sixteen) > max(eight) + 3
+    after, result = quantized(before, Quantize(activations="int16"))
+    types = {n.need(2).dtype for n in after.graph.nodes if n.is_op("QuantizeLinear")}
+    assert types == {DType.INT16}
+    assert {line["type"] for line in result.statistics["tensors"]} == {"int16"}
+    again, second = quantized(after, Quantize(activations="int16"))
+    assert not second.changed
+    assert difference(after, again) is None
+
+
+def test_16_bit_sums_fit_into_32() -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [1, 4096])
+    w = np.ones((4096, 4), np.float32)
+    b.output(b.gemm(x, w, weights(4), name="wide"), name="out")
+    after, _ = quantized(b.build(), Quantize(activations="int16", equalize=False))
+    pair = node(after, "wide").need(0).producer
+    assert pair is not None
+    rounded = pair.need(0).producer
+    assert rounded is not None
+    clip = rounded.need(0).producer
+    assert clip is not None
+    assert clip.is_op("Clip")
+    largest = float(clip.need(2).numpy()) / float(rounded.need(1).numpy())
+    q = stored(after, "wide").need(0).numpy().astype(np.int64)
+    assert (np.ceil(largest) * np.abs(q).sum(axis=0) + 2**30 < 2**31).all()
+    assert largest > 1000
+    # far beyond what calibration saw the output saturates, as it does with 8 bits
+    huge = outputs(after, {"x": np.full((1, 4096), 1e6, np.float32)})[0]
+    assert np.isfinite(huge).all()
+    assert (huge > 0).all()
+
+
 @pytest.mark.parametrize("what", ["dead", "constant"])
 def test_layers_without_range(what: str) -> None:
     b = GraphBuilder()
@@ -257,6 +308,7 @@ def test_layers_without_range(what: str) -> None:
     [
         {"weights": "binary", "weight_scheme": "asymmetric"},
         {"weights": "float16"},
+        {"activations": "int16", "weight_scheme": "asymmetric"},
         {"smooth": 1.5},
         {"smooth": -0.1},
         {"drop": 0.0},
