@@ -113,10 +113,10 @@ def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
 
 
 def _kept(product: Product, vectors: int) -> int:
-    """Registers for bytes that weights share and for a mask. Those that are split into halves anyway need one more."""
+    """Registers for bytes that weights share and for a mask, or for halves of them on their way."""
     if product.fields == 1:
         return 0
-    return product.lookup + (1 if product.uops > 1 else vectors + 1)
+    return product.lookup + (4 if product.uops > 1 else vectors + 1)
 
 
 def share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
