@@ -43,6 +43,7 @@ from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 _ROWS = 65536  # rows that the layers are fitted to in the end
 _CURVE_ROWS = 16384
 _LANES = 8  # that channels are rounded to where no target is known
+_BEYOND = 0.08  # of the multiply-adds that go, more: the data that layers read and write does not shrink as fast
 _WORTH_TRYING = 1.5  # plans whose expected error is so many times the least one's are tried out
 _MOST_PLANS = 4
 _FIRST_CUTS = 4  # branches of the least price that plans without the others may leave out
@@ -122,7 +123,8 @@ class _Run:
         if self.share >= 1 or not whole:
             return PassResult(False, {"groups": [], "branches": []}, refusals)
         curves = self._curves()
-        curves, plan, trials = self._plan(curves, self.share * whole)
+        goal = self.share - _BEYOND * (1 - self.share) if self.quantity == "macs" else self.share
+        curves, plan, trials = self._plan(curves, max(goal, 0.0) * whole)
         if plan.total > self.share * whole * (1 + 1e-6):
             raise self._unreachable(curves, whole)
         before = sum(products(n) for n in self.model.graph.nodes)
