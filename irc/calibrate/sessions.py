@@ -31,7 +31,6 @@ def make_session(proto: onnx.ModelProto, where: str, threads: int = 1) -> onnxru
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False  # it never gives back what the largest batch took
     source: Any = proto.SerializeToString()
     try:
         return onnxruntime.InferenceSession(
