@@ -361,7 +361,8 @@ class LinearKernel:
         spec = self.spec
         total = spec.batch[0] * spec.batch[1] * spec.out[0] * spec.out[1]
         some = _BUSY <= total <= max(_FEW_TILES * spec.tile[0] * spec.tile[1], _FEW_PLACES)
-        if spec.order != "channels" or spec.w_rows or spec.block or not some:
+        staged = self.staging is not None and self.step.fields > 1  # all weights pass for each tile of places
+        if spec.order != "channels" or spec.w_rows or spec.block or staged or not some:
             return lambda step: None
         size = vectors * self.lanes * self.step.channels  # of a step
         line = _LINE // np.dtype(self.w.dtype).itemsize
