@@ -64,7 +64,7 @@ class Quantize(Pass):
     per_channel: bool = True
     group: int = 0
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
-    weight_scheme: Literal["symmetric", "asymmetric"] = "symmetric"
+    weight_scheme: Literal["auto", "symmetric", "asymmetric"] = "auto"
     calibrator: Calibrator = "mse"
     percentile: float = 99.99
     rounding: Rounding = "least-squares"
@@ -96,7 +96,7 @@ class Quantize(Pass):
                 where=NAME,
                 hint=f"quantize{{weights={self.weights} activations=none}}",
             )
-        if self.activations == "dynamic" and (self.weights != "int8" or self.weight_scheme != "symmetric"):
+        if self.activations == "dynamic" and (self.weights != "int8" or self.weight_scheme == "asymmetric"):
             raise OptionError(
                 "activations that are quantized at run time are multiplied by symmetric int8 weights",
                 where=NAME,
@@ -172,7 +172,8 @@ class Quantize(Pass):
     def weight_choice(self) -> WeightChoice:
         """How layers are quantized."""
         levels = NAMED[self.weights]
-        return WeightChoice(levels, self.per_channel, self.weight_scheme, self.rounding, self.correct_bias)
+        scheme = "symmetric" if self.weight_scheme == "auto" and self.activations != "int8" else self.weight_scheme
+        return WeightChoice(levels, self.per_channel, scheme, self.rounding, self.correct_bias)
 
     @property
     def layer_by_layer(self) -> bool:

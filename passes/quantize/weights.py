@@ -25,7 +25,7 @@ from irc.passes.quantize.regions import output_axis
 from irc.passes.quantize.rounding import Metric, best_factor, descend, round_rows
 
 Rounding = Literal["nearest", "least-squares", "adaptive"]
-Scheme = Literal["symmetric", "asymmetric"]
+Scheme = Literal["auto", "symmetric", "asymmetric"]
 
 _COARSE = 5  # bits up to which scales are searched with the error of the output
 _DAMPING = 0.01
@@ -102,7 +102,8 @@ def quantize_layer(
     `weight`: what to approximate, in the layout of the node's weight. Without `moments` all inputs count alike and
     rounding is to nearest. `rounding=adaptive` moves each weight to one of the two levels next to it. `block`: a scale
     for each so many input channels (they must divide them). `bias`: whether the layer's bias takes the mean error.
-    `least_scales`: per channel (or one), scales may not be smaller.
+    `least_scales`: per channel (or one), scales may not be smaller. `scheme=auto`: zero points in 4 bits and fewer,
+    where they win much, and in depthwise layers.
     Raises ValueError where `block` does not fit.
     """
     if block and _input_channels(node, weight) % block:
@@ -117,7 +118,12 @@ def quantize_layer(
     least = np.zeros(int(owner.max()) + 1) if least_scales is None else np.resize(least_scales, int(owner.max()) + 1)
     search = _Search(rows, owner, metric, levels, np.maximum(least.astype(np.float64), SMALLEST_SCALE))
     importance = metric.diagonal if moments is None else np.diagonal(moments.moment, axis1=1, axis2=2)[:, None, :]
-    scales, offset = search.by_elements(importance, scheme)
+    scales, offset = search.by_elements(importance, zero_points=scheme != "symmetric" and levels.step == 1)
+    if scheme == "auto" and offset.any():
+        plain, none = search.by_elements(importance, zero_points=False)
+        won = search.error_of(scales, offset, importance) / max(search.error_of(plain, none, importance), 1e-300)
+        if levels.count > 1 << 4 or (won > _WORTH_SUMMING and not _is_depthwise(node)):
+            scales, offset = plain, none
     q = levels.nearest(rows / scales[owner], offset[owner])
     if rounding == "least-squares" and moments is not None:
         q, scales = search.by_output(scales, offset, fine=block > 0 or levels.count > 1 << _COARSE)
@@ -133,7 +139,7 @@ class _Search:
         self.rows, self.owner, self.metric, self.levels, self.least = rows, owner, metric, levels, least
         self.every = np.broadcast_to(owner, rows.shape)
 
-    def by_elements(self, importance: Array, scheme: Scheme) -> tuple[Array, Array]:
+    def by_elements(self, importance: Array, *, zero_points: bool) -> tuple[Array, Array]:
         """(scales, zero points), both float64 [scales], of least squared error weighed by `importance`, rounding to
         nearest. Scales of what is all zero are 1."""
         low, high = np.zeros((2, len(self.least)))
@@ -142,7 +148,7 @@ class _Search:
         weigh = np.broadcast_to(importance, self.rows.shape)
         factors = _SHRINK if self.levels.count > _FEW else _SHRINK_FEW
         tried = [self._symmetric(low, high, f) for f in factors]
-        if scheme == "asymmetric":
+        if zero_points:
             tried += [self._asymmetric(low, high, f) for f in factors]
         best, least = tried[0], np.full(len(self.least), np.inf)
         for scales, offset in tried:
@@ -152,6 +158,11 @@ class _Search:
             best = np.where(better, scales, best[0]), np.where(better, offset, best[1])
             least = np.where(better, error, least)
         return best
+
+    def error_of(self, scales: Array, offset: Array, importance: Array) -> float:
+        """The squared error of rounding to nearest, weighed by `importance`."""
+        spread, zero = scales[self.owner], offset[self.owner]
+        return float((np.square(self.levels.nearest(self.rows / spread, zero) * spread - self.rows) * importance).sum())
 
     def _symmetric(self, low: Array, high: Array, factor: float) -> tuple[Array, Array]:
         full = np.maximum(np.abs(low), np.abs(high)) / self.levels.high
@@ -209,12 +220,19 @@ class _Search:
         return np.bincount(self.every.reshape(-1), errors.reshape(-1), len(self.least))
 
 
+_WORTH_SUMMING = 0.6
+"""Share of the error left by zero points for which a kernel may sum its data beside its products. Kernels of depthwise
+layers need not."""
 _SHRINK = tuple(float(f) for f in np.linspace(1.0, 0.4, 31))
 _SHRINK_FEW = tuple(float(f) for f in np.geomspace(1.0, 0.05, 41))
 _FEW = 4  # levels up to which the largest weights are clipped far
 _AROUND = (0.85, 0.92, 1.0, 1.08, 1.16)
 _REFITS = 2
 _SWEEPS = 20
+
+
+def _is_depthwise(node: Node) -> bool:
+    return node.op_type == "Conv" and node.need(1).static_shape()[1] == 1 and node.get_int("group", 1) > 1
 
 
 def _own_groups(node: Node) -> int:

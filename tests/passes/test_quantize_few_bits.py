@@ -199,6 +199,16 @@ def test_zero_points_take_weights_that_lie_on_one_side() -> None:
     assert np.square(moved.real() - weight).sum() < 0.5 * np.square(plain.real() - weight).sum()
 
 
+def test_zero_points_where_they_are_worth_their_cost() -> None:
+    model = layers()
+    depthwise, dense = node(model, "depthwise"), node(model, "gemm")
+    assert quantize_layer(depthwise, depthwise.need(1).numpy(), NAMED["int4"], scheme="auto").zero_points is not None
+    assert quantize_layer(dense, dense.need(1).numpy(), NAMED["int4"], scheme="auto").zero_points is None
+    skewed = np.abs(dense.need(1).numpy()) + 1
+    assert quantize_layer(dense, skewed, NAMED["int4"], scheme="auto").zero_points is not None
+    assert quantize_layer(dense, skewed, NAMED["int8"], scheme="auto").zero_points is None
+
+
 # Noise of W bits in each of five layers in a row; a wrong scale leaves about 0 dB.
 @pytest.mark.parametrize(
     ("options", "dtype", "least"),
