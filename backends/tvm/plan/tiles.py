@@ -32,7 +32,7 @@ _EXPOSED = 1.9  # by how much a vector beyond costs more
 _TILE = 4.0  # cycles of a tile's addresses and loops
 _WEIGHTS = (0.06, 0.3)  # cycles per vector of weights in the first-level cache and from the second
 _SPLIT = 0.9  # cycles per vector of bytes that are made numbers of 16 bits
-_UNPACK = 0.3  # cycles per vector of weights that is taken out of bytes it shares
+_UNPACK = (0.2, 0.3)  # cycles per vector of weights that is taken out of bytes it shares; of 64 bytes
 _LOOKUP = 0.5  # more cycles where it is an index into a codebook
 _CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
@@ -95,6 +95,7 @@ def rank_tiles(target: Target, product: Product) -> list[TileChoice]:
 def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
     out, sums = product.out, product.sums
     ways = target.l1_bytes // _PAGE
+    unpack = _UNPACK[target.vector_bytes == 64]
     free = target.vector_registers - 1 - (2 if product.uops > 1 else 0)
     for v in range(1, min(product.vectors, 8) + 1):
         for r in (1, 2, 3, 4):
@@ -109,7 +110,7 @@ def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
                 conflict = _CONFLICT if share_a_set(r, c, product.apart) > ways else 0.0
                 stay = v * product.steps * target.vector_bytes <= target.l1_bytes * product.fields
                 weights = _WEIGHTS[0 if stay else 1]
-                yield TileChoice(r, c, v, *_cycles(product, r, c, v, conflict, weights))
+                yield TileChoice(r, c, v, *_cycles(product, r, c, v, conflict, weights, unpack))
 
 
 def _kept(product: Product, vectors: int) -> int:
@@ -128,7 +129,7 @@ def share_a_set(rows: int, columns: int, apart: tuple[int, int]) -> int:
 
 
 def _cycles(
-    product: Product, rows: int, columns: int, v: int, conflict: float, weights: float
+    product: Product, rows: int, columns: int, v: int, conflict: float, weights: float, unpack: float
 ) -> tuple[float, dict[str, float]]:
     uops, steps = product.uops, product.steps
     total = 0.0
@@ -140,7 +141,7 @@ def _cycles(
                 written = places * size
                 halves = uops > 1  # of a word, in two registers
                 work = places * (size + product.sums) * uops / 2 + (_SPLIT * size if halves else 0.0)
-                work += _UNPACK * size if product.fields > 1 and not halves else 0.0
+                work += unpack * size if product.fields > 1 and not halves else 0.0
                 work += _LOOKUP * size if product.lookup else 0.0
                 loads = (places * (2 if halves else 1) + size / product.fields) * _SLOT
                 latency = _LATENCY if written <= 8 else 0.0
