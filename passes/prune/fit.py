@@ -18,6 +18,7 @@ from irc.calibrate.observers import Window, chosen
 from irc.ir.types import Array
 
 _AT_ONCE = 32  # of the units left, one in so many goes at once
+_ROWS = 32  # for each column: with fewer the old weights count for more, because rows of one sample are alike
 _MANY = 256  # units: above, four times as many go at once
 
 
@@ -66,7 +67,7 @@ class Sums:
             c = c - t[:, :, None] * x[:, None, :]
             power = power - np.square(t)
         k = h.shape[1]
-        damping *= max(1.0, k / max(self.count, 1))
+        damping *= max(1.0, _ROWS * k / max(self.count, 1))
         ridge = damping * np.maximum(np.trace(h, axis1=1, axis2=2) / k, 0.0)
         ridge = np.where(ridge > 1e-30, ridge, 1.0)  # nothing but zeros goes in: the weights stay
         h = h + ridge[:, None, None] * np.eye(k)
