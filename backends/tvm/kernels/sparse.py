@@ -22,7 +22,8 @@ from irc.backends.tvm.kernels.linear import LinearKernel
 from irc.backends.tvm.specs import SparseSpec
 from irc.targets.target import Target
 
-_AHEAD = 2048  # bytes of weights that are on their way
+_AHEAD = 2048, 8192  # bytes of weights that are on their way, for tiles of many and of few places
+_FEW = 4  # places
 _FAR = 128 * 1024  # bytes of weights that do not stay near
 
 
@@ -92,7 +93,7 @@ class _Sparse(LinearKernel):
         low, high = (k.let(k.load(self.starts, unit + n), "n") for n in (0, 1))
         following = self._asks(a, b, h, w, vector, vectors, len(places))
         far = spec.w_size * np.dtype(self.w.dtype).itemsize > _FAR
-        ahead = _AHEAD // np.dtype(self.w.dtype).itemsize
+        ahead = _AHEAD[len(places) <= _FEW] // np.dtype(self.w.dtype).itemsize
         with k.loop(high - low, "n", start=low) as n:
             x_at = k.let(x_base + cast(k.load(self.offsets, n), "int32"), "xa")
             weights = [step.load_w(k, self.w, n * (per_unit * size) + inner + v * size) for v in range(vectors)]

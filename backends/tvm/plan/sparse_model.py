@@ -27,6 +27,7 @@ _ENDING = 0.8  # of the cycles that the dense model counts for a vector of resul
 _WINDOW, _EXPOSED = 16, 1.9  # vectors of results that the next tile's work overtakes, and what others cost more
 _TILE = 6.0  # cycles of a tile's addresses, and of the end of a list, which nobody foresees
 _MEMORY_RATE = 24.0  # bytes of weights a cycle from behind the second-level cache
+_BROKEN = 1.7  # times as long, where reading stops and starts with every list
 _LOOKED_AT = 8  # dense tiles
 _MARGIN = 0.8  # of the dense kernel's cycles that the sparse one may need at most
 _NEAR = 0.6  # of the first-level cache, for places whose data wait for all weights
@@ -62,7 +63,7 @@ def choose(spec: LinearSpec, target: Target, unit: int, steps: float) -> SparseC
     found = rank(product, target, unit, steps)[0]
     size = product.vectors * target.vector_bytes / product.fields  # bytes of a dense step; small ones stay near
     memory = size / (_MEMORY_RATE * spec.batch[0]) if product.steps * size > target.l2_bytes // 8 else 0.0
-    cycles = max(found.cycles, steps * memory * product.fields)
+    cycles = max(found.cycles, _BROKEN * steps * memory * product.fields)
     return SparseChoice(unit, replace(found, cycles=cycles), max(dense, product.steps * memory))
 
 
