@@ -16,7 +16,7 @@ import numpy as np
 from irc.calibrate.sessions import Feed, call, free_reshapes, make_session
 from irc.errors import OutputError
 from irc.ir import ops
-from irc.ir.analysis import reads
+from irc.ir.analysis import in_order, reads
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Array
 
@@ -123,7 +123,7 @@ def cut(graph: Graph, names: Sequence[str]) -> list[str]:
     behind: set[Value] = set()  # made by a reader of a wanted value, or after one
     fixed: set[Value] = set()  # made of constants alone, such as dequantized weights: these may still change
     kept: dict[str, None] = {}
-    for node in graph.nodes:
+    for node in in_order(graph):
         inputs = [v for v in reads(node) if v.constant is None and v not in fixed]
         if not inputs and ops.is_deterministic(node):
             fixed.update(node.outputs)
@@ -191,7 +191,7 @@ def piece_proto(model: Model, wanted: Sequence[str], given: set[str]) -> tuple[o
     inputs = [v for v in read if v.constant is None and v not in made]
     constants = [v for v in read if v.constant is not None]
     opsets = {n.domain: model.opsets.get(n.domain, 1) for n in graph.walk()} | {"": compatible_opset(model)}
-    ordered = [n for n in graph.nodes if n in nodes]
+    ordered = [n for n in in_order(graph) if n in nodes]
     proto = region_proto(ordered, inputs, constants, [outputs[n] for n in wanted], opsets)
     for function in model.functions.values():
         proto.functions.append(onnx.FunctionProto.FromString(function.proto))

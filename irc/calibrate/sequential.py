@@ -27,7 +27,7 @@ from irc.calibrate.signature import signatures
 from irc.calibrate.sound import check_finite, check_weights, note_few
 from irc.calibrate.store import Entry
 from irc.errors import ModelError
-from irc.ir.analysis import reads
+from irc.ir.analysis import in_order, reads
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Array
 from irc.pipeline.contract import PassContext, Samples
@@ -233,7 +233,7 @@ def _plan(graph: Graph, layers: Sequence[_Layer], waves: int) -> list[list[_Laye
 def _depths(graph: Graph, layers: set[Node]) -> Mapping[Node, int]:
     """How many of `layers` stand before each node, on the longest way."""
     depth: dict[Node, int] = {}
-    for node in graph.nodes:
+    for node in in_order(graph):
         before = (v.producer for v in reads(node))
         depth[node] = max((depth.get(p, 0) + (p in layers) for p in before if p is not None), default=0)
     return depth

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from irc.ir.analysis import in_order
 from irc.ir.graph import Graph, Model, Node, Value
 from irc.ir.types import Constant, TensorType
 
@@ -32,7 +33,7 @@ def _graph(graph: Graph, found: dict[Value, str]) -> None:
     for value in graph.constants.values():
         assert value.constant is not None
         found[value] = _hash("constant", value.constant.digest())
-    for node in graph.nodes:
+    for node in in_order(graph):
         own = _node(node, found)
         for value in node.outputs:
             found[value] = _hash(own, value.output_index)

@@ -24,6 +24,25 @@ def reads(node: Node) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(v for v in (*node.inputs, *captured) if v is not None))
 
 
+def in_order(graph: Graph) -> list[Node]:
+    """The nodes of one graph, each after what it reads: their own order where that is so already. A pass may have put
+    nodes at the end and not sorted the graph yet."""
+    order: dict[Node, None] = {}
+    for start in graph.nodes:
+        stack = [(start, False)]
+        while stack:
+            node, read = stack.pop()
+            if node in order:
+                continue
+            if read:
+                order[node] = None
+                continue
+            stack.append((node, True))
+            before = (v.producer for v in reads(node))
+            stack.extend((p, False) for p in before if p is not None and p.graph is graph and p not in order)
+    return list(order)
+
+
 def digraph(graph: Graph) -> nx.DiGraph:
     """The nodes of one graph, with an edge from producer to reader."""
     import networkx as nx

@@ -108,7 +108,17 @@ def saved(model: Model, path: Path, text: str = "quantize") -> Model:
     return made
 
 
-@pytest.mark.parametrize("text", ["quantize", "none,factorize{energy=0.8},quantize", "quantize{rounding=nearest}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quantize",
+        "quantize{rounding=nearest}",
+        "quantize{weights=int4}",
+        "none,factorize{energy=0.8},quantize",
+        "none,prune{sparsity=0.5},quantize",
+        "cluster{bits=3}",
+    ],
+)
 def test_a_file_gives_the_same_model_as_the_samples(text: str, tmp_path: Path) -> None:
     model = network()
     wanted = saved(model, tmp_path / "s.npz", text)

@@ -11,6 +11,7 @@ from irc.ir.analysis import (
     digraph,
     dominators,
     dot,
+    in_order,
     is_convex,
     liveness,
     macs,
@@ -203,3 +204,16 @@ def test_dot() -> None:
     b = GraphBuilder()
     b.output(b.op("Add", b.input('a"b', "float32", [1]), np.ones(1, np.float32), name='n"1'))
     assert 'label="Add\\nn\\"1"' in dot(b.build())
+
+
+def test_nodes_that_were_added_late_come_before_what_reads_them() -> None:
+    b = GraphBuilder()
+    x = b.input("x", "float32", [2])
+    first = b.node("Relu", x)
+    second = b.node("Neg", first.output)
+    b.output(second.output)
+    graph = b.build().graph
+    late = graph.add("Abs", [x])
+    graph.set_input(first, 0, late.output)
+    assert graph.nodes == (first, second, late)
+    assert in_order(graph) == [late, first, second]
