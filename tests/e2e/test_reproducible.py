@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 
-def compile_digits(digits_dir: Path, output: Path, cache: Path, hash_seed: str, target: str, pipeline: str) -> None:
+def compile_digits(
+    digits_dir: Path, output: Path, cache: Path, hash_seed: str, target: str, pipeline: str, *more: str
+) -> None:
     """In a process of its own, from a folder of its own."""
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "XDG_CACHE_HOME": str(cache)}
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "irc.cli.main", "compile", str(digits_dir / "digits.onnx"), "-o", output.name]
-    command += ["--target", target, "--passes", pipeline]
+    command += ["--target", target, "--passes", pipeline, *more]
     command += ["--calibration", str(digits_dir / "digits_calibration.npz")]
     done = subprocess.run(command, cwd=output.parent, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -32,8 +34,9 @@ def test_same_bytes(target: str, preset: str, digits_dir: Path, tmp_path: Path) 
     first, second, third = tmp_path / "a" / "digits-irc", tmp_path / "b" / "c" / "other", tmp_path / "d" / "again"
     compile_digits(digits_dir, first, tmp_path / "cache1", "1", target, preset)
     compile_digits(digits_dir, second, tmp_path / "cache2", "2", target, preset)
-    pipeline = json.loads((first / "manifest.json").read_text())["pipeline"]
-    compile_digits(digits_dir, third, tmp_path / "cache1", "3", target, pipeline)
+    manifest = json.loads((first / "manifest.json").read_text())
+    again = manifest["pipeline"], "--weights", manifest["weights"]
+    compile_digits(digits_dir, third, tmp_path / "cache1", "3", target, *again)
     wanted = tree(first)
     assert len(wanted) > 5
     for other in (second, third):
