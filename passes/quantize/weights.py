@@ -181,7 +181,8 @@ class _Search:
         others near them are tried with the error of the output."""
         zero = offset[self.owner]
         best_scales, best_q, least = scales, np.zeros(self.rows.shape), np.full(len(scales), np.inf)
-        for factor in (1.0,) if fine else _AROUND:
+        near = _AROUND_FEW if self.rows.shape[2] <= _FEW_COLUMNS else _AROUND
+        for factor in (1.0,) if fine else near:
             tried = np.maximum(scales * factor, self.least)
             q = round_rows(self.rows, tried[self.owner], self.metric, self.levels, zero)
             best_scales, best_q, least = self._better(q, tried, best_scales, best_q, least)
@@ -227,6 +228,8 @@ _SHRINK = tuple(float(f) for f in np.linspace(1.0, 0.4, 31))
 _SHRINK_FEW = tuple(float(f) for f in np.geomspace(1.0, 0.05, 41))
 _FEW = 4  # levels up to which the largest weights are clipped far
 _AROUND = (0.85, 0.92, 1.0, 1.08, 1.16)
+_AROUND_FEW = tuple(float(f) for f in np.linspace(0.8, 1.24, 12))
+_FEW_COLUMNS = 32  # layers as narrow as this have few weights to make up for each other, and cost little
 _REFITS = 2
 _SWEEPS = 20
 
