@@ -52,7 +52,7 @@ def _readable(spec: LinearSpec, data: Array) -> bool:
     plain = (spec.x_dtype, spec.w_dtype, data.dtype.name) in _KINDS
     each_group = spec.batch[1] == 1 or spec.w_strides[1] > 0
     special = spec.w_rows or spec.sum_x or spec.w_strides[0] or spec.scaled
-    return plain and each_group and not special
+    return plain and each_group and not special and spec.w_size == data.size
 
 
 def _in_one_row(spec: LinearSpec) -> LinearSpec:

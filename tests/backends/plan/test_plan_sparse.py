@@ -198,3 +198,26 @@ def test_what_is_stored_is_what_is_left() -> None:
     dense, sparse = integers(128, 128, 3, 3), blocked(integers(128, 128, 3, 3), 0.25)
     sizes = [program_of(one_conv(w), NATIVE).weights_bytes for w in (dense, sparse)]
     assert sizes[1] < 0.35 * sizes[0]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("target", [NATIVE, TARGETS["x86-64"]], ids=lambda t: t.name)
+def test_other_operators_on_linear_kernels(target: Target) -> None:
+    """Transposed convolutions, whose phases have their own weights, and recurrent ones, whose inputs are products."""
+    b = GraphBuilder("others")
+    x = b.input("x", "float32", [1, 12, 9, 7])
+    w = blocked(weights(12, 18, 3, 3).transpose(1, 0, 2, 3), 0.3, (4, 4)).transpose(1, 0, 2, 3)
+    y = b.op("ConvTranspose", x, np.ascontiguousarray(w), strides=[2, 2], pads=[1, 1, 1, 1])
+    b.output(y, name="y")
+    grouped = blocked(weights(12, 9, 2, 2), 0.3, (3, 3))
+    b.output(b.op("ConvTranspose", x, grouped, group=2, strides=[2, 1]), name="z")
+    rows = b.op("Reshape", x, np.array([9, 4, 21]))
+    gates = blocked(weights(1, 64, 21)[0], 0.3)[None]
+    b.output(b.op("LSTM", rows, gates, weights(1, 64, 16, seed=1), hidden_size=16), name="h")
+    model = b.build()
+    assert any(isinstance(c.spec, SparseSpec) for c in planned(model, target).calls)
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 12, 9, 7)).astype(F)}
+    with open_program(program_of(clone(model), target)) as opened:
+        got = opened.run(feeds)
+    for name, wanted in Oracle(model).run(feeds).items():
+        np.testing.assert_allclose(got[name], wanted, rtol=1e-4, atol=1e-5, err_msg=name)
