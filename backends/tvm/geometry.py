@@ -67,12 +67,17 @@ def depthwise_rows(x_dtype: str, w_dtype: str, target: Target) -> int:
     """Kernel rows that a depthwise kernel sums by one dot product; 1: it multiplies tap by tap."""
     if x_dtype != "uint8" or target.dot not in ("vpdpbusd", "pmaddwd"):
         return 1
-    return 4 if w_dtype == "int8" else 2
+    return 4 if w_dtype in ("int8", "int4") else 2
 
 
 def depthwise_channels(channels: int) -> int:
     """Channels in packed depthwise weights: whole vectors of every machine."""
     return -(-channels // BLOCK) * BLOCK
+
+
+def depthwise_columns(columns: int, w_dtype: str) -> int:
+    """Columns of a depthwise kernel as its weights are stored: neighbours share bytes."""
+    return -(-columns // fields_of(w_dtype))
 
 
 def lanes_of(target: Target) -> int:

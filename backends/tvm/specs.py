@@ -159,7 +159,10 @@ class WinogradSpec:
 
 @dataclass(frozen=True)
 class DepthwiseSpec:
-    """Depthwise convolution, channel multiplier 1. Weights [kh, kw, padded channels] (`pack.py`)."""
+    """Depthwise convolution, channel multiplier 1. Weights [kh, kw, padded channels] (`pack.py`).
+
+    `w_dtype` "int4": neighbouring columns of the kernel share bytes.
+    """
 
     x_dtype: str
     w_dtype: str

@@ -7,9 +7,17 @@ from typing import Any
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import chunks, depthwise_channels, lanes_of, spans
+from irc.backends.tvm.geometry import (
+    chunks,
+    depthwise_channels,
+    depthwise_columns,
+    fields_of,
+    lanes_of,
+    spans,
+)
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, cast, const
 from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.kernels.steps import column_weights
 from irc.backends.tvm.specs import DepthwiseSpec, Operand, PoolSpec
 from irc.targets.target import Target
 
@@ -47,7 +55,8 @@ def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
     k = KernelBuilder(symbol, target)
     padded = depthwise_channels(spec.channels)
     x = k.pointer("x", spec.x_dtype, spec.x_size)
-    w = k.pointer("w", spec.w_dtype, spec.kernel[0] * spec.kernel[1] * padded)
+    stored = depthwise_columns(spec.kernel[1], spec.w_dtype)
+    w = k.pointer("w", "int8" if spec.w_dtype == "int4" else spec.w_dtype, spec.kernel[0] * stored * padded)
     operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size)
     real = spec.x_dtype == "float32"
@@ -62,10 +71,10 @@ def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
         base = k.let(n * sn + h * (spec.stride[0] * sh) + col * (spec.stride[1] * sw) + channel, "xb")
         with k.loop(spec.kernel[0], "kh") as kh:
             for kw in range(spec.kernel[1]):
-                w_at = (kh * spec.kernel[1] + kw) * padded + channel
+                w_at = (kh * stored + kw // fields_of(spec.w_dtype)) * padded + channel
                 x_at = base + kh * (spec.dilation[0] * sh) + kw * spec.dilation[1] * sw
                 for v in range(vecs):
-                    weight = k.load(w, w_at + v * size, size)
+                    weight = column_weights(k.load(w, w_at + v * size, size), kw, spec.w_dtype, size)
                     weight = k.let(weight if real else cast(weight, "int16", size))
                     for c in range(count):
                         at = (c * vecs + v) * size

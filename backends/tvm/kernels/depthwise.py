@@ -13,11 +13,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from irc.backends.tvm.geometry import chunks, depthwise_channels, depthwise_rows, lanes_of, spans
+from irc.backends.tvm.geometry import (
+    chunks,
+    depthwise_channels,
+    depthwise_columns,
+    depthwise_rows,
+    fields_of,
+    lanes_of,
+    spans,
+)
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, cast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.channels import operand_reader
 from irc.backends.tvm.kernels.emit import emit_expression
-from irc.backends.tvm.kernels.steps import PMADDWD, VPDPBUSD, split_bytes
+from irc.backends.tvm.kernels.steps import PMADDWD, VPDPBUSD, column_weights, split_bytes
 from irc.backends.tvm.specs import DepthwiseSpec
 from irc.targets.target import Target
 
@@ -32,7 +40,9 @@ class _Depthwise:
         self.halves = self.rows == 4 and target.dot != "vpdpbusd"
         self.groups = -(-spec.kernel[0] // self.rows)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
-        self.w = k.pointer("w", spec.w_dtype, self.groups * spec.kernel[1] * self.padded * self.rows)
+        self.stored = depthwise_columns(spec.kernel[1], spec.w_dtype)
+        dtype = "int8" if spec.w_dtype == "int4" else spec.w_dtype
+        self.w = k.pointer("w", dtype, self.groups * self.stored * self.padded * self.rows)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
         self.y = k.pointer("y", spec.y_dtype, spec.y_size)
         columns, vectors = spec.tile
@@ -92,10 +102,13 @@ class _Depthwise:
     def _weights(self, group: int, kw: int, channel: Expr, size: int) -> Any:
         """A vector of weights as the dot product wants it; for single channels a list of numbers, one per row."""
         k = self.k
-        at = ((group * self.spec.kernel[1] + kw) * self.padded + channel) * self.rows
+        w_dtype = self.spec.w_dtype
+        column = kw // fields_of(w_dtype)
+        at = ((group * self.stored + column) * self.padded + channel) * self.rows
         if size == 1:
-            return [k.let(cast(k.load(self.w, at + r), "int32")) for r in range(self._row_count(group))]
-        raw = k.load(self.w, at, self.rows * size)
+            each = [column_weights(k.load(self.w, at + r), kw, w_dtype, 1) for r in range(self._row_count(group))]
+            return [k.let(cast(e, "int32")) for e in each]
+        raw = column_weights(k.load(self.w, at, self.rows * size), kw, w_dtype, self.rows * size)
         if self.halves:
             even, odd = split_bytes(k, raw, size)
             return (even, odd) if self._row_count(group) > 1 else (even,)

@@ -19,12 +19,12 @@ from typing import Any
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import depthwise_channels, depthwise_rows, lanes_of
+from irc.backends.tvm.geometry import depthwise_channels, depthwise_columns, depthwise_rows, fields_of, lanes_of
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.emit import emit_expression, emit_levels
 from irc.backends.tvm.kernels.linear import split_start
 from irc.backends.tvm.kernels.rounding import pack, packs
-from irc.backends.tvm.kernels.steps import VPDPBUSD
+from irc.backends.tvm.kernels.steps import VPDPBUSD, column_weights
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.specs import DepthwiseSpec
 from irc.targets.target import Target
@@ -80,7 +80,8 @@ class _Wide:
         self.rows = 2 if shared and spec.out[0] > 1 else 1
         self.groups = -(-spec.kernel[0] // 4)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
-        self.w = k.pointer("w", spec.w_dtype, self.groups * spec.kernel[1] * self.padded * 4)
+        self.stored = depthwise_columns(spec.kernel[1], spec.w_dtype)
+        self.w = k.pointer("w", "int8", self.groups * self.stored * self.padded * 4)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
         self.y = k.pointer("y", spec.y_dtype, spec.y_size)
         self.start, self.expression = split_start(spec)
@@ -129,8 +130,8 @@ class _Wide:
         for group in range(self.groups):
             taps = []
             for kw in range(spec.kernel[1]):
-                at = (group * spec.kernel[1] + kw) * self.padded * 4
-                taps.append([self._weight(at, channel, v) for v in range(4)])
+                at = (group * self.stored + kw // fields_of(spec.w_dtype)) * self.padded * 4
+                taps.append([self._weight(at, kw, channel, v) for v in range(4)])
             first.append(taps)
         found: list[Any] = [first]
         for _ in range(1, rows):
@@ -140,11 +141,12 @@ class _Wide:
             found.append([[[k.let(reinterpret(w, f"int8x{self.width}"), "w") for w in t] for t in g] for g in moved])
         return found
 
-    def _weight(self, at: int, channel: Expr, v: int) -> Expr:
+    def _weight(self, at: int, kw: int, channel: Expr, v: int) -> Expr:
         k, lanes = self.k, self.lanes
         first = v * lanes % self.spec.channels if self.places > 1 else v * lanes
         size = min(lanes, self.spec.channels)
         part = k.load(self.w, channel * 4 + (at + first * 4), 4 * size)
+        part = column_weights(part, kw, self.spec.w_dtype, 4 * size)
         if size < lanes:
             words = reinterpret(part, f"int32x{size}")
             part = reinterpret(self._repeated(words, size), f"int8x{self.width}")

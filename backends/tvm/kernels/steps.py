@@ -190,6 +190,11 @@ def _widening_step(lanes: int) -> Step:
     )
 
 
+def column_weights(value: Expr, column: int, w_dtype: str, lanes: int) -> Expr:
+    """The int8 weights of a depthwise kernel's `column` out of the bytes that hold them."""
+    return _field(value, column % 2, 4, "int8", lanes) if w_dtype == "int4" else value
+
+
 def _field(value: Expr, field: int, bits: int, dtype: str, lanes: int, *, above: int = 0) -> Expr:
     """Field `field` of `bits` of a byte in every lane, sign and all; `above`: bits of the lane above the byte, which
     repeat its sign or do not matter."""

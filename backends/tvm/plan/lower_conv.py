@@ -251,13 +251,16 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
     else:
         w, compensation = float_weights(node.need(1)).astype(np.float32), None
     by_rows = depthwise_rows(x.dtype, w.dtype.name, p.target)
-    weights = p.constant(pack_depthwise(w.reshape(channels, *g.kernel), by_rows), node.need(1).name)
+    w_dtype = w.dtype.name
+    if w_dtype == "int8" and g.kernel[1] > 1 and w.min(initial=0) >= -8 and w.max(initial=0) < 8:
+        w_dtype = "int4"
+    weights = p.constant(pack_depthwise(w.reshape(channels, *g.kernel), by_rows, w_dtype), node.need(1).name)
     b, operands, result = _expression(p, region, integer, _bias(node), compensation)
     views = [_channel_ready(p, p.operand_view(_broadcast(v, rank), out_shape)) for v in operands.values]
     out_hw = two(out_shape[2:])
     spec = DepthwiseSpec(
         x.dtype,
-        weights.dtype,
+        w_dtype,
         out.dtype,
         out_shape[0],
         out_hw,
@@ -269,7 +272,7 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
         g.dilation,
         b.finish(result),
         tuple(Operand(v.dtype, (*_nhw(v), v.strides[1]), v.extent) for v in views),
-        depthwise_tile(p.target, x.dtype, weights.dtype, channels, out_hw[1]),
+        depthwise_tile(p.target, x.dtype, w_dtype, channels, out_hw[1]),
         x.extent,
         out.extent,
     )

@@ -111,11 +111,15 @@ def own_bytes(w: Array, counts: tuple[int, int, int], step: int, w_dtype: str) -
     return np.ascontiguousarray(whole).reshape(w.shape[0], *counts[:2], counts[2] * step)
 
 
-def pack_depthwise(w: Array, rows: int) -> Array:
+def pack_depthwise(w: Array, rows: int, w_dtype: str = "") -> Array:
     """[channels, kh, kw] -> [kh, kw, channels], or for `rows` > 1 [ceil(kh / rows), kw, channels, rows].
 
-    Channels are padded (`depthwise_channels`), missing rows are zero.
+    Channels are padded (`depthwise_channels`), missing rows are zero. `w_dtype` "int4": kw is half as much (rounded
+    up), neighbouring columns share bytes, the first in the lower bits.
     """
+    if fields_of(w_dtype) > 1:
+        pairs = np.pad(w, [(0, 0), (0, 0), (0, w.shape[2] % 2)]).astype(np.uint8) & 15
+        w = (pairs[..., ::2] | pairs[..., 1::2] << 4).view(np.int8)
     taps = pad_channels(w.transpose(1, 2, 0), BLOCK, axis=2)
     if rows == 1:
         return taps

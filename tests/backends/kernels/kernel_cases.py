@@ -280,7 +280,8 @@ def depthwise(
     width = (out[1] - 1) * stride[1] + (kernel[1] - 1) * dilation[1] + 1
     xc, yc = channels + gap, channels + gap
     x = random(rng, x_dtype, images * height * width * xc - gap)
-    w = random(rng, "int8" if w_dtype == "int16" else w_dtype, *kernel, channels).astype(w_dtype)
+    w = random(rng, "int8" if w_dtype in ("int16", "int4") else w_dtype, *kernel, channels)
+    w = w >> 4 if w_dtype == "int4" else w.astype(w_dtype)
     if w_dtype == "int16":  # weights less a zero point
         w = (w - rng.integers(-128, 128, channels)).astype(np.int16)
     made, data = expression(rng, channels, x_dtype)
@@ -305,7 +306,7 @@ def depthwise(
     )
     operands = [d for _, d in pairs]
     by_rows = depthwise_rows(x_dtype, w_dtype, target)
-    packed = pack_depthwise(w.transpose(2, 0, 1), by_rows).reshape(-1)
+    packed = pack_depthwise(w.transpose(2, 0, 1), by_rows, w_dtype).reshape(-1)
     return Case(name, spec, (x, packed, *operands), spec_reference.expected(spec, x, w, *operands))
 
 

@@ -111,6 +111,16 @@ CASES: dict[str, Callable[[Target], Case]] = {
     "int2 groups": _linear("int2 groups", "int8", x_dtype="int8", oc=9, ic=6, groups=2, w_dtype="int2", size=1 / 64),
     "i16": _linear("i16", "int16", x_dtype="int16", kernel=(3, 3), oc=21, ic=6, size=1 / 4),
     "i16 int4": _linear("i16 int4", "int16", x_dtype="int16", oc=40, ic=12, tile=(1, 3, 1), w_dtype="int4", size=0.02),
+    "depthwise int4": _depthwise("depthwise int4", "uint8", x_dtype="uint8", w_dtype="int4", channels=83),
+    "depthwise int4 i8": _depthwise(
+        "depthwise int4 i8", "int8", x_dtype="int8", w_dtype="int4", channels=21, kernel=(5, 4), dilation=(1, 2)
+    ),
+    "depthwise int4 wide": _depthwise(
+        "depthwise int4 wide", "uint8", x_dtype="uint8", w_dtype="int4", channels=64, out=(3, 5)
+    ),
+    "depthwise int4 places": _depthwise(
+        "depthwise int4 places", "uint8", x_dtype="uint8", w_dtype="int4", channels=8, out=(3, 21)
+    ),
     "depthwise i16": _depthwise("depthwise i16", "int16", x_dtype="int16", w_dtype="int8", channels=17),
     "depthwise u8": _depthwise("depthwise u8", "uint8", x_dtype="uint8", w_dtype="int8", channels=17),
     "depthwise i8": _depthwise("depthwise i8", "int8", x_dtype="int8", w_dtype="int8", channels=40, stride=(2, 1)),

@@ -13,7 +13,7 @@ from in_process import open_program, program_of
 from irc.backends.tvm.geometry import fields_of, shared_axis, stored_counts
 from irc.backends.tvm.plan.make import make_plan
 from irc.backends.tvm.plan.pack import share_bytes, small_type
-from irc.backends.tvm.specs import LinearSpec
+from irc.backends.tvm.specs import DepthwiseSpec, LinearSpec
 from irc.export import to_bytes
 from irc.ir.builder import GraphBuilder
 from irc.ir.clone import clone
@@ -81,6 +81,23 @@ def test_libraries_have_half_the_weights(target: Target) -> None:
         return plan.planner.storages[call.args[1].storage].nbytes
 
     assert plan_bytes("int4") * 2 == plan_bytes("int2") * 4 == plan_bytes("int8") == 64 * 32 * 9
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+def test_columns_of_depthwise_kernels_share_bytes(target: Target) -> None:
+    def stored(dtype: str, columns: int) -> tuple[str, int]:
+        b = GraphBuilder("net")
+        x = b.dequantize(b.input("x", "uint8", [1, 32, 8, 8]), F(0.1), np.uint8(3))
+        w = b.dequantize(random(dtype, 32, 1, 3, columns), F(0.1))
+        b.output(b.quantize(b.conv(x, w, group=32), F(9), np.uint8(9)), name="y")
+        plan = make_plan(b.build().graph, target)
+        (call,) = [c for c in plan.calls if isinstance(c.spec, DepthwiseSpec)]
+        return call.spec.w_dtype, plan.planner.storages[call.args[1].storage].nbytes
+
+    kind, size = stored("int8", 3)
+    assert kind == "int8"
+    assert stored("int4", 3) == ("int4", size * 2 // 3)
+    assert stored("int4", 1) == ("int8", size // 3)
 
 
 # Float data
