@@ -244,6 +244,9 @@ def test_regions_in_floating_point_stay_so() -> None:
         Quantize(equalize=False),
         Quantize(calibrator="min-max"),
         Quantize(calibrator="percentile", percentile=99.9),
+        Quantize(calibrator="entropy"),
+        Quantize(rounding="adaptive"),
+        Quantize(sequential=False),
     ],
     ids=str,
 )
