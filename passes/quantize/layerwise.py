@@ -28,7 +28,7 @@ Entry = Callable[[Linear], Affine | None]
 Choices = Callable[[Linear], WeightChoice]
 
 
-_REFIT = 0.1  # damping: less bends weights to what few samples happen to show, more mends less of the errors before
+_REFIT = 1.0  # damping: less bends weights to what few samples happen to show, more mends less of the errors before
 _PLACES = 4
 """So many rows of one sample tell as much as independent ones would: places of one image are alike."""
 

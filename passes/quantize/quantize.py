@@ -39,6 +39,8 @@ from irc.passes.quantize.weight_only import store_weights
 from irc.passes.quantize.weights import Rounding
 from irc.pipeline.contract import Pass, PassContext, PassResult, Refusal
 
+_FEW_LEVELS = 16  # of weights: as coarse as that they are what a layer loses most by
+
 
 @dataclass(frozen=True)
 class Quantize(Pass):
@@ -144,7 +146,7 @@ class Quantize(Pass):
         if not any(k.kind == "linear" for k in regions.kernels):
             return PassResult(False, summary([], [], floating(regions)), tuple(regions.refusals))
         stage = ""
-        if self.equalize and _equalize(model, regions.kernels, ctx):
+        if self.equalize and _equalize(model, regions.kernels, ctx, few=self.weight_choice.levels.count <= _FEW_LEVELS):
             stage = "equalized"
             regions = find_regions(model.graph, self.skip, attention=self._attention)
         if self.smooth and _smooth(model, regions, ctx, self.smooth, stage):
@@ -199,9 +201,13 @@ class Quantize(Pass):
         return moment if moment is not None else ChannelMean(linear.channel_axis)
 
 
-def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext) -> int:
-    """Equalize the ranges of channels. It is a run of its own: the histograms must be those of the new channels."""
-    links = find_links(kernels)
+def _equalize(model: Model, kernels: list[Kernel], ctx: PassContext, *, few: bool) -> int:
+    """Equalize the ranges of channels. It is a run of its own: the histograms must be those of the new channels.
+
+    Weights of `few` bits that share a scale over the channels would lose more than the activations gain; those of
+    depthwise readers lose nothing.
+    """
+    links = [link for link in find_links(kernels) if link.depthwise or not few]
     if not links:
         return 0
     fresh = {link.value.name: observer(link) for link in links}
