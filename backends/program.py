@@ -80,6 +80,7 @@ class Blob:
 @dataclass(frozen=True)
 class Coded:
     """The weights of a program, entropy-coded (`artifact/coder`). `data`: `meta_bytes` of operations, then words.
+    `coding`: by which coder.
 
     Decoding needs `out_bytes` for the weights and what helps to make them, and `scratch_bytes` behind that.
     `blob_bytes`: what the blob at each offset takes of the words; `other_bytes`: what belongs to no single one
@@ -93,6 +94,7 @@ class Coded:
     blob_bytes: tuple[tuple[int, float], ...] = ()
     other_bytes: tuple[tuple[str, float], ...] = ()
     operations: tuple[int, ...] = ()  # of the decoder, as far as they are used
+    coding: Literal["rans", "huffman"] = "rans"
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from common import Array, Task, machine, table
 
-from irc.backends.artifact.coder.encode import coded_program
+from irc.backends.artifact.coder.choose import coded_program
 from irc.backends.artifact.load import load_program
 from irc.backends.artifact.storage import blob_rows
 from irc.driver.lower import build_in_memory, cache_folder
@@ -53,7 +53,7 @@ def measure(name: str, model: Path, passes: str, calibration: dict[str, Array]) 
     """Compiles in memory, codes, and decodes."""
     data = None if passes == "none" else calibration
     options = CompileOptions(model, get_target("native"), name="network", passes=passes, calibration=data)
-    program = coded_program(build_in_memory(options, lambda *_: None)[1])
+    program = coded_program(build_in_memory(options, lambda *_: None)[1], "rans")
     assert program.coded is not None
     bound = sum(row.bound for row in blob_rows(program))
     raw = sum(blob.data.nbytes for blob in program.weights)

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact import levels, pool
-from irc.backends.artifact.coder import decoder
+from irc.backends.artifact.coder.choose import decoder_text
+from irc.backends.artifact.coder.decoder import ENTRY
 from irc.backends.program import Arg, Port, Program, Step
 from irc.errors import InternalError
 
@@ -71,7 +72,7 @@ class _Glue:
         if p.levels:
             out += levels.levels_ll(p, self._check_ctx())
         if p.coded is not None:
-            out += decoder.decoder_ll(self.word, p.coded.operations)
+            out += decoder_text(p.target, p.coded)
         out += self._init()
         out += self._set_parallel()
         out += self._deinit()
@@ -205,7 +206,7 @@ class _Glue:
         out = f"ptr %ram, i32 {c.out_bytes}, ptr %scratch"
         return [
             *self._behind_weights("%scratch"),
-            f"  %decoded = call i32 @{decoder.ENTRY}(ptr @{weights_symbol(self.p)}, i32 {c.meta_bytes}, "
+            f"  %decoded = call i32 @{ENTRY}(ptr @{weights_symbol(self.p)}, i32 {c.meta_bytes}, "
             f"i32 {len(c.data)}, {out})",
             "  %whole = icmp ne i32 %decoded, 0",
             "  br i1 %whole, label %intact, label %damaged",

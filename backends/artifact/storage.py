@@ -20,7 +20,7 @@ from irc.backends.artifact.elf import ObjectFile
 from irc.backends.program import Blob, Program, Step
 from irc.ir.types import Array
 
-_DECODED_PER_MS, _TABLES_MS = 400_000, 0.05
+_DECODED_PER_MS, _TABLES_MS = {"rans": 400_000, "huffman": 200_000}, 0.05
 """Bytes of weights that a core of x86-64 decodes in a millisecond, at least, and about what its tables take."""
 
 
@@ -56,10 +56,11 @@ def storage(program: Program, obj: ObjectFile, file_bytes: int) -> dict[str, Any
     }
     if program.coded is not None:
         coded = program.coded
+        found["coding"] = coded.coding
         found["decoder"] = {
             "ram_bytes": coded.out_bytes + coded.scratch_bytes,
             "decoded_bytes": coded.out_bytes,
-            "x86_64_ms": round(coded.out_bytes / _DECODED_PER_MS + _TABLES_MS, 3),
+            "x86_64_ms": round(coded.out_bytes / _DECODED_PER_MS[coded.coding] + _TABLES_MS, 3),
         }
     return found
 

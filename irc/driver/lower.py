@@ -41,7 +41,7 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
         raise error.at(model.name) from None
     program.threads = options.threads
     if options.weights == "coded":
-        from irc.backends.artifact.coder.encode import coded_program
+        from irc.backends.artifact.coder.choose import coded_program
 
         program = coded_program(program)
     return program
@@ -87,17 +87,17 @@ def tuning_notes(options: CompileOptions, program: Program) -> list[str]:
     return notes
 
 
-_DECODER_BYTES = 4500
-"""Of code, about."""
-
-
 def coding_notes(program: Program) -> list[str]:
     """Where coding the weights makes the library larger."""
-    if program.coded is None or len(program.coded.data) + _DECODER_BYTES < program.weights_bytes:
+    if program.coded is None:
         return []
-    saved = program.weights_bytes - len(program.coded.data)
+    from irc.backends.artifact.coder.choose import decoder_bytes
+
+    saved, takes = program.weights_bytes - len(program.coded.data), decoder_bytes(program.coded)
+    if takes < saved:
+        return []
     return [
-        f"coding saves {saved} bytes of weights, and its decoder takes about {_DECODER_BYTES} bytes of code: "
+        f"coding saves {saved} bytes of weights, and its decoder takes about {takes} bytes of code: "
         "--weights plain makes a smaller library"
     ]
 

@@ -26,7 +26,7 @@ def _totals(storage: Mapping[str, Any], decoding_ms: float | None) -> Table:
     table.add_row("library", ", ".join(sections))
     text = f"{storage['weights']}: {bytes_text(storage['raw_bytes'])}"
     if storage["weights"] == "coded":
-        text += f" in {bytes_text(storage['stored_bytes'])}"
+        text += f" by {storage.get('coding', 'rans')} in {bytes_text(storage['stored_bytes'])}"
     text += f", entropy {bytes_text(storage['entropy_bytes'])} ({storage['over_entropy']:+.2%} over it)"
     table.add_row("stored", text)
     decoder = storage.get("decoder")

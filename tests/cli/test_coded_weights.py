@@ -65,6 +65,8 @@ def test_fewer_bytes_and_ram(work):
     assert storage["coded"]["stored_bytes"] < storage["plain"]["stored_bytes"]
     assert storage["coded"]["entropy_bytes"] == storage["plain"]["entropy_bytes"]
     assert "decoder" not in storage["plain"]
+    assert "coding" not in storage["plain"]
+    assert storage["coded"]["coding"] == "huffman"
     assert irc.Artifact.open(work / "coded").manifest["weights"] == "coded"
     layers = storage["coded"]["layers"]
     assert {node for layer in layers for node in layer["nodes"]} >= {"conv", "fc"}
@@ -88,6 +90,7 @@ def test_other_commands(command, work, capfd):
         assert "multipliers" in text
         assert "conv" in text
         assert ("decoding" in text) == (command[1] == "coded")
+        assert ("huffman" in text) == (command[1] == "coded")
 
 
 def test_inspect_gives_json(work, capfd):

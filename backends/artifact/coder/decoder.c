@@ -3,6 +3,7 @@
  * A coded section is a stream of bits that says what to do (`meta`) and, behind it, the words of the entropy coder.
  * Symbols are bytes. Eight rANS coders of 32 bits take turns on one stream of 16-bit words (J. Duda, "Asymmetric
  * numeral systems", arXiv:1311.2540; interleaved as in F. Giesen, "Interleaved entropy coders", arXiv:1402.3392).
+ * Small networks have Huffman codes instead (at the end), which `huffman_ll.py` decodes.
  * Nothing is allocated. Damaged data gives 0, and memory outside of `out` and `scratch` is never touched.
  */
 #include <stddef.h>
@@ -369,4 +370,99 @@ int irc_decode(const uint8_t *data, uint32_t meta_bytes, uint32_t bytes, uint8_t
     }
     check_ends(&d);
     return !d.bad && d.word == d.end;
+}
+
+/* Huffman codes: a program of few bytes. Bits come highest first. `meta`: for each group of places a number that says
+ * how wide its elements are, then gaps and counts; the codes: for each byte of an element a table, then the symbols of
+ * all places. Where data ends too early it reads zeros, which end every list. */
+enum { LONGEST = 11, SLOTS = 1 << LONGEST };
+
+typedef struct {
+    const uint8_t *data;
+    uint16_t *slots;          /* [SLOTS] length of the code | symbol << 8 */
+    uint32_t bytes;
+    uint32_t meta, codes;     /* bits */
+} Huffman;
+
+/* The next bits at the upper end of a word; 57 of them at least. */
+static uint64_t ahead(const Huffman *d, uint32_t at)
+{
+    uint64_t w = 0;
+    uint32_t i;
+    if ((at >> 3) + 8 > d->bytes) return 0;
+    for (i = 0; i < 8; i++) w = w << 8 | d->data[(at >> 3) + i];
+    return w << (at & 7);
+}
+
+/* Four bits say how many follow. */
+static uint32_t huffman_number(const Huffman *d, uint32_t *at)
+{
+    uint64_t w = ahead(d, *at);
+    uint32_t n = (uint32_t)(w >> 60);
+    *at += 4 + n;
+    return (1u << n) - 1 + (uint32_t)(w << 4 >> 1 >> (63 - n));
+}
+
+/* A canonical code: the first symbol, then how many codes have 0, 1, 2, ... bits. The symbols are the first one and,
+ * by turns, those below and above it. */
+static int lengths(Huffman *d, uint32_t mask, uint32_t shift)
+{
+    uint32_t slot = 0, rank = 0, length, n, k, first = huffman_number(d, &d->codes);
+    for (length = 0; slot < SLOTS; length++) {
+        n = huffman_number(d, &d->codes);
+        if (length > LONGEST || slot + (n << (LONGEST - length)) > SLOTS) return 0;
+        for (; n; n--, rank++) {
+            uint32_t symbol = (first + (rank >> 1 ^ (0 - (rank & 1)))) & mask;
+            for (k = SLOTS >> length; k; k--) d->slots[slot++] = (uint16_t)(symbol << shift | length);
+        }
+    }
+    return 1;
+}
+
+static void symbols(Huffman *d, uint8_t *to, uint32_t count, uint32_t step)
+{
+    while (count) {
+        uint64_t w = ahead(d, d->codes);
+        uint32_t k;
+        for (k = 57 / LONGEST; k && count; k--, count--, to += step) {
+            uint32_t e = d->slots[w >> (64 - LONGEST)], n = e & 15;
+            w <<= n;
+            d->codes += n;
+            *to |= (uint8_t)(e >> 8);
+        }
+    }
+}
+
+/* As irc_decode. `scratch`: 2 * SLOTS bytes at a multiple of 2. */
+int irc_decode_huffman(
+    const uint8_t *data, uint32_t meta_bytes, uint32_t bytes, uint8_t *out, uint32_t out_bytes, void *scratch)
+{
+    Huffman d;
+    uint32_t i, sum = 0, kind, n;
+    memset(out, 0, out_bytes);
+    d.data = data;
+    d.slots = (uint16_t *)scratch;
+    d.bytes = bytes;
+    d.meta = 0;
+    d.codes = 8 * meta_bytes;
+    if (bytes < 12) return 0;
+    for (i = 0; i < bytes / 4; i++, data += 4) {
+        sum = sum << 5 | sum >> 27;
+        sum ^= data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24;
+    }
+    if (sum) return 0;
+    while ((kind = huffman_number(&d, &d.meta)) != 0) {
+        uint32_t halves = kind & 1, step = kind >> 1 & 15, list = d.meta;
+        for (n = 0; n < step + halves; n++) { /* bytes of an element, or halves of a byte */
+            uint32_t place = halves ? 0 : n, count;
+            d.meta = list;
+            if (!lengths(&d, halves ? 15 : 255, 8 + 4 * (n - place))) return 0;
+            while ((count = huffman_number(&d, &d.meta)) != 0) {
+                place += BLOCK * huffman_number(&d, &d.meta);
+                if (place + (count - 1) * step >= out_bytes) return 0;
+                symbols(&d, out + place, count, step);
+            }
+        }
+    }
+    return (d.codes >> 3) + 8 <= bytes;
 }

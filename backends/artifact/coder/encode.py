@@ -29,32 +29,15 @@ from irc.backends.artifact.coder.runs import (
 )
 from irc.backends.artifact.coder.tables import ONE, Table, fit
 from irc.backends.artifact.coder.words import POOLED, copies, palette_afters, palette_models, pool_model, pools
-from irc.backends.program import Blob, Coded, Program
-from irc.errors import InternalError, UnsupportedError
+from irc.backends.program import Blob, Coded
+from irc.errors import InternalError
 from irc.ir.types import Array
 
 SCRATCH = ONE + 4 * 256
 """Bytes that the decoder works with: symbols of the slots, ranges of the symbols."""
 _SHAPES = 4
-_MOST = 2**31 - 2**24  # bytes: the decoder counts in 32 bits
 _PIECE = 1 << 22
 """Symbols at a time: what the encoder works on takes several bytes for each."""
-
-
-def coded_program(program: Program) -> Program:
-    """`program` with its weights coded; as it is where it has none. Raises UnsupportedError for 2 GB and more."""
-    if not program.weights_bytes:
-        return program
-    coded = encode(program.weights, program.weights_bytes)
-    if coded.out_bytes > _MOST:
-        raise UnsupportedError(
-            "the weights are too large to be coded",
-            where=program.name,
-            expected=f"at most {_MOST} bytes",
-            got=f"{coded.out_bytes} bytes",
-            hint="--weights plain",
-        )
-    return replace(program, coded=coded)
 
 
 def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:

@@ -10,7 +10,8 @@ import pytest
 import toy
 
 from irc.backends.artifact import interface as abi
-from irc.backends.artifact.coder.encode import coded_program, encode
+from irc.backends.artifact.coder.choose import coded_program
+from irc.backends.artifact.coder.encode import encode
 from irc.backends.artifact.link import link_object
 from irc.backends.artifact.load import Network, aligned_empty, load_artifact, load_program
 from irc.backends.artifact.pool import ram_bytes
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="runs x86-64 cod
 
 
 def network(arch="x86-64", threads=1):
-    return coded_program(dataclasses.replace(toy.toy(arch), threads=threads))
+    return coded_program(dataclasses.replace(toy.toy(arch), threads=threads), "rans")
 
 
 def check(outputs, inputs):

@@ -1,0 +1,61 @@
+"""rANS or Huffman codes: whichever makes the library smaller, code of the decoder included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from irc.backends.artifact.coder.decoder import decoder_ll
+from irc.backends.artifact.coder.encode import encode
+from irc.backends.artifact.coder.huffman import encode_huffman
+from irc.backends.artifact.coder.huffman_ll import huffman_ll
+from irc.backends.artifact.coder.runs import AID, COPY, PALETTE, SPREAD, SUM16, SUM32, ZIGZAG32
+from irc.backends.program import Coded, Program
+from irc.errors import UnsupportedError
+from irc.targets.target import Target
+
+Coding = Literal["rans", "huffman"]
+
+_MOST = 2**31 - 2**24  # bytes: the decoder counts in 32 bits
+_MOST_HUFFMAN = 1 << 22
+"""Bytes of weights up to which Huffman codes are tried: of more, what they lose outweighs any decoder."""
+_RANS, _HUFFMAN = 3960, 850
+"""Bytes of code without operations. They hardly differ between processors."""
+_OPERATIONS = {AID: 0, COPY: 60, ZIGZAG32: 100, SUM16: 100, SUM32: 95, PALETTE: 160, SPREAD: 315}
+
+
+def coded_program(program: Program, coding: Coding | None = None) -> Program:
+    """`program` with its weights coded; as it is where it has none. `coding`: None takes the smaller library's.
+
+    Raises UnsupportedError for 2 GB and more.
+    """
+    if not program.weights_bytes:
+        return program
+    found = []
+    if coding != "huffman":
+        found.append(encode(program.weights, program.weights_bytes))
+    if coding == "huffman" or (coding is None and program.weights_bytes <= _MOST_HUFFMAN):
+        found.append(encode_huffman(program.weights, program.weights_bytes))
+    coded = min(found, key=lambda c: len(c.data) + decoder_bytes(c))
+    if coded.out_bytes > _MOST:
+        raise UnsupportedError(
+            "the weights are too large to be coded",
+            where=program.name,
+            expected=f"at most {_MOST} bytes",
+            got=f"{coded.out_bytes} bytes",
+            hint="--weights plain",
+        )
+    return replace(program, coded=coded)
+
+
+def decoder_bytes(coded: Coded) -> int:
+    """About what the decoder takes in the library; a test compares it with what is assembled."""
+    if coded.coding == "huffman":
+        return _HUFFMAN
+    return _RANS + sum(_OPERATIONS[operation] for operation in coded.operations)
+
+
+def decoder_text(target: Target, coded: Coded) -> list[str]:
+    """The decoder as LLVM IR."""
+    word = f"i{target.pointer_bits}"
+    return huffman_ll(word) if coded.coding == "huffman" else decoder_ll(word, coded.operations)
