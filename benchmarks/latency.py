@@ -56,7 +56,7 @@ def compiled(model: Path, scratch: Path, arguments: argparse.Namespace) -> tuple
     output = scratch / f"{model.stem}-irc"
     if arguments.int8:
         calibration = calibration_file(model, arguments.calibration, scratch)
-        irc.compile(model, output=output, passes=arguments.passes or "fast", calibration=calibration)
+        irc.compile(model, output=output, passes=arguments.passes or "speed", calibration=calibration)
         return irc.load(output), next(output.glob("*.onnx"))
     irc.compile(model, output=output, passes=arguments.passes or "none")
     return irc.load(output), model
@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("models", nargs="+", help=".onnx files or folders of them")
     parser.add_argument("--against", default="onnxruntime", type=lambda s: s.split(","), help="peers, by commas")
     parser.add_argument("--int8", action="store_true", help="quantize with irc, and give the peers the same model")
-    parser.add_argument("--passes", default="", help="pipeline text (default: none; with --int8: fast)")
+    parser.add_argument("--passes", default="", help="pipeline text (default: none; with --int8: speed)")
     parser.add_argument("--calibration", type=Path, help="folder of MODEL.npz for --int8")
     parser.add_argument("--nncf", type=Path, help="folder of MODEL.xml made by nncf_models.py")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each runtime and model")

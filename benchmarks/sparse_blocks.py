@@ -40,15 +40,13 @@ def write(path: Path, kind: str, kernel: int, ic: int, oc: int, size: int) -> No
     b, rng = GraphBuilder("blocks"), np.random.default_rng(0)
     x = b.input("x", "float32", [1, ic, size, size])
     if kind == "int8":
-        x = b.dequantize(
-            b.quantize(x, np.float32(0.02), np.array(128, np.uint8)), np.float32(0.02), np.array(128, np.uint8)
-        )
+        x = b.dequantize(b.quantize(x, 0.02, np.array(128, np.uint8)), 0.02, np.array(128, np.uint8))
     for name, density in (("first", 1.0), *((str(d), d) for d in DENSITIES)):  # the first finds its data near
         w = pruned(rng, (oc, ic, kernel, kernel), density)
         pads = [kernel // 2] * 4
         if kind == "int8":
             value = b.dequantize(w.astype(np.int8), np.full(oc, 0.01, np.float32), np.zeros(oc, np.int8), axis=0)
-            made = b.quantize(b.conv(x, value, pads=pads, name=name), np.float32(9), np.array(128, np.uint8))
+            made = b.quantize(b.conv(x, value, pads=pads, name=name), 9.0, np.array(128, np.uint8))
         else:
             made = b.op("Relu", b.conv(x, w.astype(np.float32), pads=pads, name=name))
         b.output(made, name=f"y_{name}")

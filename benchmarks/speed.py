@@ -286,7 +286,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile-kinds", default=["quantized", "calibrated"], type=lambda s: s.split(","))
     parser.add_argument("--calibration", type=Path, help="folder of MODEL.npz (default: random samples)")
     parser.add_argument("--nncf", type=Path, help="folder of MODEL.xml that NNCF made already")
-    parser.add_argument("--passes", default="fast", help="pipeline that quantizes (default: fast)")
+    parser.add_argument("--passes", default="speed", help="pipeline that quantizes (default: speed)")
     parser.add_argument("--work", type=Path, help="folder for models and artifacts (default: a temporary one)")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each runtime and model")
     parser.add_argument("--rounds", type=int, default=5)
