@@ -97,7 +97,7 @@ def coding_notes(program: Program) -> list[str]:
     if takes < saved:
         return []
     return [
-        f"coding saves {saved} bytes of weights, and its decoder takes about {takes} bytes of code: "
+        f"coding saves {saved} bytes of weights, and its decoder takes about {takes} bytes: "
         "--weights plain makes a smaller library"
     ]
 

@@ -19,9 +19,9 @@ Coding = Literal["rans", "huffman"]
 _MOST = 2**31 - 2**24  # bytes: the decoder counts in 32 bits
 _MOST_HUFFMAN = 1 << 22
 """Bytes of weights up to which Huffman codes are tried: of more, what they lose outweighs any decoder."""
-_RANS, _HUFFMAN = 3960, 850
-"""Bytes of code without operations. They hardly differ between processors."""
-_OPERATIONS = {AID: 0, COPY: 60, ZIGZAG32: 100, SUM16: 100, SUM32: 95, PALETTE: 160, SPREAD: 315}
+_RANS, _HUFFMAN = 4550, 1000
+"""Bytes of code and of its symbols, without operations. They hardly differ between processors."""
+_OPERATIONS = {AID: 0, COPY: 60, ZIGZAG32: 136, SUM16: 136, SUM32: 130, PALETTE: 198, SPREAD: 350}
 
 
 def coded_program(program: Program, coding: Coding | None = None) -> Program:
