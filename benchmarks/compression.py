@@ -379,8 +379,9 @@ def document(sections: list[Section]) -> str:
         "Made by `python benchmarks/compression.py --write docs/compression.md` from compiled libraries, on "
         + ", ".join(f"{k} {v}" if k != "cpu" else v for k, v in machine().items())
         + ". Drops are in points of top-1 accuracy against the original model in onnxruntime, agreement is the share "
-        "of samples with the same top-1 as the original. Nothing was trained, no labels were used, and nothing was "
-        "chosen on the samples that are scored. The small sets are noisy: one of 400 samples is a quarter of a point.",
+        "of samples with the same top-1 as the original. Nothing was trained, and no labels were used. Passes see the "
+        "calibration samples alone; a few constants in them, the same for all networks, were set by people who saw "
+        "figures such as these. The small sets are noisy: one of 400 samples is a quarter of a point.",
     ]
     return "\n\n".join([*parts, *(s.markdown() for s in sections)]) + "\n"
 
