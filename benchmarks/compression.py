@@ -33,6 +33,7 @@ import irc
 from irc.driver.compilation import Compilation
 from irc.driver.compile import compile_model
 from irc.driver.options import CompileOptions
+from irc.frontend import load_model
 from irc.targets.catalogue import get_target
 
 CLASSIFIERS = ("ic", "kws", "vww", "cifar", "imagenet")
@@ -330,6 +331,7 @@ def resnet50(bench: Bench) -> Section:
     path = Path(bench.options.zoo or "") / "resnet50.onnx"
     if not path.is_file():
         return Section("ResNet-50", "Left out: there is no resnet50.onnx in --zoo.", "")
+    entry = load_model(path).graph.inputs[0].name
     samples = np.random.default_rng(0).normal(size=(256, 3, 224, 224)).astype(np.float32)
     cases = {
         "8 bits": "none,quantize{rounding=nearest}",
@@ -345,7 +347,7 @@ def resnet50(bench: Bench) -> Section:
                 path,
                 get_target("native"),
                 passes=passes,
-                calibration={"input": samples[:count]},
+                calibration={entry: samples[:count]},
                 cache_dir=bench.options.cache_dir,
                 stop_after="passes" if count > 8 else "kernels",
             )
