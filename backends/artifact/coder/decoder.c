@@ -456,7 +456,7 @@ int irc_decode_huffman(
         for (n = 0; n < step + halves; n++) { /* bytes of an element, or halves of a byte */
             uint32_t place = halves ? 0 : n, count;
             d.meta = list;
-            if (!lengths(&d, halves ? 15 : 255, 8 + 4 * (n - place))) return 0;
+            if (!lengths(&d, halves ? 15 : 255, 8 + ((n - place) << 2 & 4))) return 0;
             while ((count = huffman_number(&d, &d.meta)) != 0) {
                 place += BLOCK * huffman_number(&d, &d.meta);
                 if (place + (count - 1) * step >= out_bytes) return 0;

@@ -248,7 +248,8 @@ table:
   %place0 = select i1 %whole_bytes, i32 %n, i32 0
   %upper = sub i32 %n, %place0
   %upper4 = shl i32 %upper, 2
-  %shift = add i32 %upper4, 8
+  %lower = and i32 %upper4, 4
+  %shift = add i32 %lower, 8
   %good = call i1 @coder_lengths(ptr %d, i32 %mask, i32 %shift)
   br i1 %good, label %region, label %bad
 region:
