@@ -86,7 +86,7 @@ def compile(
     tuning: PathLike | None = None,
     statistics: PathLike | None = None,
     save_statistics: PathLike | None = None,
-    weights: Literal["plain", "coded"] | None = None,
+    weights: Literal["plain", "coded", "huffman"] | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Artifact:

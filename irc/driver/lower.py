@@ -40,10 +40,10 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
     except IrcError as error:
         raise error.at(model.name) from None
     program.threads = options.threads
-    if options.weights == "coded":
+    if options.weights != "plain":
         from irc.backends.artifact.coder.choose import coded_program
 
-        program = coded_program(program)
+        program = coded_program(program, "huffman" if options.weights == "huffman" else None)
     return program
 
 

@@ -21,8 +21,8 @@ from irc.targets.target import Target
 Data = Path | Mapping[str, Array]
 """An .npz file of samples, or its arrays."""
 
-Weights = Literal["plain", "coded"]
-WEIGHTS: tuple[Weights, ...] = ("plain", "coded")
+Weights = Literal["plain", "coded", "huffman"]
+WEIGHTS: tuple[Weights, ...] = ("plain", "coded", "huffman")
 
 Phase = Literal["import", "passes", "plan", "kernels"]
 PHASES: tuple[Phase, ...] = ("import", "passes", "plan", "kernels")

@@ -66,7 +66,7 @@ def test_fewer_bytes_and_ram(work):
     assert storage["coded"]["entropy_bytes"] == storage["plain"]["entropy_bytes"]
     assert "decoder" not in storage["plain"]
     assert "coding" not in storage["plain"]
-    assert storage["coded"]["coding"] == "huffman"
+    assert storage["coded"]["coding"] == "rans"
     assert irc.Artifact.open(work / "coded").manifest["weights"] == "coded"
     layers = storage["coded"]["layers"]
     assert {node for layer in layers for node in layer["nodes"]} >= {"conv", "fc"}
@@ -90,7 +90,14 @@ def test_other_commands(command, work, capfd):
         assert "multipliers" in text
         assert "conv" in text
         assert ("decoding" in text) == (command[1] == "coded")
-        assert ("huffman" in text) == (command[1] == "coded")
+        assert ("by rans" in text) == (command[1] == "coded")
+
+
+def test_huffman_codes_where_they_are_asked_for(work, kernel_cache):
+    out = compile_for("native", "huffman", work, kernel_cache)
+    manifest = irc.Artifact.open(out).manifest
+    assert manifest["weights"] == manifest["storage"]["coding"] == "huffman"
+    np.testing.assert_array_equal(outputs(out), outputs(work / "plain"))
 
 
 def test_inspect_gives_json(work, capfd):
@@ -102,5 +109,5 @@ def test_inspect_gives_json(work, capfd):
 def test_a_misspelt_kind_is_refused(work, capfd):
     assert cli.main(["compile", str(work / "tiny.onnx"), "--weights", "code"]) == 2
     assert "coded" in capfd.readouterr().err
-    with pytest.raises(irc.errors.OptionError, match="plain or coded"):
-        irc.compile(work / "tiny.onnx", weights="huffman")
+    with pytest.raises(irc.errors.OptionError, match="plain or coded or huffman"):
+        irc.compile(work / "tiny.onnx", weights="zip")
