@@ -98,8 +98,8 @@ def compile(
     `evaluation`. `tuning`: a file of records that `tune` wrote. `threads`: more than 1 compiles a thread pool in.
     `save_statistics`: a file for what passes learn from `calibration`; `statistics`: such a file in its place or beside
     it.
-    `weights`: "coded" and "huffman" store them entropy-coded; they are decoded into RAM when the network is initialised. "plain" is
-    the default, but for the preset `size`.
+    `weights`: "coded" and "huffman" store them entropy-coded; they are decoded into RAM when the network is
+    initialised. "plain" is the default, but for the preset `size`.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
     """

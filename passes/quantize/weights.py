@@ -221,7 +221,7 @@ class _Search:
         return np.bincount(self.every.reshape(-1), errors.reshape(-1), len(self.least))
 
 
-_WORTH_SUMMING = 0.7
+_WORTH_SUMMING = 0.8
 """Share of the error left by zero points for which a kernel may sum its data beside its products. Kernels of depthwise
 layers need not."""
 _SHRINK = tuple(float(f) for f in np.linspace(1.0, 0.4, 31))
