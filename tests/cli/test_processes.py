@@ -104,6 +104,8 @@ def test_interrupted_while_kernels_are_compiled(place: Place, number: signal.Sig
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell that puts the tests into the background has them ignore SIGINT, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert wait_for(lambda: sum("tvm.worker" in c for _, c in group(process.pid)) == 2, 60)
