@@ -159,7 +159,8 @@ class _Exact:
         width = self.grid.width
         if width == 1:
             diagonal = np.diagonal(inverse, axis1=1, axis2=2)
-            cost = np.square(left).sum(axis=1) / np.maximum(diagonal, _TINY)
+            with np.errstate(over="ignore"):  # what is beyond all numbers stays
+                cost = np.square(left).sum(axis=1) / np.maximum(diagonal, _TINY)
         else:
             own = _diagonal_blocks(inverse, width)
             own[out] = np.eye(width)

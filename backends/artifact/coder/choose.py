@@ -1,7 +1,7 @@
 """rANS or Huffman codes.
 
-rANS comes nearest to the entropy and is faster: it is taken wherever it saves more than its decoder takes. The decoder
-of Huffman codes is a fifth of that: they are for what is smaller, and for whoever asks for them.
+rANS comes nearest to the entropy and is faster. The decoder of Huffman codes is a fifth of its decoder: they are for
+what is so small that rANS saves less than that takes, and for whoever asks for them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from irc.targets.target import Target
 Coding = Literal["rans", "huffman"]
 
 _MOST = 2**31 - 2**24  # bytes: the decoder counts in 32 bits
-_MOST_HUFFMAN = 1 << 22
-"""Bytes of weights up to which Huffman codes are tried by themselves: of more, what they lose outweighs any decoder."""
+_MOST_HUFFMAN = 1 << 14
+"""Bytes of weights up to which Huffman codes are tried unasked."""
 _RANS, _HUFFMAN = 4550, 1000
 """Bytes of code and of its symbols, without operations. They hardly differ between processors."""
 _OPERATIONS = {AID: 0, COPY: 60, ZIGZAG32: 136, SUM16: 136, SUM32: 130, PALETTE: 198, SPREAD: 350}
@@ -31,7 +31,8 @@ _OPERATIONS = {AID: 0, COPY: 60, ZIGZAG32: 136, SUM16: 136, SUM32: 130, PALETTE:
 def coded_program(program: Program, coding: Coding | None = None) -> Program:
     """`program` with its weights coded; as it is where it has none.
 
-    `coding`: None takes rANS where the library becomes smaller by it, otherwise the coding that makes it smallest.
+    `coding`: None takes rANS, but for small networks where the library does not become smaller by it: these take the
+    coding that makes it smallest.
     Raises UnsupportedError for 2 GB and more.
     """
     if not program.weights_bytes:
