@@ -219,7 +219,7 @@ def accuracy_table(results: list[Result]) -> tuple[str, dict[str, Any]]:
 
 def over_tasks(bench: Bench, title: str, text: str, passes: str, weights: Weights = "plain") -> Section:
     found, figures = accuracy_table(bench.classifiers(passes, weights))
-    return Section(title, f"`{passes}`, weights {weights}. {text}", found, figures)
+    return Section(title, f"`{passes}`, weights {weights}. {text}".rstrip(), found, figures)
 
 
 def w8a8(bench: Bench) -> Section:
