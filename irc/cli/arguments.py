@@ -106,6 +106,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--evaluation", type=Path, metavar="FILE.npz", help="labelled samples to score on")
+    add_metric(parser)
+    parser.add_argument(
+        "--max-drop", type=float, metavar="POINTS", help="accuracy budget; over it nothing is written, exit code 3"
+    )
+
+
 def add_metric(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric",

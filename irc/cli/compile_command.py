@@ -27,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="prefix of the C functions (default: from the file name)")
     arguments.add_passes(parser)
     arguments.add_calibration(parser, save=True)
-    parser.add_argument("--evaluation", type=Path, metavar="FILE.npz", help="labelled samples to score on")
-    arguments.add_metric(parser)
-    parser.add_argument(
-        "--max-drop", type=float, metavar="POINTS", help="accuracy budget; over it nothing is written, exit code 3"
-    )
+    arguments.add_budget(parser)
     arguments.add_shapes(parser)
     parser.add_argument(
         "--threads",

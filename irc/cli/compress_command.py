@@ -24,11 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_passes(parser)
     arguments.add_target(parser)
     arguments.add_calibration(parser, save=True)
-    parser.add_argument("--evaluation", type=Path, metavar="FILE.npz", help="labelled samples to score on")
-    arguments.add_metric(parser)
-    parser.add_argument(
-        "--max-drop", type=float, metavar="POINTS", help="accuracy budget; over it nothing is written, exit code 3"
-    )
+    arguments.add_budget(parser)
     arguments.add_shapes(parser)
     parser.add_argument("--seed", type=arguments.seed, default=0, metavar="N")
     arguments.add_json(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +58,7 @@ def forms(node: Node, metric: Array | None, method: Method, *, tucker: bool = Tr
     return found
 
 
-class Form:
+class Form(ABC):
     """One form of one layer with its ranks."""
 
     full_rank: int
@@ -67,12 +68,13 @@ class Form:
         """The next multiple of the step, or `most`."""
         return min(-(-rank // self.step) * self.step, most)
 
+    @abstractmethod
     def keeping(self, energy: float) -> Choice:
         """The cheapest that keeps this share."""
-        raise NotImplementedError
 
+    @abstractmethod
     def of_rank(self, rank: int) -> Choice:
-        raise NotImplementedError
+        """That of a given rank."""
 
     def all(self) -> Iterator[Choice]:
         """Some of all ranks, evenly in their logarithm."""

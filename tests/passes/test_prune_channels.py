@@ -80,7 +80,7 @@ def test_fitting_beats_leaving_weights_alone() -> None:
     errors = {}
     for criterion in ("hessian", "random"):
         model, before = residual(), residual()
-        options = PruneChannels(macs=0.75, criterion=criterion, allocation="uniform")  # type: ignore[arg-type]
+        options = PruneChannels(macs=0.75, criterion=criterion, allocation="uniform")  # type: ignore[arg-type]  # one of its names
         options.run(model, context(model))
         errors[criterion] = error(before, model)
     assert errors["hessian"] < 0.5 * errors["random"]

@@ -21,7 +21,7 @@ from irc.backends.tvm.assemble import assemble
 pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="runs x86-64 code")
 
 C_SOURCE = Path(coder.__file__).with_name("decoder.c")
-_EXPORT = """
+EXPORT = """
 attributes #1 = { noinline nounwind }
 define i32 @decode(ptr %a, i32 %b, i32 %c, ptr %d, i32 %e, ptr %f) nounwind {
   %r = call i32 @irc_decode(ptr %a, i32 %b, i32 %c, ptr %d, i32 %e, ptr %f)
@@ -30,32 +30,30 @@ define i32 @decode(ptr %a, i32 %b, i32 %c, ptr %d, i32 %e, ptr %f) nounwind {
 """
 
 
-@cache
-def native():
-    text = "\n".join([f'target triple = "{toy.X86.triple}"', *decoder_ll("i64"), _EXPORT])
+def callable_decoder(lines):
+    """The function `decode` of LLVM IR that defines irc_decode."""
+    text = "\n".join([f'target triple = "{toy.X86.triple}"', *lines, EXPORT])
     function = Function(assemble(text, toy.X86), "decode", toy.X86)
     function._call.restype = ctypes.c_int
     return function
 
 
+def c_library(folder, tool):
+    """decoder.c as a shared library, with every warning an error."""
+    library = folder / "decoder.so"
+    strict = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
+    tool("gcc", *strict, "-O2", "-shared", "-fPIC", C_SOURCE, "-o", library)
+    return ctypes.CDLL(str(library))
+
+
+@cache
+def native():
+    return callable_decoder(decoder_ll("i64"))
+
+
 @pytest.fixture(scope="module")
 def in_c(tmp_path_factory, tool):
-    library = tmp_path_factory.mktemp("decoder") / "decoder.so"
-    tool(
-        "gcc",
-        "-std=c99",
-        "-pedantic",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-O2",
-        "-shared",
-        "-fPIC",
-        C_SOURCE,
-        "-o",
-        library,
-    )
-    return ctypes.CDLL(str(library)).irc_decode
+    return c_library(tmp_path_factory.mktemp("decoder"), tool).irc_decode
 
 
 def decode(call, coded, data=None):

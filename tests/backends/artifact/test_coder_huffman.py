@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import heapq
 from functools import cache
@@ -10,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import toy
-from test_coder_decoder import C_SOURCE, NETWORKS, decode, image, laplace, placed
+from test_coder_decoder import EXPORT, NETWORKS, c_library, callable_decoder, decode, image, laplace, placed
 
 from irc.backends.artifact.coder.choose import coded_program, decoder_bytes, decoder_text
 from irc.backends.artifact.coder.encode import encode
@@ -18,7 +17,6 @@ from irc.backends.artifact.coder.huffman import LONGEST, code_lengths, encode_hu
 from irc.backends.artifact.coder.huffman_ll import huffman_ll
 from irc.backends.artifact.coder.runs import counts_of, entropy_bits
 from irc.backends.artifact.elf import read_object
-from irc.backends.artifact.function import Function
 from irc.backends.artifact.load import load_program
 from irc.backends.artifact.qemu import missing_tools, run_under_qemu
 from irc.backends.artifact.storage import bounds
@@ -30,12 +28,6 @@ from irc.targets.catalogue import get_target
 pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="runs x86-64 code")
 
 RNG = np.random.default_rng(5)
-EXPORT = """
-define i32 @decode(ptr %a, i32 %b, i32 %c, ptr %d, i32 %e, ptr %f) nounwind {
-  %r = call i32 @irc_decode(ptr %a, i32 %b, i32 %c, ptr %d, i32 %e, ptr %f)
-  ret i32 %r
-}
-"""
 
 
 def halves():
@@ -59,18 +51,12 @@ CASES = NETWORKS | {
 
 @cache
 def native():
-    text = "\n".join([f'target triple = "{toy.X86.triple}"', *huffman_ll("i64"), EXPORT])
-    function = Function(assemble(text, toy.X86), "decode", toy.X86)
-    function._call.restype = ctypes.c_int
-    return function
+    return callable_decoder(huffman_ll("i64"))
 
 
 @pytest.fixture(scope="module")
 def in_c(tmp_path_factory, tool):
-    library = tmp_path_factory.mktemp("decoder") / "decoder.so"
-    strict = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
-    tool("gcc", *strict, "-O2", "-shared", "-fPIC", C_SOURCE, "-o", library)
-    return ctypes.CDLL(str(library)).irc_decode_huffman
+    return c_library(tmp_path_factory.mktemp("decoder"), tool).irc_decode_huffman
 
 
 @pytest.mark.parametrize("name", CASES)
