@@ -36,6 +36,7 @@ class KernelBuilder:
         self.target = target  # None: nothing is supposed of the machine
         self._params: list[Any] = []
         self._declared: list[Any] = []
+        self._is_shared = False
         self._blocks: list[list[Any]] = [[]]
         self._count = 0
         self.part = tirx.Var("part", "int32")
@@ -46,10 +47,25 @@ class KernelBuilder:
         return f"{base}{self._count}"
 
     # Parameters and memory
-    def pointer(self, name: str, dtype: str, size: int) -> Buffer:
-        """A pointer parameter, seen as a flat buffer of `size` elements."""
+    def pointer(self, name: str, dtype: str, size: int, *, shared: bool = False) -> Buffer:
+        """A pointer parameter, seen as a flat buffer of `size` elements.
+
+        `shared`: its memory may be that of other shared parameters, so that no load of one of them may move behind a
+        store to another. Without it parameters point to memory of their own.
+        """
         variable = tirx.Var(name, PointerType(tvm.ir.PrimType(dtype), "global"))
         self._params.append(variable)
+        buffer = self._declare(name, dtype, size, variable)
+        if not shared:
+            return buffer
+        # TVM tells LLVM that memory of different parameters is different, but supposes nothing of bound pointers.
+        self._is_shared = True
+        address = tirx.address_of(self.load(buffer, 0))
+        bound = tirx.Var(name + "_shared", address.ty)
+        self._declared.append(tirx.Bind(bound, address))
+        return self._declare(name, dtype, size, bound)
+
+    def _declare(self, name: str, dtype: str, size: int, variable: Expr) -> Buffer:
         buffer = tirx.decl_buffer((max(size, 1),), dtype, name + "_", data=variable)
         self._declared.append(tirx.DeclBuffer(buffer, data=variable))
         return buffer
@@ -175,7 +191,7 @@ class KernelBuilder:
     def finish(self) -> tirx.PrimFunc:
         body = sequence([*self._declared, *self._blocks[0]])
         func = tirx.PrimFunc([*self._params, self.part, self.parts], body)
-        return func.with_attr("global_symbol", self.symbol).with_attr("tirx.noalias", True)
+        return func.with_attr("global_symbol", self.symbol).with_attr("tirx.noalias", not self._is_shared)
 
 
 def sequence(statements: Sequence[Any]) -> Any:
