@@ -1,4 +1,4 @@
-"""The machines irc compiles for, as data, and how to find the one this process runs on.
+"""Finding targets by name, and the one this process runs on.
 
 `get_target("native")` picks the best entry of this table that the CPU can execute, not the exact CPU model: artifacts
 made on two machines of the same class are then the same bytes. Other distributions add targets through the entry
@@ -16,119 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from irc.errors import OptionError, suggest
+from irc.targets.table import CATALOGUE
 from irc.targets.target import Target
 
 ENTRY_POINTS = "irc.targets"
 
-_LINUX_X86 = "x86_64-unknown-linux-gnu"
-_LINUX_ARM = "aarch64-unknown-linux-gnu"
-
-_CATALOGUE = (
-    Target(
-        name="x86-64",
-        description="any 64-bit x86; holds kernels for SSE2 and all levels below, and picks when it starts",
-        arch="x86-64",
-        triple=_LINUX_X86,
-        cpu="x86-64",
-        vector_bytes=16,
-        vector_registers=16,
-        fma=False,
-        dot="pmaddwd",
-        activations="uint8",
-        l2_bytes=256 * 1024,
-        linker="cc",
-        upgrades=("x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni"),
-    ),
-    Target(
-        name="x86-64-v3",
-        description="x86 with AVX2 and FMA (2013 onwards)",
-        arch="x86-64",
-        triple=_LINUX_X86,
-        cpu="x86-64-v3",
-        vector_bytes=32,
-        vector_registers=16,
-        dot="pmaddwd",
-        activations="uint8",
-        l2_bytes=256 * 1024,
-        linker="cc",
-    ),
-    Target(
-        name="x86-64-v3-vnni",
-        description="x86 with AVX2 and AVX-VNNI (Alder Lake, Zen 5 onwards)",
-        arch="x86-64",
-        triple=_LINUX_X86,
-        cpu="x86-64-v3",
-        features=("+avxvnni",),
-        vector_bytes=32,
-        vector_registers=16,
-        dot="vpdpbusd",
-        activations="uint8",
-        l2_bytes=1024 * 1024,
-        linker="cc",
-        plain="x86-64-v3",
-    ),
-    Target(
-        name="x86-64-v4",
-        description="x86 with AVX-512",
-        arch="x86-64",
-        triple=_LINUX_X86,
-        cpu="x86-64-v4",
-        features=("-prefer-256-bit",),
-        vector_bytes=64,
-        vector_registers=32,
-        dot="pmaddwd",
-        activations="uint8",
-        l2_bytes=1024 * 1024,
-        linker="cc",
-    ),
-    Target(
-        name="x86-64-v4-vnni",
-        description="x86 with AVX-512 and VNNI (Cascade Lake, Ice Lake, Zen 4 onwards)",
-        arch="x86-64",
-        triple=_LINUX_X86,
-        cpu="x86-64-v4",
-        features=("+avx512vnni", "-prefer-256-bit"),
-        vector_bytes=64,
-        vector_registers=32,
-        dot="vpdpbusd",
-        activations="uint8",
-        l2_bytes=1024 * 1024,
-        linker="cc",
-        plain="x86-64-v4",
-    ),
-    Target(
-        name="aarch64",
-        description="any 64-bit Arm (ARMv8.0, Cortex-A53 onwards)",
-        arch="aarch64",
-        triple=_LINUX_ARM,
-        cpu="generic",
-        features=("+neon",),
-        vector_bytes=16,
-        vector_registers=32,
-        dot="widening",
-        activations="int8",
-        qemu="qemu-aarch64",
-        qemu_cpu="cortex-a53",
-        linker="aarch64-linux-gnu-gcc",
-    ),
-    Target(
-        name="arm",
-        description="64-bit Arm with dot products (ARMv8.2, Cortex-A55/A75, Neoverse, Apple)",
-        arch="aarch64",
-        triple=_LINUX_ARM,
-        cpu="generic",
-        features=("+neon", "+v8.2a", "+dotprod"),
-        vector_bytes=16,
-        vector_registers=32,
-        dot="sdot",
-        activations="int8",
-        qemu="qemu-aarch64",
-        qemu_cpu="max",
-        linker="aarch64-linux-gnu-gcc",
-    ),
-)
-
-TARGETS: Mapping[str, Target] = {t.name: t for t in _CATALOGUE}
+TARGETS: Mapping[str, Target] = {t.name: t for t in CATALOGUE}
 """The built-in targets by name ("native" stands for one of them)."""
 
 # What a level needs, in /proc/cpuinfo names; later entries are better.
@@ -144,6 +37,12 @@ _X86_LEVELS = (
     ("x86-64-v4-vnni", _V4 | {"avx512_vnni"}),
 )
 _ARM_LEVELS = (("aarch64", frozenset[str]()), ("arm", frozenset({"asimddp"})))
+_NEEDS: Mapping[str, frozenset[str]] = {
+    **dict(_X86_LEVELS),
+    **dict(_ARM_LEVELS),
+    "cortex-a76": frozenset({"asimddp"}),
+    "neoverse-v1": frozenset({"asimddp", "i8mm"}),
+}
 
 
 def get_target(name: str) -> Target:
@@ -192,12 +91,10 @@ def runs_here(target: Target) -> bool:
         arch = host_arch()
     except OptionError:
         return False
-    if target.arch != arch or not sys.platform.startswith("linux"):
+    linux = sys.platform.startswith("linux") and target.object_format == "elf"
+    if target.arch != arch or not linux:
         return False
-    levels = _X86_LEVELS if arch == "x86-64" else _ARM_LEVELS
-    if target.name not in {name for name, _ in levels}:
-        return True
-    return target.name in runnable_levels(arch, host_features())
+    return _NEEDS.get(target.base or target.name, frozenset()) <= host_features()
 
 
 def runnable_levels(arch: str, features: frozenset[str]) -> list[str]:

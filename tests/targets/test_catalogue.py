@@ -9,6 +9,15 @@ from irc.targets import catalogue
 from irc.targets.target import Target
 
 V3 = "abm sse4_1 sse4_2 ssse3 popcnt cx16 movbe avx avx2 bmi1 bmi2 f16c fma"
+TRIPLES = {
+    "x86-64": "x86_64",
+    "aarch64": ("aarch64", "arm64"),
+    "arm32": ("armv7", "thumbv"),
+    "riscv64": "riscv64",
+    "riscv32": "riscv32",
+    "wasm32": "wasm32",
+    "c": "",
+}
 V4 = V3 + " avx512f avx512bw avx512cd avx512dq avx512vl"
 
 
@@ -49,6 +58,7 @@ def test_native_is_a_catalogue_entry_that_runs_here() -> None:
 def test_foreign_architecture_does_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue.platform, "machine", lambda: "x86_64")
     assert not catalogue.runs_here(catalogue.TARGETS["arm"])
+    assert not catalogue.runs_here(catalogue.TARGETS["windows-x86-64"])
     monkeypatch.setattr(catalogue.platform, "machine", lambda: "aarch64")
     assert not catalogue.runs_here(catalogue.TARGETS["x86-64"])
 
@@ -67,8 +77,16 @@ def test_misspelt_target_is_suggested() -> None:
 @pytest.mark.parametrize("target", catalogue.TARGETS.values(), ids=lambda t: t.name)
 def test_entries_are_consistent(target: Target) -> None:
     """The data type of the activations follows from the dot product instruction, and keys tell targets apart."""
-    signed = {"vpdpbusd": "uint8", "pmaddwd": "uint8", "sdot": "int8", "widening": "int8"}
-    assert target.activations == signed[target.dot]
-    assert target.triple.startswith({"x86-64": "x86_64", "aarch64": "aarch64"}[target.arch])
-    assert (target.qemu != "") == (target.arch == "aarch64")
+    unsigned = {"vpdpbusd", "pmaddwd"}
+    assert target.activations == ("uint8" if target.dot in unsigned else "int8")
+    assert target.triple.startswith(TRIPLES[target.arch])
+    assert (target.qemu != "") == target.runner.startswith("qemu")
+    assert (target.board != "") == (target.runner == "qemu-system")
+    assert (target.linking == "source") == (target.object_format == "source") == (target.arch == "c")
+    assert target.pointer_bits == (32 if target.arch in ("arm32", "riscv32", "wasm32") else 64)
+    assert (target.float_abi != "") == (target.arch == "arm32")
+    assert (target.abi != "") == target.arch.startswith("riscv")
+    if target.small:
+        assert not target.threads
+        assert target.linking == "module"
     assert [t.name for t in catalogue.TARGETS.values() if t.key == target.key] == [target.name]
