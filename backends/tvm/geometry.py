@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from irc.targets.target import DotProduct, Target
 
-DotWay = Literal["vpdpbusd", "sdot", "pmaddwd4", "pmaddwd", "widening"]
+DotWay = Literal["vpdpbusd", "smmla", "sdot", "pmaddwd4", "pmaddwd", "wasm", "vpadal", "widening"]
 """A dot product of the target as a kernel uses it: pmaddwd sums two channels, or four of type uint8 in two halves."""
 
 # way, dot products of targets that know it, type of the data ("": any), channels
 _DOTS: tuple[tuple[DotWay, tuple[DotProduct, ...], str, int], ...] = (
     ("vpdpbusd", ("vpdpbusd",), "uint8", 4),
-    ("sdot", ("sdot",), "int8", 4),
+    ("smmla", ("smmla",), "int8", 8),
+    ("sdot", ("sdot", "smmla"), "int8", 4),
     ("pmaddwd4", ("pmaddwd",), "uint8", 4),
     ("pmaddwd", ("pmaddwd", "vpdpbusd"), "", 2),
+    ("wasm", ("wasm",), "", 2),
+    ("vpadal", ("vpadal",), "int8", 2),
 )
 
 
@@ -34,7 +38,19 @@ def step_channels(x_dtype: str, target: Target, channels: int = 0) -> int:
     pads); otherwise it divides them."""
     if x_dtype == "float32":
         return 1
-    return {"vpdpbusd": 4, "sdot": 4, "pmaddwd4": 4, "pmaddwd": 2, "widening": 1}[dot_of(x_dtype, target, channels)]
+    way = dot_of(x_dtype, target, channels)
+    return next((step for name, _, _, step in _DOTS if name == way), 1)
+
+
+def padded_step(x_dtype: str, target: Target, channels: int) -> int:
+    """Input channels that a step sums where the plan may add channels to the `channels` that there are: the widest way,
+    but that of four where there are not more."""
+    return step_channels(x_dtype, target, 4 if channels <= 4 else 0)
+
+
+def without_matrices(target: Target) -> Target:
+    """`target` for kernels that have no use for products of matrices: dot products instead."""
+    return replace(target, dot="sdot") if target.dot == "smmla" else target
 
 
 PALETTE = "palette"

@@ -8,10 +8,12 @@ from typing import Literal
 Arch = Literal["x86-64", "aarch64", "arm32", "riscv64", "riscv32", "wasm32", "c"]
 """Instruction set. arm32: ARMv7-A and every Cortex-M. c: none, the result is C source."""
 
-DotProduct = Literal["vpdpbusd", "sdot", "smmla", "pmaddwd", "smlad", "mve", "rvv", "wasm", "widening", "scalar"]
+DotProduct = Literal[
+    "vpdpbusd", "sdot", "smmla", "pmaddwd", "smlad", "mve", "rvv", "wasm", "vpadal", "widening", "scalar"
+]
 """How 8-bit products are summed: x86 VNNI, Arm dotprod, Arm 2x8x2 matrices (i8mm), x86 16-bit pairs, pairs of 16 bits
-in one Arm register (DSP extension), Arm MVE (Helium), RISC-V vectors, wasm's i32x4.dot_i16x8_s, plain widening vector
-multiplies, or one product at a time."""
+in one Arm register (DSP extension), Arm MVE (Helium), RISC-V vectors, wasm's i32x4.dot_i16x8_s, 16-bit products
+added in pairs (32-bit Arm), plain widening vector multiplies, or one product at a time."""
 
 Fpu = Literal["none", "single", "double"]
 """Widest float type that has instructions."""

@@ -4,7 +4,10 @@ Instructions per step:
   float32    fma, one input channel; weights of 16 bits are widened when they are loaded
   vpdpbusd   4 channels, uint8 x int8 -> int32 (AVX-512 VNNI, AVX-VNNI)
   sdot       4 channels, int8 x int8 -> int32 (Arm dotprod)
+  smmla      8 channels, by sdot: two places at a time are multiplied in `elements.py` (Arm i8mm)
   pmaddwd    4 uint8 or 2 channels, widened to int16 first, so nothing saturates (x86 without VNNI)
+  wasm       2 channels, widened to int16 first (WebAssembly's i32x4.dot_i16x8_s)
+  vpadal     2 channels int8 x int8: products in int16, whose pairs are added to int32 (NEON of 32-bit Arm)
   widening   1 channel in int32
 
 Weights of 4 or 2 bits come several steps to a byte (`Step.fields`). Dot products of bytes take them as they stand at
@@ -41,6 +44,7 @@ from irc.targets.target import Target
 
 PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 VPDPBUSD = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
 VPDPWSSD = {4: "llvm.x86.avx512.vpdpwssd.128", 8: "llvm.x86.avx512.vpdpwssd.256", 16: "llvm.x86.avx512.vpdpwssd.512"}
 
 Value = tuple[Expr, ...]
@@ -124,6 +128,29 @@ def _dot4_step(lanes: int, name: str) -> Step:
     )
 
 
+def _half_step() -> Step:
+    """Eight channels of one place, packed for smmla: 8 bytes of a channel side by side. Each lane of a dot product has
+    half of a channel's sum."""
+
+    def mac(acc: Expr, x: Value, w: Value) -> Expr:
+        each = []
+        for half in range(2):
+            part = tirx.Shuffle([reinterpret(w[0], "int64x4")], [const(2 * half + i, "int32") for i in range(2)])
+            zero = const(0, "int32", 4)
+            each.append(intrinsic(SDOT, "int32x4", zero, reinterpret(part, "int8x16"), x[0]))
+        even, odd = (tirx.Shuffle(each, [const(2 * i + n, "int32") for i in range(4)]) for n in range(2))
+        return acc + (even + odd)
+
+    return Step(
+        8,
+        "int32",
+        lambda k, x, i: (k.let(reinterpret(broadcast(reinterpret(k.load(x, i, 8), "int64"), 2), "int8x16"), "d"),),
+        lambda k, w, i: (k.let(k.load(w, i, 32), "w"),),
+        mac,
+        (const(1, "int8", 32),),
+    )
+
+
 def _pmaddwd(lanes: int, x: Expr, w: Expr) -> Expr:
     return intrinsic(PMADDWD[lanes], f"int32x{lanes}", x, w)
 
@@ -156,16 +183,23 @@ def _quad_step(lanes: int) -> Step:
     )
 
 
-def _pair_step(lanes: int, vnni: bool) -> Step:
-    """Two channels of either sign, or of 16 bits, by pmaddwd (`vnni`: with the addition in the same instruction)."""
+def _pair_step(lanes: int, name: str, *, adds: bool, bytes_first: bool = False) -> Step:
+    """Two channels of either sign, or of 16 bits, by the instruction `name` (`adds`: which takes the sum so far).
+
+    `bytes_first`: a pair of bytes is repeated before it is widened, not after.
+    """
     wide = 2 * lanes
 
     def mac(acc: Expr, x: Value, w: Value) -> Expr:
-        if vnni:
-            return intrinsic(VPDPWSSD[lanes], f"int32x{lanes}", acc, x[0], w[0])
-        return acc + _pmaddwd(lanes, x[0], w[0])
+        if adds:
+            return intrinsic(name, f"int32x{lanes}", acc, x[0], w[0])
+        return acc + intrinsic(name, f"int32x{lanes}", x[0], w[0])
 
     def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Value:
+        if bytes_first:
+            pairs = reinterpret(broadcast(reinterpret(k.load(x, i, 2), "int16"), wide), f"{x.dtype}x{2 * wide}")
+            half = tirx.Shuffle([pairs], [const(n, "int32") for n in range(wide)])
+            return (k.let(cast(half, "int16", wide), "d"),)
         pair = reinterpret(cast(k.load(x, i, 2), "int16", 2), "int32")
         return (k.let(reinterpret(broadcast(pair, lanes), f"int16x{wide}"), "d"),)
 
@@ -177,6 +211,20 @@ def _pair_step(lanes: int, vnni: bool) -> Step:
         mac,
         (const(1, "int16", wide),),
     )
+
+
+def _product_pair_step() -> Step:
+    """Two int8 channels by NEON of 32-bit Arm: eight products of 16 bits, of which neighbours are added to the sums."""
+
+    def mac(acc: Expr, x: Value, w: Value) -> Expr:
+        products = intrinsic("llvm.arm.neon.vmulls", "int16x8", w[0], x[0])
+        return intrinsic("llvm.arm.neon.vpadals", "int32x4", acc, products)
+
+    def load_x(k: KernelBuilder, x: Buffer, i: Expr) -> Value:
+        pair = reinterpret(k.load(x, i, 2), "int16")
+        return (k.let(reinterpret(broadcast(pair, 4), "int8x8"), "d"),)
+
+    return Step(2, "int32", load_x, lambda k, w, i: (k.let(k.load(w, i, 8), "w"),), mac, (const(1, "int8", 8),))
 
 
 def _widening_step(lanes: int) -> Step:
@@ -219,6 +267,7 @@ def _levels(bits: int, lanes: int) -> Expr:
 def _shared(step: Step, lanes: int, bits: int, way: str) -> Step:
     """`step` for weights of `bits`, of which a byte holds those of several steps."""
     wide = lanes * step.channels
+    kinds = {"pmaddwd": ("int16", 8), "wasm": ("int16", 8), "vpadal": ("int8", 0)}  # type, bits above the byte
 
     def high(k: KernelBuilder, w: Value, field: int) -> Value:
         up = 8 - bits * (field + 1)
@@ -236,19 +285,19 @@ def _shared(step: Step, lanes: int, bits: int, way: str) -> Step:
         return (k.let(intrinsic(_PERMUTE, f"float32x{lanes}", _levels(bits, lanes), index), "w"),)
 
     def widened_field(k: KernelBuilder, w: Value, field: int) -> Value:
-        dtype = "int16" if way == "pmaddwd" else "int32"
-        value = _field(w[0], field, bits, dtype, wide, above=8 if way == "pmaddwd" else 24)
+        dtype, above = kinds.get(way, ("int32", 24))
+        value = _field(w[0], field, bits, dtype, wide, above=above)
         return (k.let(cast(value, "float32", lanes) if way == "float32" else value, "w"),)
 
     def load(k: KernelBuilder, w: Buffer, i: Expr) -> Value:
         raw = k.load(w, i, wide)
         if way == "permute":
             return (k.let(cast(reinterpret(raw, f"uint8x{lanes}"), "int32", lanes), "n"),)
-        if way in ("vpdpbusd", "sdot", "pmaddwd4"):
+        if way in ("vpdpbusd", "sdot", "smmla", "pmaddwd4", "vpadal"):
             return (k.let(raw, "n"),)
-        return (k.let(cast(raw, "int16" if way == "pmaddwd" else "int32", wide), "n"),)
+        return (k.let(cast(raw, kinds.get(way, ("int32", 24))[0], wide), "n"),)
 
-    high_ends = way in ("vpdpbusd", "sdot")
+    high_ends = way in ("vpdpbusd", "sdot", "smmla")
     unpack = {"pmaddwd4": quad, "permute": looked_up}.get(way, high if high_ends else widened_field)
     return replace(step, load_w=load, fields=8 // bits, unpack=unpack, shift=8 - bits if high_ends else 0)
 
@@ -276,7 +325,7 @@ def _palette_step(step: Step, x_dtype: str, target: Target, channels: int) -> St
     way = dot_of(x_dtype, target, channels)
     if way == "pmaddwd4":
         return byte_step(step, lanes, False, lambda k, w: split_bytes(k, w, lanes))
-    return byte_step(step, lanes, way == "sdot", lambda k, w: (k.let(w, "w"),))
+    return byte_step(step, lanes, way in ("sdot", "smmla"), lambda k, w: (k.let(w, "w"),))
 
 
 def _plain_step(x_dtype: str, target: Target, channels: int, w_dtype: str) -> Step:
@@ -287,9 +336,16 @@ def _plain_step(x_dtype: str, target: Target, channels: int, w_dtype: str) -> St
     if dot == "vpdpbusd":
         return _dot4_step(lanes, VPDPBUSD[lanes])
     if dot == "sdot":
-        return _dot4_step(lanes, "llvm.aarch64.neon.sdot.v4i32.v16i8")
+        return _dot4_step(lanes, SDOT)
+    if dot == "smmla":
+        return _half_step()
     if dot == "pmaddwd4":
         return _quad_step(lanes)
     if dot == "pmaddwd":
-        return _pair_step(lanes, target.dot == "vpdpbusd")
+        vnni = target.dot == "vpdpbusd"
+        return _pair_step(lanes, VPDPWSSD[lanes] if vnni else PMADDWD[lanes], adds=vnni)
+    if dot == "wasm":
+        return _pair_step(lanes, "llvm.wasm.dot", adds=False, bytes_first=x_dtype != "int16")
+    if dot == "vpadal":
+        return _product_pair_step()
     return _widening_step(lanes)
