@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,10 @@ from typing import Any
 from irc.backends.artifact import elf
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.ar import Member, archive
-from irc.backends.artifact.elf import ObjectFile
 from irc.backends.artifact.features import target_facts
 from irc.backends.artifact.glue import glue_ll, public_symbols
 from irc.backends.artifact.header import header_text
-from irc.backends.artifact.link import link
+from irc.backends.artifact.link import Linked, link, object_chunks
 from irc.backends.artifact.manifest import KIND, is_artifact
 from irc.backends.artifact.package import cmake_config, pkg_config
 from irc.backends.artifact.shared import code_bytes, shared_chunks
@@ -85,28 +84,29 @@ def write_artifact(
     return full
 
 
-def artifact_files(program: Program, obj: ObjectFile, glue_object: bytes, emit: Collection[str]) -> Files:
+def artifact_files(program: Program, obj: Linked, glue_object: bytes, emit: Collection[str]) -> Files:
     """Path in the artifact -> contents, for everything that is made from the program alone. `obj`: linked."""
     name = program.name
     files: Files = {}
     if "header" in emit:
         files[f"include/{name}.h"] = [header_text(program).encode()]
     if "object" in emit:
-        files[f"lib/{name}.o"] = elf.write_object(obj)
+        files[f"lib/{name}.o"] = object_chunks(obj)
     if "archive" in emit:
         files[f"lib/lib{name}.a"] = archive_chunks(program, obj)
         files[f"lib/cmake/{name}/{name}-config.cmake"] = [cmake_config(program).encode()]
         files[f"lib/pkgconfig/{name}.pc"] = [pkg_config(program).encode()]
-    if "shared" in emit and "linux" in program.target.triple:
+    if "shared" in emit and isinstance(obj, elf.ObjectFile) and "linux" in program.target.triple:
         # How many threads is decided when it is loaded: it has the pool in any case.
         full = obj if program.threads > 1 else link(program, glue_object, threads=True)
+        assert isinstance(full, elf.ObjectFile)
         files[f"lib/shared/lib{name}.so"] = shared_chunks(full, program.target, f"lib{name}.so")
     return files
 
 
-def archive_chunks(program: Program, obj: ObjectFile) -> list[elf.Bytes]:
+def archive_chunks(program: Program, obj: Linked) -> list[elf.Bytes]:
     """libNAME.a in pieces."""
-    return archive([Member(f"{program.name}.o", elf.write_object(obj), public_symbols(program))])
+    return archive([Member(f"{program.name}.o", object_chunks(obj), public_symbols(program))])
 
 
 def interface_facts(program: Program) -> dict[str, Any]:
@@ -190,6 +190,7 @@ def write_directory(directory: Path, files: Mapping[str, Sequence[elf.Bytes]]) -
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _write(path, chunks)
+            _same_time(temporary / name for name in files)
             temporary.chmod(0o777 & ~_umask())
             _replace_directory(temporary, directory)
         except BaseException:
@@ -207,13 +208,21 @@ def _write(path: Path, chunks: Sequence[elf.Bytes]) -> None:
         file.writelines(chunks)
 
 
+def _same_time(paths: Iterable[Path]) -> None:
+    """Gives files the time of the last of them: for make, none is then older than another."""
+    paths = list(paths)
+    last = max((path.stat().st_mtime_ns for path in paths), default=0)
+    for path in paths:
+        os.utime(path, ns=(last, last))
+
+
 def refuse_foreign(directory: Path) -> None:
-    """Raises OutputError when `directory` exists and is neither empty nor an artifact of irc."""
+    """Raises OutputError when `directory` exists, holds files (not only empty folders) and is no artifact of irc."""
     if not os.path.lexists(directory):
         return
     if not directory.is_dir():
         raise OutputError("exists and is not a folder", where=str(directory), hint="another folder with -o")
-    if any(directory.iterdir()) and not is_artifact(directory):
+    if any(path.is_symlink() or not path.is_dir() for path in directory.rglob("*")) and not is_artifact(directory):
         raise OutputError(
             "the folder holds files that irc did not write; it is left as it is",
             where=str(directory),

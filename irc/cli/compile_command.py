@@ -3,6 +3,7 @@
   irc compile model.onnx                      for this machine, into ./model-irc
   irc compile model.onnx --target arm -o out
   irc compile model.onnx --preset speed --calibration samples.npz --evaluation test.npz --max-drop 1
+  irc compile model.onnx -o build/net --depfile build/net.d -q     in a rule of make, Ninja, ...
 
 Nothing is written unless the compiled result has been compared with onnxruntime.
 """
@@ -18,12 +19,14 @@ from irc.cli import arguments, output
 if TYPE_CHECKING:
     from irc.driver.compilation import Compilation
     from irc.driver.options import CompileOptions
+    from irc.driver.places import Places
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_target(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the artifact (default: ./NAME-irc)")
+    _add_files(parser)
     parser.add_argument("--name", default="", help="prefix of the C functions (default: from the file name)")
     arguments.add_passes(parser)
     arguments.add_calibration(parser, save=True)
@@ -52,6 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_cache(parser)
     arguments.add_json(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """What rules of build systems need."""
+    parser.add_argument(
+        "--depfile",
+        type=Path,
+        metavar="FILE",
+        help="write a rule for make with every file that was read, irc's own too; its target is the library",
+    )
+    for what in ("library", "header"):
+        parser.add_argument(
+            f"--{what}", type=Path, metavar="FILE", help=f"put the {what} there; without -o there is no folder then"
+        )
 
 
 def options(args: argparse.Namespace) -> CompileOptions:
@@ -96,9 +113,13 @@ def run(args: argparse.Namespace) -> int:
     from irc.driver.compile import compile_model
     from irc.pipeline.instruments import PrintAfter
 
+    wanted = places(args)
+    wanted.check(chosen)
     instruments = [PrintAfter(tuple(args.print_ir_after))] if args.print_ir_after else []
-    with output.progress(quiet=args.quiet or args.json) as progress:
+    with output.progress(quiet=args.quiet or args.json) as progress, wanted.options(chosen) as chosen:
         done = compile_model(chosen, progress=progress, instruments=instruments)
+        if done.directory is not None:
+            wanted.write(done)
     model_wanted = chosen.stop_after in ("import", "passes")
     if model_wanted and args.output is not None:
         from irc.driver.files import save_model
@@ -110,13 +131,20 @@ def run(args: argparse.Namespace) -> int:
         if args.output is None:
             _show_model(done)
     elif not args.quiet:
-        _show(done)
+        _show(done, wanted)
     return 0
+
+
+def places(args: argparse.Namespace) -> Places:
+    from irc.driver.places import Places, read_besides
+
+    folder = args.output is not None or (args.library is None and args.header is None)
+    return Places(args.library, args.header, args.depfile, folder, read_besides([args.target]))
 
 
 def _json(done: Compilation) -> dict[str, object]:
     data = done.report.to_json() | {"seconds": done.report.seconds}
-    data["directory"] = str(done.directory) if done.directory else None
+    data["directory"] = str(done.directory) if done.directory and done.directory.exists() else None
     return data
 
 
@@ -127,11 +155,11 @@ def _show_model(done: Compilation) -> None:
     print(print_model(done.model))
 
 
-def _show(done: Compilation) -> None:
+def _show(done: Compilation, wanted: Places) -> None:
     from irc.report import text
 
     console = output.console()
     if done.directory is None:
         console.print(text.steps_table(done.report.steps))
         return
-    text.show(done.report, console, str(done.directory))
+    text.show(done.report, console, str(done.directory if wanted.folder else wanted.library or wanted.header))

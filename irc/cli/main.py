@@ -31,9 +31,10 @@ COMMANDS: dict[str, str] = {
     "explain": "what passes did to a model and left alone, and what was chosen for each kernel",
     "passes": "list the passes, their options and the presets",
     "targets": "list the targets",
+    "cmake-dir": "print the folder of irc's CMake package",
     "doctor": "check the installation and the tools that irc can use",
 }
-"""Command -> summary. The command NAME lives in irc.cli.NAME_command."""
+"""Command -> summary. The command NAME lives in irc.cli.NAME_command (- as _)."""
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
@@ -108,7 +109,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise OptionError(f"there is no option '{name}'", hint="irc --help")
     if name not in COMMANDS:
         raise OptionError(f"there is no command '{name}'", hint=suggest(name, COMMANDS))
-    module = importlib.import_module(f"irc.cli.{name}_command")
+    module = importlib.import_module(f"irc.cli.{name.replace('-', '_')}_command")
     parser = Parser(prog=f"irc {name}", description=module.__doc__)
     module.add_arguments(parser)
     parsed = parser.parse_all(arguments[1:])

@@ -9,9 +9,24 @@ from irc.cli import arguments, output
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_json(parser)
+    parser.add_argument(
+        "--for",
+        dest="build",
+        metavar="WORDS",
+        help="print the target of a build: its system, processor, compiler, flags; --for='-mcpu=cortex-m4', say",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.build is not None:
+        from irc.targets.flags import target_for
+
+        name = target_for(args.build)
+        if args.json:
+            output.print_json({"target": name})
+        else:
+            print(name)
+        return 0
     from irc.targets import all_targets, get_target, runs_here
 
     targets = all_targets()

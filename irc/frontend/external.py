@@ -63,6 +63,11 @@ class WeightStore:
     slices: tuple[Slice, ...] = ()
     _files: dict[str, WeightFile] = field(default_factory=dict)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of external data that were asked for until now."""
+        return tuple(file.path for file in self._files.values())
+
     def region(self, tensor: onnx.TensorProto, where: str) -> Region | None:
         """Where the data of `tensor` lies; None when it is in the tensor itself. Raises ModelError."""
         if tensor.data_location != onnx.TensorProto.EXTERNAL:

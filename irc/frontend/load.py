@@ -33,7 +33,7 @@ def load_model(
     path = Path(path)
     proto, store = read_model(path)
     model = _import(proto, store, path.name)
-    model.source = path
+    model.source, model.files = path, (path, *store.files)
     try:
         bind(model, shapes or {}, dims or {})
     except ModelError as error:

@@ -552,6 +552,7 @@ class Model:
     functions: dict[tuple[str, str, str], Function] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     source: Path | None = None
+    files: tuple[Path, ...] = ()  # all that it was read from: `source`, and those of external data
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -16,6 +16,7 @@ IR = {"errors", "ir"}
 BASE = IR | {"targets"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "cmake": set(),
     "ir": IR,
     "targets": BASE,
     "frontend": IR,

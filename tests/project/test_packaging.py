@@ -34,7 +34,8 @@ def test_wheel_contains_every_module(root: Path, tmp_path: Path) -> None:
     if int(importlib.metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("building the wheel needs setuptools 77 (it is in the extra dev)")
     source = tmp_path / "source"
-    for name in ("pyproject.toml", "README.md", "LICENSE", "irc/py.typed"):
+    others = {"irc/py.typed", "irc/cmake/irc-config.cmake"}
+    for name in ("pyproject.toml", "README.md", "LICENSE", *others):
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((root / name).read_bytes())
@@ -47,6 +48,7 @@ def test_wheel_contains_every_module(root: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("irc_compiler-*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"{package.replace('.', '/')}/{path.name}" for path, package in python_files(root)} | {"irc/py.typed"}
+    expected = {f"{package.replace('.', '/')}/{path.name}" for path, package in python_files(root)} | others
+    expected.add(next(name for name in inside if name.endswith(".data/data/share/cmake/irc/irc-config.cmake")))
     assert expected == {name for name in inside if ".dist-info/" not in name}
     assert any(name.endswith("/licenses/LICENSE") for name in inside)

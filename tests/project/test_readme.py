@@ -65,7 +65,7 @@ def test_irc_commands_parse(root: Path) -> None:
     assert len(commands) >= 10
     for text in commands:
         _, name, *rest = shlex.split(text)
-        module = importlib.import_module(f"irc.cli.{name}_command")
+        module = importlib.import_module(f"irc.cli.{name.replace('-', '_')}_command")
         parser = Parser(prog=f"irc {name}")
         module.add_arguments(parser)
         assert parser.parse_all(rest) is not None, text

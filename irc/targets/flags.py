@@ -1,0 +1,166 @@
+"""Which target a build compiles for, from what it says anyway: system, processor, compiler and its flags.
+
+`target_for("Generic arm arm-none-eabi-gcc -mcpu=cortex-m4 -mfloat-abi=hard")` is "cortex-m4". The answer is never
+better than the machine: where no entry of the table is the very processor, it is one whose code that processor runs.
+The flags are those of gcc and clang ("Arm Options", "RISC-V Options" of the GCC manual).
+"""
+
+from __future__ import annotations
+
+import re
+
+from irc.errors import OptionError
+
+_CORTEX_M = {
+    "cortex-m0": "cortex-m0plus",
+    "cortex-m0plus": "cortex-m0plus",
+    "cortex-m1": "cortex-m0plus",
+    "cortex-m23": "cortex-m0plus",
+    "cortex-m3": "cortex-m3",
+    "sc300": "cortex-m3",
+    "cortex-m4": "cortex-m4",
+    "cortex-m7": "cortex-m7",
+    "cortex-m33": "cortex-m33",
+    "cortex-m35p": "cortex-m33",
+    "star-mc1": "cortex-m33",
+    "cortex-m52": "cortex-m55",
+    "cortex-m55": "cortex-m55",
+    "cortex-m85": "cortex-m55",
+}
+"""-mcpu -> target, for cores with all of their options."""
+_ARCH_M = {
+    "armv6-m": "cortex-m0plus",
+    "armv6s-m": "cortex-m0plus",
+    "armv8-m.base": "cortex-m0plus",
+    "armv7-m": "cortex-m3",
+    "armv7e-m": "cortex-m4",
+    "armv8-m.main": "cortex-m33",
+    "armv8.1-m.main": "cortex-m55",
+}
+"""-march -> target."""
+_WITHOUT_FPU = {
+    "cortex-m4": "cortex-m4-nofpu",
+    "cortex-m7": "cortex-m4-nofpu",
+    "cortex-m33": "cortex-m33-nofpu",
+    "cortex-m55": "cortex-m33-nofpu",
+}
+_A64 = {
+    "cortex-a53": "cortex-a53",
+    "cortex-a35": "cortex-a53",
+    "cortex-a72": "cortex-a72",
+    "cortex-a55": "arm",
+    "cortex-a75": "arm",
+    "cortex-a76": "cortex-a76",
+    "cortex-a77": "cortex-a76",
+    "cortex-a78": "cortex-a76",
+    "cortex-a710": "neoverse-v1",
+    "cortex-x2": "neoverse-v1",
+    "neoverse-n1": "cortex-a76",
+    "neoverse-n2": "neoverse-v1",
+    "neoverse-v1": "neoverse-v1",
+    "neoverse-v2": "neoverse-v1",
+}
+_X86_LEVELS = ("x86-64-v3", "x86-64-v4")
+
+_ARCHITECTURES = (
+    ("wasm32", r"wasm32\S*|emscripten|emcc|em\+\+|wasi\S*"),
+    ("aarch64", r"aarch64\S*|arm64\S*|armv8-a|armv9-a"),
+    ("riscv64", r"riscv64-(?!unknown-elf|none-elf)\S*|riscv64|riscv64gc\S*"),
+    ("riscv32", r"riscv32\S*|rv32\S*"),
+    ("armv7", r"armv7\S*|armeabi-v7a|armhf|arm-\S*gnueabihf\S*|arm-\S*musleabihf\S*"),
+    ("arm", r"arm|arm-none-eabi\S*|thumb\S*|cortex-m\S*"),
+    ("x86-64", r"x86_64\S*|amd64|x64"),
+)
+"""Architecture -> how systems, processors, triples and compilers are called. The first that matches decides."""
+
+
+def target_for(build: str) -> str:
+    """The name of a target for the machine that `build` describes, in words separated by blanks.
+
+    Raises OptionError where no entry of the table is known to be right.
+    """
+    words = build.lower().split()
+    given = {key: value for key, _, value in (w.partition("=") for w in words if w.startswith("-"))}
+    cpu, *options = given.get("-mcpu", "").split("+")
+    march = given.get("-march", "")
+    if cpu in _CORTEX_M:
+        return _cortex_m(_CORTEX_M[cpu], options, given)
+    name, *extensions = march.split("+")
+    if name in _ARCH_M:
+        return _cortex_m(_ARCH_M[name], [*extensions, *options], given)
+    arch = _architecture(words)
+    if march.startswith("rv"):
+        return _riscv(march, build)
+    if arch == "aarch64":
+        return _aarch64(cpu, march, words)
+    if arch == "x86-64":
+        return _x86(march, words)
+    if arch in ("armv7", "riscv64", "wasm32"):
+        return arch
+    if arch == "arm" and "linux" in words and ("-mfpu" in given or cpu.startswith("cortex-a")):
+        return "armv7"
+    raise _unknown(arch, build)
+
+
+def _cortex_m(name: str, options: list[str], given: dict[str, str]) -> str:
+    """`options`: what follows the plus signs of -mcpu and -march."""
+    if name in ("cortex-m0plus", "cortex-m3"):
+        return name
+    if "nodsp" in options:
+        return "cortex-m3"
+    float_abi = given.get("-mfloat-abi", "soft")
+    if float_abi == "soft" or "nofp" in options:
+        return _WITHOUT_FPU[name]
+    if name == "cortex-m55" and (float_abi != "hard" or "nomve" in options or "nomve.fp" in options):
+        return "cortex-m33"
+    return name
+
+
+def _riscv(march: str, build: str) -> str:
+    base, _, _ = march.partition("_")
+    letters = base[4:].replace("g", "imafd")
+    if base.startswith("rv32") and {"m", "c"} <= set(letters):
+        return "riscv32"
+    if base.startswith("rv64") and set("mafdc") <= set(letters):
+        return "riscv64-v" if "v" in letters else "riscv64"
+    raise _unknown(base, build)
+
+
+def _aarch64(cpu: str, march: str, words: list[str]) -> str:
+    if any(word in ("darwin", "ios") or "apple" in word for word in words):
+        return "apple-m1"
+    if cpu in _A64:
+        return _A64[cpu]
+    extensions = march.split("+")[1:]
+    version = re.match(r"armv(\d+)\.(\d+)-a", march)
+    later = version is not None and (int(version[1]), int(version[2])) >= (8, 4)  # has dot products in any case
+    if "nodotprod" not in extensions and ("dotprod" in extensions or later or march.startswith("armv9")):
+        return "arm"
+    return "aarch64"
+
+
+def _x86(march: str, words: list[str]) -> str:
+    if any(word == "windows" or "mingw" in word for word in words):
+        return "windows-x86-64"
+    return march if march in _X86_LEVELS else "x86-64"
+
+
+def _architecture(words: list[str]) -> str:
+    named = [w for word in words for w in (word.removeprefix("--target=").removeprefix("-march="),)]
+    for arch, pattern in _ARCHITECTURES:
+        if any(re.fullmatch(pattern, word) for word in named):
+            return arch
+    return ""
+
+
+def _unknown(arch: str, build: str) -> OptionError:
+    if arch == "arm":
+        what, expected = "the build is for 32-bit Arm, but does not say which", "a flag such as -mcpu=cortex-m4"
+    else:
+        what, expected = "irc has no target for this build", "flags of a processor that it knows"
+    return OptionError(
+        what,
+        expected=expected,
+        got=f"'{build.strip()}'",
+        hint="naming one of irc targets; 'c' is source for any compiler",
+    )
