@@ -26,7 +26,12 @@ def read_target(text: str) -> Target:
 
 
 def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict[str, Any]]:
-    """Object and facts of one kernel."""
+    """Object and facts of one kernel; its C text for targets that are C."""
+    if target.arch == "c":
+        from irc.backends.tvm.source.kernels import kernel_source
+
+        text, facts = kernel_source(spec, target, symbol)
+        return text.encode(), facts
     if isinstance(spec, LibrarySpec):
         from irc.backends.tvm.library.compile import compile_library
 

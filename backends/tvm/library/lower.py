@@ -198,14 +198,14 @@ def _on_cpu(function: Any, module: Any, context: Any) -> Any:
     return function.with_body(tirx.AttrStmt(zero, "device_id", zero, body))
 
 
-def finish(functions: Sequence[Lowered], target: Any) -> Any:
-    """The module of all functions, ready for `target.build.llvm`."""
+def finish(functions: Sequence[Lowered], target: Any, *, vectors: bool = True) -> Any:
+    """The module of all functions, ready for `target.build.llvm`; `vectors` False: one element at a time."""
     module = tvm.IRModule({f.name: f.function.with_attr("target", target) for f in functions})
     return tvm.ir.transform.Sequential(
         [
             tirx.transform.NarrowDataType(32),
             s_tir.transform.LoopPartition(),
-            tirx.transform.VectorizeLoop(True),
+            tirx.transform.VectorizeLoop(vectors),
             tirx.transform.StorageRewrite(),
             tirx.transform.UnrollLoop(),
             tirx.transform.StmtSimplify(),

@@ -1,0 +1,1 @@
+"""Networks as portable C99: kernels, weights and entry functions in one source file."""

@@ -1,0 +1,96 @@
+"""Kernels that differ in numbers only become one function that takes these numbers.
+
+Layers of a network often differ in extents and strides alone. Their texts are compared token by token: where all are
+equal but for literals, the literals that differ become parameters, which stand in a table for each kernel. Arrays on
+the stack (their sizes are written N...) get the largest size of all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TOKEN = re.compile(
+    r"[A-Za-z_]\w*"
+    r"|\(-\d+\)(?![\w.])"
+    r"|\(-(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+)f\)"
+    r"|(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+)f?"
+    r"|\d+\w*"
+    r"|\s+|."
+)
+_INTEGER = re.compile(r"(\d+|\(-\d+\))\Z")
+_REAL = re.compile(r"\(?-?\d[\d.]*(?:e[-+]?\d+)?f\)?\Z")
+_SIZE = re.compile(r"N\d+\Z")
+_DEFINITION = re.compile(r"^static ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A function and, for each kernel that it stands for, the numbers to call it with. `integers` and `reals`: whether
+    it takes a table of them, after the kernel's own arguments."""
+
+    name: str
+    text: str
+    integers: dict[str, tuple[str, ...]]
+    reals: dict[str, tuple[str, ...]]
+
+
+def merge(kernels: dict[str, str]) -> list[Merged]:
+    """`kernels`: text by symbol. Texts of several functions stay as they are."""
+    groups: dict[object, list[tuple[str, list[str]]]] = {}
+    for symbol, text in kernels.items():
+        if len(_DEFINITION.findall(text)) != 1:
+            groups[symbol] = [(symbol, _TOKEN.findall(text))]
+            continue
+        tokens = _TOKEN.findall(text)
+        shape = tuple(_shape(t, symbol) for t in tokens)
+        groups.setdefault(shape, []).append((symbol, tokens))
+    return [_merged(members) for members in groups.values()]
+
+
+def _shape(token: str, symbol: str) -> str:
+    if token == symbol:
+        return "@"
+    if _INTEGER.match(token):
+        return "#"
+    if _REAL.match(token):
+        return "%"
+    return "N" if _SIZE.match(token) else token
+
+
+def _merged(members: list[tuple[str, list[str]]]) -> Merged:
+    name, first = members[0]
+    columns: dict[tuple[str, ...], str] = {}
+    tables: dict[str, list[tuple[str, ...]]] = {"#": [], "%": []}
+    out = []
+    for i, token in enumerate(first):
+        values = tuple(tokens[i] for _, tokens in members)
+        kind = _shape(token, name)
+        if kind == "N":
+            out.append(str(max(int(v[1:]) for v in values)))
+        elif kind in "#%" and len(set(values)) > 1:
+            known = columns.get((kind, *values))
+            if known is None:
+                known = f"{'q' if kind == '#' else 'r'}{len(tables[kind])}"
+                columns[(kind, *values)] = known
+                tables[kind].append(values)
+            out.append(known)
+        else:
+            out.append(token)
+    text = "".join(out)
+    symbols = [symbol for symbol, _ in members]
+    found: list[dict[str, tuple[str, ...]]] = []
+    for kind, letter, ctype in (("#", "q", "int32_t"), ("%", "r", "float")):
+        table = tables[kind]
+        found.append({s: tuple(column[i] for column in table) for i, s in enumerate(symbols)} if table else {})
+        if table:
+            text = _with_table(text, letter, ctype, len(table))
+    return Merged(name, text, found[0], found[1])
+
+
+def _with_table(text: str, letter: str, ctype: str, count: int) -> str:
+    """The function with one more parameter, whose elements get names at its beginning."""
+    head, body = text.split("\n{\n", 1)
+    lines = [f"    const {ctype} {letter}{i} = {letter}_[{i}];" for i in range(count)]
+    head = head[: head.rindex(")")] + f", const {ctype} *IRC_RESTRICT {letter}_)"
+    return "\n".join([head, "{", *lines, body])

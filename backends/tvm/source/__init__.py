@@ -1,0 +1,1 @@
+"""Kernels as C text: TIR printed, and kernels that are written in C."""
