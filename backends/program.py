@@ -115,4 +115,7 @@ class Program:
     threads: int = 1  # of the pool that is compiled in; 1: none
     worth_threads: bool = True  # False: a run is over so soon that the pool is left alone
     levels: tuple[Target, ...] = ()  # whose kernels it holds, weakest first, to pick from when it starts; (): target's
+    # Where in the workspace inputs and outputs may lie (None: nowhere); () where the plan has no places for them.
+    input_places: tuple[int | None, ...] = ()
+    output_places: tuple[int | None, ...] = ()
     coded: Coded | None = None  # the weights as the library stores them, to be decoded by NAME_init; None: plain

@@ -50,7 +50,7 @@ _FEATURE_FLAGS = {
 
 def required_flags(target: Target) -> tuple[str, ...]:
     """The /proc/cpuinfo flags that code for `target` needs."""
-    table = _FEATURE_FLAGS[target.arch]
+    table = _FEATURE_FLAGS.get(target.arch, {})
     wanted = {table[f[1:]] for f in target.features if f[:1] == "+" and f[1:] in table}
     return tuple(sorted(wanted.union(_CPU_FLAGS.get(target.cpu, ()))))
 
@@ -87,7 +87,9 @@ def obstacle(facts: Mapping[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) ->
     """Why code for the target of these facts cannot run on this machine; empty when it can."""
     if facts["arch"] != host_arch():
         return f"it is for {facts['arch']}, this machine is {host_arch()}"
-    if "linux" in facts["triple"] and not sys.platform.startswith("linux"):
+    if "linux" not in facts["triple"]:
+        return f"it is for {facts['triple']}"
+    if not sys.platform.startswith("linux"):
         return f"it is for Linux, this is {sys.platform}"
     missing = sorted(set(facts.get("cpu_flags", ())) - host_features(cpuinfo))
     return f"this CPU lacks {', '.join(missing)}" if missing else ""

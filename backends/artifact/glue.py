@@ -16,16 +16,24 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+import numpy as np
+
+from irc.backends.artifact import elf, levels, module, pool
 from irc.backends.artifact import interface as abi
-from irc.backends.artifact import levels, pool
 from irc.backends.artifact.coder.choose import decoder_text
 from irc.backends.artifact.coder.decoder import ENTRY
-from irc.backends.program import Arg, Port, Program, Step
+from irc.backends.artifact.elf import Section
+from irc.backends.program import Arg, Blob, Port, Program, Step
 from irc.errors import InternalError
+from irc.targets.target import Target
 
 _DATALAYOUT = {
     "x86-64": "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128",
     "aarch64": "e-m:e-p270:32:32-p271:32:32-p272:64:64-i8:8:32-i16:16:32-i64:64-i128:128-n32:64-S128-Fn32",
+    "arm32": "e-m:e-p:32:32-Fi8-i64:64-v128:64:128-a:0:32-n32-S64",
+    "riscv64": "e-m:e-p:64:64-i64:64-i128:128-n32:64-S128",
+    "riscv32": "e-m:e-p:32:32-i64:64-n32-S128",
+    "wasm32": "e-m:e-p:32:32-p10:8:8-p20:8:8-i64:64-i128:128-n32:64-S128-ni:1:10:20",
 }
 
 CODED_ALIGNMENT = 4
@@ -41,10 +49,16 @@ TENSOR_TYPE = "{ ptr, i32, i32, ptr, %w, i32, float, i32, i32 }"
 
 
 def glue_ll(program: Program) -> str:
-    """LLVM IR text that defines the public names of `program`. Kernels and weights stay hidden externals."""
+    """LLVM IR text that defines the public names of `program`.
+
+    Kernels and weights stay hidden externals; where all becomes one module (`module.py`) they are part of it.
+    """
     abi.check_name(program.name)
     pool.check_threads(program.threads, program.target)
-    return _Glue(program).text()
+    text = _Glue(program).text()
+    if program.target.linking != "module":
+        return text
+    return module.merged_text(program.kernels, text, program.target)
 
 
 class _Glue:
@@ -54,16 +68,20 @@ class _Glue:
         self.word = f"i{program.target.pointer_bits}"
         self.word_bytes = program.target.pointer_bits // 8
         self.meetings = [i for i, step in enumerate(program.steps) if i and step.waits]
+        self.is_module = program.target.linking == "module"
+        self.threads = program.target.threads
 
     def text(self) -> str:
         p = self.p
         out = [
             f'source_filename = "{self.n}"',
-            f'target datalayout = "{_DATALAYOUT[p.target.arch]}"',
+            *([] if self.is_module and p.kernels else [f'target datalayout = "{_data_layout(p.target)}"']),
             f'target triple = "{p.target.triple}"',
             "",
         ]
-        if p.weights_bytes:
+        if p.weights_bytes and self.is_module:
+            out.append(self._weights())
+        elif p.weights_bytes:
             count = p.weights_bytes if p.coded is None else len(p.coded.data)
             align = p.alignment if p.coded is None else CODED_ALIGNMENT
             out.append(f"@{weights_symbol(p)} = external hidden constant [{count} x i8], align {align}")
@@ -74,7 +92,7 @@ class _Glue:
         if p.coded is not None:
             out += decoder_text(p.target, p.coded)
         out += self._init()
-        out += self._set_parallel()
+        out += self._set_parallel() if self.threads else self._no_parallel()
         out += self._deinit()
         parallel = [i for i, s in enumerate(p.steps) if s.parallel]
         if parallel:
@@ -86,8 +104,33 @@ class _Glue:
             out += pool.pool_ll(p.target.arch, len(self.meetings), abi.CTX_POOL * self.word_bytes)
             out += self._steps()
             out += self._set_threads()
-        out += ["attributes #0 = { nounwind }", "attributes #1 = { noinline nounwind }", ""]
+        size = " minsize optsize" if p.target.small else ""
+        out += [f"attributes #0 = {{ nounwind{size} }}", f"attributes #1 = {{ noinline nounwind{size} }}", ""]
         return "\n".join(out)
+
+    def _weights(self) -> str:
+        p = self.p
+        section = weights_section(p)
+        assert section is not None
+        data = section.data() if section.size <= module.MARKER_BYTES else None
+        return module.weights_constant(p, weights_symbol(p), section.size, data, section.align)
+
+    def _define(self, kind: str, parameters: str) -> str:
+        """The start of a public function. In a module it has a section of its own, for linkers to leave out."""
+        name = f"@{self.n}_{kind}"
+        if not self.is_module:
+            return f"define i32 {name}({parameters}) #0 {{"
+        section = f' section ".text.{self.n}_{kind}"' if self.p.target.object_format == "elf" else ""
+        return f"define dso_local i32 {name}({parameters}) #0{section} {{"
+
+    def _table(self, kind: str, value: str) -> str:
+        """A public constant, likewise."""
+        if not self.is_module:
+            return f"@{self.n}_{kind} = constant {value}"
+        # A loader writes addresses into the section of its own that LLVM makes; without one they are constants.
+        bare = self.p.target.object_format == "elf" and "linux" not in self.p.target.triple
+        section = f', section ".rodata.{self.n}_{kind}"' if bare else ""
+        return f"@{self.n}_{kind} = dso_local constant {value}{section}, align {self.word_bytes}"
 
     def _declarations(self) -> list[str]:
         arity: dict[str, int] = {}
@@ -97,6 +140,8 @@ class _Glue:
                 raise InternalError("a kernel is called with different numbers of arguments", where=symbol)
             if symbol not in self.p.kernels:
                 raise InternalError("a step calls a kernel that was not compiled", where=symbol)
+        if self.is_module:
+            return []  # defined in the same module
         return [
             f"declare hidden void {_at(name)}({', '.join(['ptr'] * n + ['i32', 'i32'])}) #0"
             for name, n in arity.items()
@@ -115,13 +160,13 @@ class _Glue:
             row_type = TENSOR_TYPE.replace("%w", w)
             # A table of at least one row: C has no empty arrays.
             rows = rows or [f"{row_type} zeroinitializer"]
-            out.append(f"@{n}_{which} = constant [{len(rows)} x {row_type}] [\n  " + ",\n  ".join(rows) + "\n]")
+            out.append(self._table(which, f"[{len(rows)} x {row_type}] [ " + ", ".join(rows) + " ]"))
         out.append(_string(f"{n}.name", n))
         info = [
             f"i32 {abi.ABI_VERSION}",
             f"i32 {_signed(abi.interface_hash(p))}",
             f"ptr @{n}.name",
-            f"{w} {abi.CTX_WORDS * self.word_bytes}",
+            f"{w} {abi.ctx_words(p) * self.word_bytes}",
             f"{w} {p.workspace_bytes}",
             f"{w} {p.alignment}",
             f"{w} {abi.init_ram_bytes(p)}",
@@ -130,7 +175,7 @@ class _Glue:
             f"ptr @{n}_inputs",
             f"ptr @{n}_outputs",
         ]
-        out += [f"@{n}_info = constant {INFO_TYPE.replace('%w', w)} {{ {', '.join(info)} }}", ""]
+        out += [self._table("info", f"{INFO_TYPE.replace('%w', w)} {{ {', '.join(info)} }}"), ""]
         return out
 
     def _port_data(self, label: str, port: Port) -> list[str]:
@@ -163,7 +208,7 @@ class _Glue:
         weights = f"@{weights_symbol(p)}" if p.weights_bytes else "null"
         weights = weights if p.coded is None else "%ram"
         out = [
-            f"define i32 @{n}_init(ptr %ctx, ptr %ram, {w} %ram_bytes) #0 {{",
+            self._define("init", f"ptr %ctx, ptr %ram, {w} %ram_bytes"),
             "  %null = icmp eq ptr %ctx, null",
             "  br i1 %null, label %bad, label %good",
             "bad:",
@@ -172,9 +217,9 @@ class _Glue:
             *(self._check_ram(str(abi.init_ram_bytes(p))) if abi.init_ram_bytes(p) else []),
             *self._decode(),
         ]
-        for i in range(abi.CTX_WORDS):
+        for i in range(abi.ctx_words(p)):
             value = {abi.CTX_WEIGHTS: f"ptr {weights}", abi.CTX_PARTS: f"{w} 1"}.get(i, f"{w} 0")
-            value = f"{w} {abi.interface_hash(p)}" if i == abi.CTX_TAG else value
+            value = f"{w} {self._tag()}" if i == abi.CTX_TAG else value
             out += [*self._field(f"%c{i}", "%ctx", i), f"  store {value}, ptr %c{i}"]
         if p.levels:
             out += levels.start(p)
@@ -186,7 +231,7 @@ class _Glue:
             f"  ret i32 {abi.OK}",
             "}",
             "",
-            f"define i32 @{n}_init_checked(ptr %ctx, ptr %ram, {w} %ram_bytes, i32 %interface) #0 {{",
+            self._define("init_checked", f"ptr %ctx, ptr %ram, {w} %ram_bytes, i32 %interface"),
             f"  %same = icmp eq i32 %interface, {_signed(abi.interface_hash(p))}",
             "  br i1 %same, label %good, label %bad",
             "bad:",
@@ -231,17 +276,26 @@ class _Glue:
             f"  ret i32 {abi.ERROR_NULL}",
             "has_ctx:",
             f"  %tag = load {self.word}, ptr %ctx",
-            f"  %mine = icmp eq {self.word} %tag, {abi.interface_hash(self.p)}",
+            f"  %mine = icmp eq {self.word} %tag, {self._tag()}",
             "  br i1 %mine, label %ready, label %foreign",
             "foreign:",
             f"  ret i32 {abi.ERROR_UNINITIALISED}",
             "ready:",
         ]
 
+    def _tag(self) -> int:
+        """The first word of a context of this network."""
+        return abi.interface_hash(self.p) if self.word_bytes == 8 else _signed(abi.interface_hash(self.p))
+
+    def _no_parallel(self) -> list[str]:
+        """NAME_set_parallel where nothing is shared out."""
+        start = self._define("set_parallel", "ptr %ctx, ptr %f, ptr %user, i32 %parts")
+        return [start, f"  ret i32 {abi.ERROR_ARGUMENT}", "}", ""]
+
     def _set_parallel(self) -> list[str]:
         w = self.word
         return [
-            f"define i32 @{self.n}_set_parallel(ptr %ctx, ptr %f, ptr %user, i32 %parts) #0 {{",
+            self._define("set_parallel", "ptr %ctx, ptr %f, ptr %user, i32 %parts"),
             *self._check_ctx(),
             "  %few = icmp slt i32 %parts, 1",
             "  br i1 %few, label %bad, label %good",
@@ -253,7 +307,7 @@ class _Glue:
             *self._field("%pu", "%ctx", abi.CTX_PARALLEL_USER),
             "  store ptr %user, ptr %pu",
             *self._field("%pp", "%ctx", abi.CTX_PARTS),
-            f"  %wide = zext i32 %parts to {w}",
+            f"  %wide = zext i32 %parts to {w}" if w != "i32" else "  %wide = add i32 %parts, 0",
             f"  store {w} %wide, ptr %pp",
             f"  ret i32 {abi.OK}",
             "}",
@@ -299,7 +353,7 @@ class _Glue:
 
     def _deinit(self) -> list[str]:
         return [
-            f"define i32 @{self.n}_deinit(ptr %ctx) #0 {{",
+            self._define("deinit", "ptr %ctx"),
             *self._check_ctx(),
             *(self._stop_pool() if pool.has_pool(self.p.target) else []),
             f"  store {self.word} 0, ptr %ctx",
@@ -436,7 +490,7 @@ class _Glue:
         %outputs. `parts` are the last two arguments."""
         out: list[str] = []
         values = [self._pointer(f"%s{i}_{j}", arg, out) for j, arg in enumerate(step.args)]
-        args = ", ".join([f"ptr {v}" for v in values] + [parts])
+        args = ", ".join([f"ptr {v}" for v in values] + ([parts] if self.threads else []))
         kernel = _at(step.symbol)
         if step.variants:
             kernel = f"%k{i}"
@@ -458,9 +512,9 @@ class _Glue:
     # NAME_run
 
     def _run(self) -> list[str]:
-        p, n = self.p, self.n
+        p = self.p
         out = [
-            f"define i32 @{n}_run(ptr %ctx, ptr %inputs, ptr %outputs, ptr %workspace) #0 {{",
+            self._define("run", "ptr %ctx, ptr %inputs, ptr %outputs, ptr %workspace"),
         ]
         framed = any(s.parallel for s in p.steps)
         if framed:
@@ -489,7 +543,12 @@ class _Glue:
                 f"  ret i32 {abi.ERROR_ALIGN}",
                 "go:",
             ]
-        out += [*self._field("%f_weights", "%ctx", abi.CTX_WEIGHTS), "  %weights = load ptr, ptr %f_weights"]
+        if p.coded is not None or not self.is_module:
+            out += [*self._field("%f_weights", "%ctx", abi.CTX_WEIGHTS), "  %weights = load ptr, ptr %f_weights"]
+        elif p.weights_bytes:
+            out.append(f"  %weights = getelementptr inbounds i8, ptr @{weights_symbol(p)}, {self.word} 0")
+        else:
+            out.append(f"  %weights = inttoptr {self.word} 0 to ptr")
         if framed:
             for name, i in _BASES:
                 out += [*self._field(f"%frame{i}", "%frame", i), f"  store ptr %{name}, ptr %frame{i}"]
@@ -544,9 +603,44 @@ class _Glue:
         ]
 
 
+def _data_layout(target: Target) -> str:
+    """LLVM's, as its TargetParser computes them; kernels' texts carry their own."""
+    if target.arch == "x86-64":
+        return _DATALAYOUT["x86-64"].replace("m:e", "m:w" if target.object_format == "coff" else "m:e")
+    if target.object_format == "macho":
+        return "e-m:o-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-n32:64-S128-Fn32"
+    return _DATALAYOUT[target.arch]
+
+
 def weights_symbol(program: Program) -> str:
     """The name of the weights inside the object (local after linking)."""
     return f"{program.name}_weights"
+
+
+def weights_section(program: Program) -> Section | None:
+    """The weights at their offsets, as views of the plan's arrays, or coded. None when there are none."""
+    if not program.weights_bytes:
+        return None
+    if program.coded is not None:
+        coded = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, CODED_ALIGNMENT)
+        coded.append(program.coded.data)
+        return coded
+    section = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, program.alignment)
+    for blob in sorted(program.weights, key=lambda b: b.offset):
+        if blob.offset < section.size:
+            raise InternalError("weights overlap", where=f"{program.name}: {blob.name or 'weight'} at {blob.offset}")
+        if blob.offset > section.size:
+            section.append(bytes(blob.offset - section.size))
+        section.append(_raw(blob))
+    if section.size > program.weights_bytes:
+        raise InternalError("weights reach beyond their section", where=program.name)
+    section.append(bytes(program.weights_bytes - section.size))
+    return section
+
+
+def _raw(blob: Blob) -> elf.Bytes:
+    flat = np.ascontiguousarray(blob.data).reshape(-1)
+    return flat.view(np.uint8).data if flat.size else b""
 
 
 def public_symbols(program: Program, *, threads: bool = False) -> tuple[str, ...]:

@@ -135,7 +135,8 @@ int @NAME@_set_parallel(@NAME@_ctx *ctx, irc_parallel_for f, void *user, int par
 
 /* Runs the network once: reads the @UPPER@_INPUTS arrays of `inputs`, writes the @UPPER@_OUTPUTS arrays of `outputs`.
    Inputs and outputs are aligned as their element types ask for; outputs overlap neither each other, nor inputs, nor
-   the workspace. Calls may run at the same time, also with one context, when each has its own workspace and outputs.
+   the workspace@BUT@. Calls may run at the same time, also with one context, when each has its own workspace and
+   outputs.
    Returns IRC_OK, IRC_ERROR_NULL, IRC_ERROR_ALIGN or IRC_ERROR_UNINITIALISED; on an error nothing was written. */
 int @NAME@_run(const @NAME@_ctx *ctx, const void *const *inputs, void *const *outputs, void *workspace);
 
@@ -175,6 +176,11 @@ int @NAME@_set_threads(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, int threads
 int @NAME@_threads(const @NAME@_ctx *ctx);
 """
 
+_PLACES = """\
+/* Inputs and outputs need no memory of their own: they may lie in the workspace, so many bytes behind its start. All
+   can be there at once. @NAME@_run destroys an input that lies there; outputs stay until the workspace is used again.
+   Memory of the caller's is as good, and an input there is never written to. */"""
+
 _LEVELS = """
 /* The library holds kernels for several machines:
 @LEVEL_LIST@
@@ -209,7 +215,7 @@ def header_text(program: Program) -> str:
         "IN_ARRAY": str(max(1, len(program.inputs))),
         "OUT_ARRAY": str(max(1, len(program.outputs))),
         "HASH": f"0x{abi.interface_hash(program):08x}",
-        "WORDS": str(abi.CTX_WORDS),
+        "WORDS": str(abi.ctx_words(program)),
     }
     pooled = program.threads > 1
     values |= {
@@ -222,6 +228,7 @@ def header_text(program: Program) -> str:
         "JOINS": ": the threads of the pool have ended when it returns" if pooled else "",
         "POOL": _POOL if pooled else "",
         "WITHOUT": "the pool" if pooled else "one thread",
+        "BUT": " (but for the places in it, above)" if program.input_places or program.output_places else "",
         "LEVELS": _LEVELS if program.levels else "",
         "LEVEL_LIST": "\n".join(f"       {i}  {_comment(t.name)}" for i, t in enumerate(program.levels)),
     }
@@ -235,6 +242,7 @@ def header_text(program: Program) -> str:
         "JOINS",
         "POOL",
         "WITHOUT",
+        "BUT",
         "LEVELS",
         "LEVEL_LIST",
     ):  # the first of them have values of their own
@@ -251,12 +259,17 @@ def header_text(program: Program) -> str:
 
 
 def _port_constants(program: Program) -> str:
-    lines = []
-    for kind, ports in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
+    lines, places = [], []
+    both = (("INPUT", program.inputs, program.input_places), ("OUTPUT", program.outputs, program.output_places))
+    for kind, ports, offsets in both:
         for i, port in enumerate(ports):
             start = f"#define {program.name.upper()}_{kind}_{i}"
             lines += [f"{start}_BYTES {port.nbytes}", f"{start}_ELEMENTS {abi.elements(port)}"]
-    return "\n".join(["/* Sizes of each. */", *lines]) if lines else ""
+            if offsets and offsets[i] is not None:
+                places.append(f"{start}_OFFSET {offsets[i]}")
+    if places:
+        places.insert(0, _PLACES.replace("@NAME@", program.name))
+    return "\n".join(["/* Sizes of each. */", *lines, *places]) if lines else ""
 
 
 def _list(ports: tuple[Port, ...]) -> str:

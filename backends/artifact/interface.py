@@ -20,6 +20,8 @@ from irc.ir.types import DType
 ABI_VERSION = 1
 CTX_WORDS = 16
 """Pointer-sized words of a context. Their use is private to the library; what is not used is zero."""
+CTX_WORDS_ALONE = 2
+"""The same where there are neither threads nor levels: the tag and the weights."""
 CTX_TAG, CTX_WEIGHTS, CTX_PARALLEL_FOR, CTX_PARALLEL_USER, CTX_PARTS, CTX_POOL, CTX_KERNELS = range(7)
 
 OK, ERROR_NULL, ERROR_ALIGN, ERROR_UNINITIALISED, ERROR_VERSION, ERROR_RAM, ERROR_ARGUMENT, ERROR_DATA = range(8)
@@ -55,6 +57,11 @@ def identifier(text: str) -> str:
     return name if name[:1].isalpha() else "net_" + name if name else "net"
 
 
+def ctx_words(program: Program) -> int:
+    """Words of a context of `program`."""
+    return CTX_WORDS if program.target.threads else CTX_WORDS_ALONE
+
+
 def init_ram_bytes(program: Program) -> int:
     """RAM that NAME_init needs: for coded weights and the thread pool. The pool starts when the weights are decoded,
     and takes the place of what the decoder worked with."""
@@ -75,6 +82,8 @@ def interface_hash(program: Program) -> int:
         "ports": [[_facts(p) for p in ports] for ports in (program.inputs, program.outputs)],
         "workspace": [program.workspace_bytes, program.alignment, init_ram_bytes(program)],
     }
+    if program.input_places or program.output_places:
+        facts["places"] = [list(program.input_places), list(program.output_places)]
     return zlib.crc32(json.dumps(facts, sort_keys=True).encode()) or 1
 
 

@@ -7,15 +7,15 @@ link into one program whatever their kernels are called. What stays undefined is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from irc.backends.artifact import elf
+from irc.backends.artifact import elf, module
 from irc.backends.artifact.elf import ObjectFile, Relocation, Section, Symbol
-from irc.backends.artifact.glue import CODED_ALIGNMENT, public_symbols, weights_symbol
+from irc.backends.artifact.glue import public_symbols, weights_section, weights_symbol
+from irc.backends.artifact.module import ModuleObject
 from irc.backends.artifact.pool import FUNCTIONS as THREAD_FUNCTIONS
-from irc.backends.program import Blob, Program
+from irc.backends.program import Program
 from irc.errors import InternalError, UnsupportedError
 
 MEMORY_FUNCTIONS = frozenset({"memcpy", "memset", "memmove"})
@@ -28,6 +28,8 @@ MATH_FUNCTIONS = frozenset(_MATH) | frozenset(f"{f}f" for f in _MATH)
 """C99's libm (and glibc's sincos, exp10, roundeven, which LLVM makes of pairs of calls), double and float."""
 
 _OUTSIDE = MEMORY_FUNCTIONS | MATH_FUNCTIONS | THREAD_FUNCTIONS
+
+Linked = ObjectFile | ModuleObject
 
 MAX_BYTES = 2**31 - 2**24
 """32-bit displacements reach every byte of a network below this size."""
@@ -42,12 +44,19 @@ _TEXT_FILL = {elf.EM_X86_64: b"\xcc", elf.EM_AARCH64: b"\x1f\x20\x03\xd5"}  # in
 
 def link_object(program: Program, glue_object: bytes, *, threads: bool = False) -> bytes:
     """The network as one relocatable object file."""
-    return elf.joined(elf.write_object(link(program, glue_object, threads=threads)))
+    return elf.joined(object_chunks(link(program, glue_object, threads=threads)))
 
 
-def link(program: Program, glue_object: bytes, *, threads: bool = False) -> ObjectFile:
-    """Merges kernels, glue and weights. The weights are referred to, not copied. `threads`: keeps the thread pool even
-    where the program does not ask for one, for libraries whose number of threads is chosen when they are loaded.
+def object_chunks(linked: Linked) -> Sequence[elf.Bytes]:
+    """The object file in pieces."""
+    return linked.chunks if isinstance(linked, ModuleObject) else elf.write_object(linked)
+
+
+def link(program: Program, glue_object: bytes, *, threads: bool = False) -> Linked:
+    """Merges kernels, glue and weights; where `glue_object` is a module with all kernels, adds the weights.
+
+    These are referred to, not copied. `threads`: keeps the thread pool even where the program does not ask for one,
+    for libraries whose number of threads is chosen when they are loaded.
 
     Raises InternalError when something is undefined, defined twice, writable or for another machine, and
     UnsupportedError when the network is too large for 32-bit displacements.
@@ -59,6 +68,8 @@ def link(program: Program, glue_object: bytes, *, threads: bool = False) -> Obje
             expected="less than 2 GB",
             got=f"{program.weights_bytes} bytes",
         )
+    if program.target.linking == "module":
+        return module.patched(program, glue_object, weights_section(program))
     machine = elf.MACHINES[program.target.arch]
     objects = [("glue", elf.read_object(glue_object, "glue"))]
     seen: dict[bytes, str] = {}
@@ -76,32 +87,6 @@ def link(program: Program, glue_object: bytes, *, threads: bool = False) -> Obje
             weights_symbol(program), weights, 0, weights.size, elf.STB_GLOBAL, elf.STT_OBJECT
         )
     return merger.merge(public_symbols(program, threads=threads), objects, weights)
-
-
-def weights_section(program: Program) -> Section | None:
-    """The weights at their offsets, as views of the plan's arrays, or coded. None when there are none."""
-    if not program.weights_bytes:
-        return None
-    if program.coded is not None:
-        coded = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, CODED_ALIGNMENT)
-        coded.append(program.coded.data)
-        return coded
-    section = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, program.alignment)
-    for blob in sorted(program.weights, key=lambda b: b.offset):
-        if blob.offset < section.size:
-            raise InternalError("weights overlap", where=f"{program.name}: {blob.name or 'weight'} at {blob.offset}")
-        if blob.offset > section.size:
-            section.append(bytes(blob.offset - section.size))
-        section.append(_raw(blob))
-    if section.size > program.weights_bytes:
-        raise InternalError("weights reach beyond their section", where=program.name)
-    section.append(bytes(program.weights_bytes - section.size))
-    return section
-
-
-def _raw(blob: Blob) -> elf.Bytes:
-    flat = np.ascontiguousarray(blob.data).reshape(-1)
-    return flat.view(np.uint8).data if flat.size else b""
 
 
 def _definitions(objects: list[tuple[str, ObjectFile]]) -> dict[str, Symbol]:

@@ -140,7 +140,10 @@ def load_program(
     they were is found.
     """
     check_host(target_facts(program.target), where=program.name)
-    chunks = shared_chunks(link(program, glue_object, threads=True), program.target, f"lib{program.name}.so")
+    linked = link(program, glue_object, threads=True)
+    if not isinstance(linked, elf.ObjectFile):  # targets whose kernels are one module are for other machines
+        raise OptionError(f"target '{program.target.name}' cannot run in this process", where=program.name)
+    chunks = shared_chunks(linked, program.target, f"lib{program.name}.so")
     network = _open_chunks(chunks, program.name, tuple(t.name for t in program.levels))
     network.poison = True
     try:

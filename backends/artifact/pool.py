@@ -60,7 +60,7 @@ def ram_bytes(threads: int) -> int:
 
 def has_pool(target: Target) -> bool:
     """Whether there is a pool for the target's system at all."""
-    return "linux" in target.triple and target.pointer_bits == 64
+    return "linux" in target.triple and target.arch in _FUTEX
 
 
 def check_threads(threads: int, target: Target) -> None:
@@ -71,7 +71,7 @@ def check_threads(threads: int, target: Target) -> None:
         raise OptionError(
             "there is no thread pool for this target",
             where=f"target {target.name}",
-            expected="64-bit Linux",
+            expected="Linux on x86-64 or aarch64",
             hint="without --threads; NAME_set_parallel shares the work among threads of the program",
         )
 

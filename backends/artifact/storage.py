@@ -16,7 +16,7 @@ import numpy as np
 from irc.backends.artifact.coder.models import looks_packed
 from irc.backends.artifact.coder.runs import byte_view, counts_of, entropy_bits, halves_of
 from irc.backends.artifact.coder.words import POOLED
-from irc.backends.artifact.elf import ObjectFile
+from irc.backends.artifact.link import Linked
 from irc.backends.program import Blob, Program, Step
 from irc.ir.types import Array
 
@@ -38,7 +38,7 @@ class BlobRow:
     distinct: int
 
 
-def storage(program: Program, obj: ObjectFile, file_bytes: int) -> dict[str, Any]:
+def storage(program: Program, obj: Linked, file_bytes: int) -> dict[str, Any]:
     """The "storage" of a manifest. `file_bytes`: of the static library that holds `obj`."""
     rows = blob_rows(program)
     kinds = _kinds(program, rows)
@@ -196,7 +196,7 @@ def _sums(rows: Sequence[BlobRow]) -> dict[str, Any]:
     }
 
 
-def _sections(program: Program, obj: ObjectFile, file_bytes: int) -> dict[str, int]:
+def _sections(program: Program, obj: Linked, file_bytes: int) -> dict[str, int]:
     """Of the static library. "others": headers, symbols, relocations, names."""
     sizes: dict[str, int] = {}
     for section in obj.sections:

@@ -1,6 +1,7 @@
 """The artifact directory, written as a whole or not at all.
 
     include/NAME.h                        the C interface
+    include/NAME.hpp                      a C++ class around it
     lib/libNAME.a                         the network as a static library
     lib/NAME.o                            the same as one object (when asked for)
     lib/shared/libNAME.so                 the same for dlopen and `irc.load` (Linux; apart, so that -lNAME takes the .a)
@@ -28,6 +29,7 @@ from typing import Any
 from irc.backends.artifact import elf
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.ar import Member, archive
+from irc.backends.artifact.cpp import cpp_text
 from irc.backends.artifact.features import target_facts
 from irc.backends.artifact.glue import glue_ll, public_symbols
 from irc.backends.artifact.header import header_text
@@ -39,7 +41,7 @@ from irc.backends.artifact.storage import storage
 from irc.backends.program import Port, Program
 from irc.errors import OutputError
 
-EMIT = frozenset({"archive", "object", "header", "onnx", "report", "shared"})
+EMIT = frozenset({"archive", "object", "header", "cpp", "onnx", "report", "shared"})
 DEFAULT_EMIT = EMIT - {"object"}
 
 Files = dict[str, Sequence[elf.Bytes]]
@@ -90,6 +92,8 @@ def artifact_files(program: Program, obj: Linked, glue_object: bytes, emit: Coll
     files: Files = {}
     if "header" in emit:
         files[f"include/{name}.h"] = [header_text(program).encode()]
+    if "cpp" in emit:
+        files[f"include/{name}.hpp"] = [cpp_text(program).encode()]
     if "object" in emit:
         files[f"lib/{name}.o"] = object_chunks(obj)
     if "archive" in emit:
@@ -119,9 +123,15 @@ def interface_facts(program: Program) -> dict[str, Any]:
         "init_ram_bytes": abi.init_ram_bytes(program),
         "threads": program.threads,
         "weights_bytes": program.weights_bytes,
-        "inputs": [_port_facts(p) for p in program.inputs],
-        "outputs": [_port_facts(p) for p in program.outputs],
+        "inputs": _ports(program.inputs, program.input_places),
+        "outputs": _ports(program.outputs, program.output_places),
     }
+
+
+def _ports(ports: Sequence[Port], places: Sequence[int | None]) -> list[dict[str, Any]]:
+    """With "offset" where a port may lie in the workspace."""
+    facts = [_port_facts(p) for p in ports]
+    return [f if p is None else f | {"offset": p} for f, p in zip(facts, places or [None] * len(facts), strict=True)]
 
 
 def _port_facts(port: Port) -> dict[str, Any]:

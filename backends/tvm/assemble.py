@@ -20,12 +20,21 @@ _FLAG = re.compile(r'!"tvm_target"')
 
 def target_json(target: Target) -> str:
     """The target as TVM's JSON (keys sorted: the text ends up in cache keys)."""
+    return json.dumps(target_spec(target), sort_keys=True, separators=(",", ":"))
+
+
+def target_spec(target: Target) -> dict[str, Any]:
+    """The target in TVM's terms."""
     spec: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple}
     if target.cpu:
         spec["mcpu"] = target.cpu
     if target.features:
         spec["mattr"] = list(target.features)
-    return json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    if target.abi:
+        spec["mabi"] = target.abi
+    if target.float_abi:
+        spec["mfloat-abi"] = target.float_abi
+    return spec
 
 
 def assemble(ll_text: str, target: Target) -> bytes:

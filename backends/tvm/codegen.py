@@ -9,15 +9,13 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from irc.backends.tvm.assemble import target_spec
 from irc.targets.target import Target
 
 
 def llvm_target(target: Target) -> Any:
     """The TVM target of `target`, being its own host."""
-    spec: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
-    if target.features:
-        spec["mattr"] = list(target.features)
-    made = tvm.target.Target(spec)
+    made = tvm.target.Target(target_spec(target))
     return made.with_host(made)
 
 
@@ -40,12 +38,18 @@ def compile_ll(func: Any, target: Target) -> str:
 
 
 def compile_object(func: Any, target: Target) -> bytes:
-    """The object of a kernel, slim."""
-    from irc.backends.tvm.slim import align_stack, object_from_ll, slim_ll
+    """The object of a kernel, slim; its LLVM IR text where all kernels become one module."""
+    return kernel_bytes(compile_ll(func, target), target)
 
-    text = slim_ll(compile_ll(func, target))
-    wide = target.arch == "x86-64" and target.vector_bytes > 16
-    return object_from_ll(align_stack(text) if wide else text)
+
+def kernel_bytes(text: str, target: Target) -> bytes:
+    """What a program keeps of a kernel, from LLVM IR text as TVM writes it."""
+    from irc.backends.tvm.slim import align_stack, object_from_ll, slim_ll, tightened
+
+    text = slim_ll(text)
+    if target.arch == "x86-64" and target.vector_bytes > 16:
+        text = align_stack(text)
+    return tightened(text, target).encode() if target.linking == "module" else object_from_ll(text)
 
 
 def compile_assembly(func: Any, target: Target) -> str:

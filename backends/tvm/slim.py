@@ -11,11 +11,14 @@ import re
 import tempfile
 from pathlib import Path
 
+from irc.targets.target import Target
+
 _ATTACHMENT = re.compile(r",? ![a-zA-Z][\w.]* !\d+(?=[,\s]|$)")
 _INLINE_LOCATION = re.compile(r",? ![a-zA-Z][\w.]* !(?:DILocation\(.*?\)|\{[^{}]*\})")
 _NAMED = re.compile(r"^!([\w.]+) = !\{(.*)\}$")
 _NUMBERED = re.compile(r"^!(\d+) = ")
 _HELPER = re.compile(r"^define weak .*@__(?:truncsfhf2|extendhfsf2)\(")
+_ALLOCA = re.compile(r"( = alloca .*, align )(\d+)$")
 _DEFINED_OR_DECLARED = re.compile(r"^declare .*@([\w.$]+)\(")
 
 
@@ -42,6 +45,17 @@ def align_stack(text: str) -> str:
     for number in set(re.findall(r"^define .* #(\d+)\b", text, re.MULTILINE)):
         text = text.replace(f"attributes #{number} = {{", f'attributes #{number} = {{ "stackrealign"', 1)
     return text
+
+
+def tightened(text: str, target: Target) -> str:
+    """Kernel text for small machines and for Windows: stack memory is aligned no more than the target asks for, and
+    no function checks its stack page by page (which would call into the C library)."""
+    lines = text.splitlines()
+    if target.small:
+        lines = [_ALLOCA.sub(lambda m: f"{m[1]}{min(int(m[2]), target.alignment)}", line) for line in lines]
+    if target.object_format == "coff":
+        lines = [re.sub(r"^(attributes #\d+ = \{)", r'\1 "no-stack-arg-probe"', line) for line in lines]
+    return "\n".join(lines) + "\n"
 
 
 def object_from_ll(text: str) -> bytes:

@@ -29,7 +29,8 @@ def vector_type(dtype: str, lanes: int) -> str:
 
 
 class KernelBuilder:
-    """Builds one kernel `void symbol(T0* p0, ..., int32 part, int32 parts)`."""
+    """Builds one kernel `void symbol(T0* p0, ..., int32 part, int32 parts)`. Where the target has no threads the last
+    two are missing, and everything is the share of part 0 of 1."""
 
     def __init__(self, symbol: str, target: Target | None = None) -> None:
         self.symbol = symbol
@@ -39,8 +40,9 @@ class KernelBuilder:
         self._is_shared = False
         self._blocks: list[list[Any]] = [[]]
         self._count = 0
-        self.part = tirx.Var("part", "int32")
-        self.parts = tirx.Var("parts", "int32")
+        self._is_alone = target is not None and not target.threads
+        self.part = const(0, "int32") if self._is_alone else tirx.Var("part", "int32")
+        self.parts = const(1, "int32") if self._is_alone else tirx.Var("parts", "int32")
 
     def _name(self, base: str) -> str:
         self._count += 1
@@ -125,6 +127,10 @@ class KernelBuilder:
     @contextmanager
     def work(self, total: int, name: str = "w") -> Iterator[Expr]:
         """The loop that is shared out: items [total*part/parts, total*(part+1)/parts)."""
+        if self._is_alone:
+            with self.loop(total, name) as item:
+                yield item
+            return
         low = self.let(tirx.truncdiv(self.part * total, self.parts), "low")
         high = self.let(tirx.truncdiv((self.part + 1) * total, self.parts), "high")
         with self.loop(high - low, name, start=low) as item:
@@ -141,7 +147,7 @@ class KernelBuilder:
         there; or the other way round (`by_outer` False: every outer index, and about the same inner ones of each).
         `many` outer items are even enough on their own: the inner range is then all of it, as numbers.
         """
-        if by_outer and (outer >= many or inner == 1):
+        if self._is_alone or (by_outer and (outer >= many or inner == 1)):
             with self.work(outer, name) as o:
                 yield o, 0, inner
             return
@@ -185,12 +191,13 @@ class KernelBuilder:
     @contextmanager
     def first_part(self) -> Iterator[None]:
         """For kernels that do not share their work."""
-        with self.when(self.part == 0):
+        with self.when(None if self._is_alone else self.part == 0):
             yield
 
     def finish(self) -> tirx.PrimFunc:
         body = sequence([*self._declared, *self._blocks[0]])
-        func = tirx.PrimFunc([*self._params, self.part, self.parts], body)
+        shares = [] if self._is_alone else [self.part, self.parts]
+        func = tirx.PrimFunc([*self._params, *shares], body)
         return func.with_attr("global_symbol", self.symbol).with_attr("tirx.noalias", not self._is_shared)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from irc.backends.tvm.library.lower import Lowered, finish
-from irc.backends.tvm.slim import object_from_ll, slim_ll
+from irc.backends.tvm.slim import object_from_ll, slim_ll, tightened
 from irc.ir.types import Array
 from irc.targets.target import Target
 
@@ -53,16 +53,18 @@ def _padded(sizes: Sequence[int]) -> int:
 def object_text(kernel: LibraryKernel, target: Target, symbol: str) -> str:
     """LLVM IR text with one entry `void symbol(inputs..., outputs..., scratch, int32 part, int32 parts)`.
 
-    Part 0 does all the work. Functions of the region are internal to the text.
+    Part 0 does all the work; the two are missing where the target has no threads. Functions of the region are internal
+    to the text.
     """
     text = _code(kernel, target)
     head, flag = _split_flag(text)
     head = re.sub(r"^define (?!internal|weak)", "define internal ", head, flags=re.M)
-    return "\n".join([head, *_constants(kernel.constants), "", *_entry(kernel, symbol), "", flag])
+    return "\n".join([head, *_constants(kernel.constants), "", *_entry(kernel, symbol, target), "", flag])
 
 
 def object_bytes(kernel: LibraryKernel, target: Target, symbol: str) -> bytes:
-    return object_from_ll(object_text(kernel, target, symbol))
+    text = object_text(kernel, target, symbol)
+    return tightened(text, target).encode() if target.linking == "module" else object_from_ll(text)
 
 
 def _code(kernel: LibraryKernel, target: Target) -> str:
@@ -93,23 +95,21 @@ def _constants(arrays: Sequence[Array]) -> list[str]:
     return lines
 
 
-def _entry(kernel: LibraryKernel, symbol: str) -> list[str]:
+def _entry(kernel: LibraryKernel, symbol: str, target: Target) -> list[str]:
     inputs = [f"%in{i}" for i in range(len(kernel.inputs))]
     outputs = [f"%out{i}" for i in range(len(kernel.outputs))]
-    lines = [
-        f"define void @{symbol}({', '.join(f'ptr {p}' for p in (*inputs, *outputs))}"
-        f"{', ' if inputs or outputs else ''}ptr %scratch, i32 %part, i32 %parts) {{",
-        "entry:",
-        "  %mine = icmp eq i32 %part, 0",
-        "  br i1 %mine, label %work, label %done",
-        "work:",
-    ]
+    parameters = [f"ptr {p}" for p in (*inputs, *outputs, "%scratch")]
+    if target.threads:
+        parameters += ["i32 %part", "i32 %parts"]
+    lines = [f"define void @{symbol}({', '.join(parameters)}) {{", "entry:"]
+    if target.threads:
+        lines += ["  %mine = icmp eq i32 %part, 0", "  br i1 %mine, label %work, label %done", "work:"]
     count = 0
 
     def scratch(offset: int) -> str:
         nonlocal count
         count += 1
-        lines.append(f"  %s{count} = getelementptr i8, ptr %scratch, i64 {offset}")
+        lines.append(f"  %s{count} = getelementptr i8, ptr %scratch, i{target.pointer_bits} {offset}")
         return f"%s{count}"
 
     for call in kernel.calls:
@@ -119,7 +119,7 @@ def _entry(kernel: LibraryKernel, symbol: str) -> list[str]:
             args.append(scratch(offset))
             offset += -(-size // ALIGNMENT) * ALIGNMENT
         lines.append(f"  call void @{call.function.name}({', '.join(f'ptr {a}' for a in args)})")
-    return [*lines, "  br label %done", "done:", "  ret void", "}"]
+    return [*lines, *(["  br label %done", "done:"] if target.threads else []), "  ret void", "}"]
 
 
 def _operand(ref: Ref) -> str:
