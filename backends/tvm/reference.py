@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from irc.backends.tvm.expression import Expression, Instr
+from irc.backends.tvm.fixed import unpack_factors
 from irc.ir.types import Array
 
 _FUNCTIONS: dict[str, Callable[[float], float]] = {
@@ -63,6 +64,8 @@ def _apply(instr: Instr, a: list[Array]) -> Array:
         return (a[0].astype(np.int32) - np.int32(zero)).astype(np.float32) * np.float32(scale)
     if op == "requantize":
         return requantize(a[0], instr)
+    if op == "unpack":
+        return unpack_factors(a[0], int(instr.params[0]))
     if op == "scale":
         return a[0] * a[1]
     if op == "flip":

@@ -11,12 +11,13 @@ NaN passes through every float function; only a requantization makes a number of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
 
 from irc.backends.tvm.expression import Expression, Instr, needs_scalar
+from irc.backends.tvm.fixed import Chain, chain_of
 from irc.backends.tvm.kernels import rounding
 from irc.backends.tvm.kernels.builder import (
     Expr,
@@ -28,6 +29,7 @@ from irc.backends.tvm.kernels.builder import (
     reinterpret,
     vector_type,
 )
+from irc.backends.tvm.kernels.fixed import float_of_word, has_fpu, representable, requantize_fixed
 from irc.backends.tvm.magnitude import magnitudes
 
 Operand = Callable[[int, int], Expr]
@@ -91,9 +93,15 @@ def _values(
     exact = any(i.op in _INTEGER_SEMANTICS for i in expression)
     if limits is None:
         limits = magnitudes(expression, math.inf, ())
+    chains = {} if lanes > 1 or has_fpu(k.target) else _chains(expression, limits)
+    unread = _read_by_chains_alone(expression, chains) if chains else frozenset()
     values: list[Expr] = []
-    for instr in expression[:count]:
-        if instr.op == "accumulator":
+    for at, instr in enumerate(expression[:count]):
+        if at in chains:
+            value = requantize_fixed(k, expression, at, chains[at], values)
+        elif at in unread:
+            value = None
+        elif instr.op == "accumulator":
             value = accumulator
         elif instr.op == "operand":
             value = k.let(operand(int(instr.params[0]), lanes), "o")
@@ -101,7 +109,8 @@ def _values(
             value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]  # only with a table
         elif instr.op == "requantize":
             source, limit = _requantize_source(expression, values, instr, lanes, limits)
-            value = k.let(rounding.requantize(k, source, instr, lanes, limit))
+            number = _is_number(expression, instr.args[0])
+            value = k.let(rounding.requantize(k, source, instr, lanes, limit, is_number=number))
         else:
             args, sources = [values[a] for a in instr.args], [expression[a] for a in instr.args]
             coarse = _COARSE.get(instr.op) if exact else None
@@ -115,6 +124,44 @@ def _values(
     return values
 
 
+def _chains(expression: Expression, limits: Sequence[float]) -> dict[int, Chain]:
+    """The requantizations that integer arithmetic can do, by their number."""
+    found = {}
+    for at, instr in enumerate(expression):
+        chain = chain_of(expression, at, limits) if instr.op == "requantize" else None
+        if chain is not None and representable(chain):
+            found[at] = chain
+    return found
+
+
+def _read_by_chains_alone(expression: Expression, chains: Mapping[int, Chain]) -> frozenset[int]:
+    """Instructions for whose value nothing asks once `chains` are computed from integers."""
+    read = {len(expression) - 1}
+    for at in range(len(expression) - 1, -1, -1):
+        if at not in read:
+            continue
+        if at in chains:
+            for term in chains[at].terms:
+                read |= {i for i in (term.value, term.other, term.word) if i >= 0}
+        else:
+            read |= set(expression[at].args)
+    return frozenset(range(len(expression))) - read
+
+
+def _is_number(expression: Expression, at: int) -> bool:
+    """Whether a float32 comes from integers by arithmetic that makes no NaN of them. Factors of `scale` are finite."""
+    instr = expression[at]
+    if instr.op == "cast":
+        return expression[instr.args[0]].dtype in _INTEGERS
+    if instr.op in ("dequantize", "constant"):
+        return True
+    if instr.op == "scale":
+        return _is_number(expression, instr.args[0])
+    sums = instr.op in ("add", "sub", "sum", "mul", "relu", "clip") and instr.dtype == "float32"
+    return sums and all(_is_number(expression, a) for a in instr.args)
+
+
+_INTEGERS = frozenset(["int8", "uint8", "int16", "uint16", "int32"])
 _INTEGER_SEMANTICS = frozenset({"requantize", "dequantize", "scale"})
 
 
@@ -130,6 +177,8 @@ def _emit(
         return _truth(args[0] != const(0, sources[0].dtype, lanes), lanes)
     if op == "dequantize":
         return _dequantize(args[0], instr, lanes)
+    if op == "unpack":
+        return reinterpret(float_of_word(args[0], instr), "float32")
     if op == "scale":  # product rounded on its own: the first step of every requantization
         return fence(args[0] * args[1], lanes)
     if op == "sum":  # sum of fenced products

@@ -63,10 +63,12 @@ def levels(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float) ->
     return k.let(_convert(x, lanes))
 
 
-def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float) -> Expr:
-    """clamp, round half to even, add the zero point; NaN becomes the lowest value."""
+def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float, *, is_number: bool = False) -> Expr:
+    """clamp, round half to even, add the zero point; NaN becomes the lowest value, unless `is_number` rules it out."""
     low, high, zero_point, _ = instr.params
     zp = int(zero_point)
+    if is_number and lanes == 1 and k.target is not None and k.target.arch == "arm32":
+        return _requantize_vfp(k, x, instr, limit)
     wide = k.target is not None and k.target.vector_bytes >= 32  # SSE2 has no minimum of int32
     if converts(k, lanes) and wide and (limit < _CONVERTIBLE or zp >= 0):
         level = levels(k, x, instr, lanes, limit)
@@ -80,6 +82,19 @@ def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float
     clamped = tirx.Min(clamped, const(high - zp, "float32", lanes))
     bits = reinterpret(clamped + const(_MAGIC, "float32", lanes), vector_type("int32", lanes))
     return cast(bits - const(_MAGIC_BITS - zp, "int32", lanes), instr.dtype, lanes)
+
+
+def _requantize_vfp(k: KernelBuilder, x: Expr, instr: Instr, limit: float) -> Expr:
+    """VCVTR rounds to an int32 in the current mode, to even, and saturates; 8 bits saturate in one instruction."""
+    low, high, zero_point, _ = instr.params
+    level = reinterpret(intrinsic("llvm.arm.vcvtr", "float32", x), "int32")
+    zero = const(int(zero_point), "int32")
+    if zero_point and limit < _CONVERTIBLE / 2:
+        level = level + zero
+    elif zero_point:
+        level = intrinsic("llvm.sadd.sat", "int32", level, zero)
+    level = tirx.Min(tirx.Max(level, const(int(low), "int32")), const(int(high), "int32"))
+    return cast(level, instr.dtype)
 
 
 def pack(k: KernelBuilder, values: Sequence[Expr], instr: Instr, lanes: int) -> Expr:
