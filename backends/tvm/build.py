@@ -17,7 +17,7 @@ from irc.backends.tvm.plan.following import ask_ahead
 from irc.backends.tvm.plan.kinds import dequantized
 from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
-from irc.backends.tvm.plan.memory import align, lower_bound, place
+from irc.backends.tvm.plan.memory import align, place_plan
 from irc.backends.tvm.plan.planner import Call, Pointer
 from irc.backends.tvm.plan.waits import waits, worth_sharing, worth_threads
 from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
@@ -249,12 +249,13 @@ def _assemble(
         _with_scratch(plan, call, [compiled[v.key] for v in versions])
         for call, versions in zip(plan.calls, kernels, strict=True)
     ]
-    calls = [replace(call, parallel=worth_sharing(call, plan)) for call in calls]
-    _lifetimes(plan, calls)
-    # Vector loads of a computed second factor may reach one vector beyond its last row.
-    workspace = place(planner.storages)
-    workspace += planner.target.vector_bytes if workspace else 0
-    weights, total = _place_weights(plan, calls)
+    calls = [replace(call, parallel=target.threads and worth_sharing(call, plan)) for call in calls]
+    placed = place_plan(calls, planner.storages, target.alignment, small=target.small)
+    workspace = placed.nbytes
+    if workspace and planner.target.vector_bytes > 4:
+        # Vector loads of a computed second factor may reach one vector beyond its last row.
+        workspace += planner.target.vector_bytes
+    weights, total = _place_weights(plan, calls, target.alignment)
     steps = []
     for call, versions, wait in zip(calls, kernels, waits(calls, planner.storages), strict=True):
         args = tuple(_arg(plan, pointer) for pointer in call.args)
@@ -270,16 +271,18 @@ def _assemble(
         {_symbol(v.key): compiled[v.key].data for versions in kernels for v in versions},
         weights,
         total,
-        align(workspace),
+        align(workspace, target.alignment),
         target.alignment,
         {
-            "workspace_lower_bound": lower_bound(planner.storages),
+            "workspace_lower_bound": placed.bound,
             "kernels": len(compiled),
             "calls": len(calls),
             "macs": sum(c.macs for c in calls),
         },
         levels=levels_of(target) if target.upgrades else (),
         worth_threads=worth_threads(calls, plan),
+        input_places=placed.inputs,
+        output_places=placed.outputs,
     )
 
 
@@ -292,15 +295,7 @@ def _with_scratch(plan: Plan, call: Call, versions: list[Compiled]) -> Call:
     return Call(call.spec, args, (*call.writes, number), call.label, call.nodes, call.macs, parallel=False)
 
 
-def _lifetimes(plan: Plan, calls: list[Call]) -> None:
-    for step, call in enumerate(calls):
-        for pointer in call.args:
-            storage = plan.planner.storages[pointer.storage]
-            storage.first = step if storage.first < 0 else storage.first
-            storage.last = step
-
-
-def _place_weights(plan: Plan, calls: list[Call]) -> tuple[tuple[Blob, ...], int]:
+def _place_weights(plan: Plan, calls: list[Call], alignment: int) -> tuple[tuple[Blob, ...], int]:
     used = {pointer.storage for call in calls for pointer in call.args}
     blobs, offset = [], 0
     for number, data, name in plan.constants:
@@ -308,7 +303,7 @@ def _place_weights(plan: Plan, calls: list[Call]) -> tuple[tuple[Blob, ...], int
             continue
         plan.planner.storages[number].offset = offset
         blobs.append(Blob(offset, data, name))
-        offset = align(offset + data.nbytes)
+        offset = align(offset + data.nbytes, alignment)
     return tuple(blobs), offset
 
 
