@@ -1,7 +1,6 @@
-"""Runs a network for another processor under QEMU's user-mode emulator: the very machine code of the artifact.
+"""Runs a network for another processor under an emulator: the very machine code of the artifact.
 
-Needs the emulator and a C compiler that links for the target (`target.qemu`, `target.linker`). The compiler sees only
-a small driver program; the network is the archive that the artifact will hold, linked statically.
+How programs for it are built and started, and what that needs, is in `machines.py`.
 """
 
 from __future__ import annotations
@@ -25,70 +24,15 @@ from irc.backends.artifact.features import obstacle
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.link import link
 from irc.backends.artifact.load import Network, load_artifact
+from irc.backends.artifact.machines import RUN_ERROR, Machine, machine_of, missing_tools, sample_file
+from irc.backends.artifact.machines import Network as Linked
 from irc.backends.artifact.manifest import check_unchanged, ports, read_manifest
 from irc.backends.artifact.write import archive_chunks
-from irc.backends.program import Port, Program
+from irc.backends.program import Program
 from irc.errors import DataError, IrcError, OptionError, VerificationError
 from irc.ir.types import Array, DType
 from irc.targets.catalogue import get_target
 from irc.targets.target import Target
-
-# For each sample until the end of the file: reads all inputs, writes all outputs.
-_DRIVER = r"""
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include "@NAME@.h"
-
-static void *aligned(size_t bytes)
-{
-    size_t align = @UPPER@_WORKSPACE_ALIGN > 64 ? @UPPER@_WORKSPACE_ALIGN : 64;
-    char *p = (char *)malloc(bytes + align);
-    if (p == NULL) exit(90);
-    return p + (align - (size_t)p % align);
-}
-
-int main(void)
-{
-    static @NAME@_ctx ctx;
-    const void *inputs[@UPPER@_INPUTS + 1];
-    void *outputs[@UPPER@_OUTPUTS + 1];
-    void *workspace = aligned(@NAME@_info.workspace_bytes);
-    int i, code;
-    for (i = 0; i < @UPPER@_INPUTS; i++) inputs[i] = aligned(@NAME@_inputs[i].bytes);
-    for (i = 0; i < @UPPER@_OUTPUTS; i++) outputs[i] = aligned(@NAME@_outputs[i].bytes);
-    code = @NAME@_init(&ctx, aligned(@NAME@_info.init_ram_bytes), @NAME@_info.init_ram_bytes);
-    if (code != IRC_OK) return 100 + code;
-    while (getchar() != EOF) { /* a byte before each sample */
-        for (i = 0; i < @UPPER@_INPUTS; i++) {
-            size_t n = @NAME@_inputs[i].bytes;
-            if (fread((void *)inputs[i], 1, n, stdin) != n) return 92;
-        }
-        /* Float NaNs: what reads the workspace before writing it, or leaves outputs out, is found. */
-        memset(workspace, 0xFF, @NAME@_info.workspace_bytes);
-        for (i = 0; i < @UPPER@_OUTPUTS; i++) memset(outputs[i], 0xFF, @NAME@_outputs[i].bytes);
-        if ((code = @NAME@_run(&ctx, inputs, outputs, workspace)) != IRC_OK) return @RUN_ERROR@ + code;
-        for (i = 0; i < @UPPER@_OUTPUTS; i++) {
-            size_t n = @NAME@_outputs[i].bytes;
-            if (fwrite(outputs[i], 1, n, stdout) != n) return 93;
-        }
-        if (fflush(stdout) != 0) return 94;
-    }
-    return 0;
-}
-"""
-
-
-_RUN_ERROR = 110
-"""Exit code of the driver program for error 0 of NAME_run."""
-
-
-def missing_tools(target: Target) -> str:
-    """Why code for `target` cannot be emulated here; empty when it can."""
-    if not target.qemu:
-        return f"target {target.name} names no emulator"
-    absent = [t for t in (target.qemu, target.linker) if not t or not shutil.which(t)]
-    return "not found: " + ", ".join(t or "a linker" for t in absent) if absent else ""
 
 
 def run_under_qemu(
@@ -118,6 +62,7 @@ def open_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
 
 class Emulated:
     """A network linked for its target, ready to be run under the emulator. `inputs` and `outputs` describe it.
+    `stack_bytes`: of boards, what the last run took of the stack.
 
     `linked` is the glue object, or the merged object of `link`. Raises OptionError when a tool is missing (with its
     name), VerificationError when the network cannot be linked or the emulated program fails.
@@ -125,13 +70,21 @@ class Emulated:
 
     def __init__(self, program: Program, linked: bytes | ObjectFile, *, timeout: float = 600.0) -> None:
         obj = linked if isinstance(linked, ObjectFile) else link(program, linked)
-        self._prepare(program.name, program.target, program.inputs, program.outputs, timeout)
+        network = Linked(
+            program.name,
+            program.inputs,
+            program.outputs,
+            program.workspace_bytes,
+            abi.init_ram_bytes(program),
+            program.alignment,
+            abi.interface_hash(program),
+        )
+        self._prepare(network, program.target, timeout)
         with self._cleaned():
-            library = Path(self._folder.name, f"lib{self.name}.a")
-            with library.open("wb") as file:
+            with self._library.open("wb") as file:
                 file.writelines(archive_chunks(program, obj))
-            self._link(header_text(program), library)
-            library.unlink()  # its weights are in the executable now
+            self._machine.build(Path(self._folder.name), header_text(program), self._library, network)
+            self._library.unlink()  # its weights are in the executable now
 
     @classmethod
     def artifact(cls, directory: str | os.PathLike[str], *, timeout: float = 600.0) -> Emulated:
@@ -145,25 +98,36 @@ class Emulated:
             if not path.is_file():
                 raise OptionError("the artifact lacks a part", where=str(path))
             check_unchanged(folder, manifest, path.relative_to(folder).as_posix())
+        facts = manifest["interface"]
+        network = Linked(
+            name,
+            ports(manifest, "inputs"),
+            ports(manifest, "outputs"),
+            int(facts["workspace_bytes"]),
+            int(facts["init_ram_bytes"]),
+            int(facts["workspace_align"]),
+            int(facts["hash"], 16),
+        )
         self = cls.__new__(cls)
-        target = get_target(manifest["target"].get("name", ""))
-        self._prepare(name, target, ports(manifest, "inputs"), ports(manifest, "outputs"), timeout)
+        self._prepare(network, get_target(manifest["target"].get("name", "")), timeout)
         with self._cleaned():
-            self._link(header.read_text(), library)
+            shutil.copyfile(library, self._library)
+            self._machine.build(Path(self._folder.name), header.read_text(), self._library, network)
+            self._library.unlink()
         return self
 
-    def _prepare(
-        self, name: str, target: Target, inputs: tuple[Port, ...], outputs: tuple[Port, ...], timeout: float
-    ) -> None:
+    def _prepare(self, network: Linked, target: Target, timeout: float) -> None:
         reason = missing_tools(target)
         if reason:
-            raise OptionError(f"cannot run code for {target.name} here: {reason}", where=name)
-        self.name, self.target, self.inputs, self.outputs = name, target, inputs, outputs
+            raise OptionError(f"cannot run code for {target.name} here: {reason}", where=network.name)
+        self.name, self.target, self.inputs, self.outputs = network.name, target, network.inputs, network.outputs
+        self.stack_bytes: int | None = None
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="irc-qemu-")
-        self._executable = Path(self._folder.name, "network")
+        self._library = Path(self._folder.name, "library.a")
+        self._machine: Machine = machine_of(target)
 
     @contextmanager
     def _cleaned(self) -> Iterator[None]:
@@ -174,19 +138,6 @@ class Emulated:
             self.close()
             raise
 
-    def _link(self, header: str, library: Path) -> None:
-        folder = Path(self._folder.name)
-        (folder / f"{self.name}.h").write_text(header)
-        (folder / "main.c").write_text(
-            _DRIVER.replace("@RUN_ERROR@", str(_RUN_ERROR))
-            .replace("@NAME@", self.name)
-            .replace("@UPPER@", self.name.upper())
-        )
-        command = [self.target.linker, "-static", "-O1", "-o", str(self._executable)]
-        self._execute(
-            [*command, str(folder / "main.c"), str(library), "-lm", "-lpthread"], "linking for the target failed"
-        )
-
     def __call__(self, *arrays: Array) -> Array | tuple[Array, ...]:
         """Inputs in the order of `self.inputs`; the output, or a tuple of them when there are several."""
         if len(arrays) != len(self.inputs):
@@ -196,9 +147,9 @@ class Emulated:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Arrays by input name -> arrays by output name. The emulated program stays for the next call."""
-        data = b"\0" + self._pack(feeds)
+        data = self._pack(feeds)
         with self._lock:
-            out = self._exchange(data)
+            out = self._once(data)[0] if self._machine.one_shot else self._exchange(b"\0" + data)
         outputs, at = {}, 0
         for port in self.outputs:
             raw = np.frombuffer(out, np.uint8, port.nbytes, at)
@@ -229,16 +180,43 @@ class Emulated:
         return out
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [self.target.qemu]
-        if self.target.qemu_cpu:
-            command += ["-cpu", self.target.qemu_cpu]
+        command = self._machine.command(Path(self._folder.name))
         pipe = subprocess.PIPE
         try:
-            return subprocess.Popen(
-                [*command, str(self._executable)], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
-            )
+            return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         except OSError as error:
-            raise IrcError("cannot start the emulator", where=self.target.qemu, got=str(error)) from error
+            raise _no_start(command[0], error) from error
+
+    def count(self, feeds: Mapping[str, Array], plugin: str, *, runs: int) -> str:
+        """What a plugin of the emulator prints at the end of a program that runs one sample `runs` times.
+
+        `plugin`: its path, with its options. Only for machines whose programs run one sample.
+        """
+        if not self._machine.one_shot:
+            raise OptionError("programs for this machine are not counted so", where=self.target.name)
+        with self._lock:
+            return self._once(self._pack(feeds), runs=runs, arguments=("-plugin", plugin))[1]
+
+    def _once(self, data: bytes, *, runs: int = 1, arguments: tuple[str, ...] = ()) -> tuple[bytes, str]:
+        """Runs a one-shot program; the bytes of its outputs, and what the emulator printed."""
+        folder = Path(self._folder.name)
+        (folder / "in.bin").write_bytes(sample_file(runs, data))
+        (folder / "out.bin").unlink(missing_ok=True)
+        command = [*self._machine.command(folder), *arguments]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, timeout=self._timeout)
+        except subprocess.TimeoutExpired:
+            reason = _reason(-signal.SIGKILL, self._timeout)
+            raise VerificationError("the emulated network failed", where=self.name, got=reason) from None
+        except OSError as error:
+            raise _no_start(command[0], error) from error
+        expected = sum(p.nbytes for p in self.outputs)
+        out = (folder / "out.bin").read_bytes() if (folder / "out.bin").is_file() else b""
+        if done.returncode or len(out) != expected + 4:
+            reason = _reason(done.returncode, self._timeout)
+            raise VerificationError("the emulated network failed", where=self.name, got=reason)
+        self.stack_bytes = int.from_bytes(out[expected:], "little")
+        return out[:expected], done.stderr.decode(errors="replace")
 
     def _pack(self, feeds: Mapping[str, Array]) -> bytes:
         parts = []
@@ -252,16 +230,6 @@ class Emulated:
                 )
             parts.append(array.tobytes())
         return b"".join(parts)
-
-    def _execute(self, command: list[str], what: str) -> None:
-        try:
-            done = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": "C"})
-        except OSError as error:
-            raise IrcError(what, where=command[0], got=str(error)) from error
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            telling = [line for line in lines if "error" in line] or lines[-1:] or [f"exit code {done.returncode}"]
-            raise VerificationError(what, where=command[0], got=telling[0])
 
     def close(self) -> None:
         """Ends the emulated program and removes it."""
@@ -280,11 +248,15 @@ class Emulated:
         self.close()
 
 
+def _no_start(command: str, error: OSError) -> IrcError:
+    return IrcError("cannot start the emulator", where=command, got=str(error))
+
+
 def _reason(code: int, timeout: float) -> str:
     """An exit code in words."""
     if code == -signal.SIGKILL:
         return f"no end within {timeout:g} s"
     if code < 0:
         return signal.strsignal(-code) or f"signal {-code}"
-    name = abi.ERRORS.get(code - _RUN_ERROR, ("", ""))[0]
+    name = abi.ERRORS.get(code - RUN_ERROR, ("", ""))[0]
     return f"exit code {code}" + (f" ({name})" if name else "")

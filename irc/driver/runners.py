@@ -78,7 +78,7 @@ def execution(
     """The nearest thing to the real machine that there is here. Raises IrcError where there is none."""
     if runs_here(program.target):
         return in_process(program, cache_dir=cache_dir, threads=threads)
-    from irc.backends.artifact.qemu import missing_tools
+    from irc.backends.artifact.machines import missing_tools
 
     reason = missing_tools(program.target)
     return host_twin(build, reason, cache_dir=cache_dir) if reason else emulated(program, cache_dir=cache_dir)

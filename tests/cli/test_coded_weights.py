@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import irc
-from irc.backends.artifact.qemu import missing_tools, open_artifact
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import open_artifact
 from irc.cli import main as cli
 from irc.export import save
 from irc.ir.builder import GraphBuilder, weights

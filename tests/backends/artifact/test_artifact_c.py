@@ -11,7 +11,8 @@ import toy
 
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.load import Network
-from irc.backends.artifact.qemu import Emulated, missing_tools, open_artifact, run_under_qemu
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated, open_artifact, run_under_qemu
 from irc.backends.artifact.write import write_artifact
 from irc.backends.tvm.assemble import assemble
 from irc.errors import DataError, OptionError, VerificationError

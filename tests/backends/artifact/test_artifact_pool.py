@@ -19,7 +19,8 @@ from irc.backends.artifact import interface as abi
 from irc.backends.artifact import pool
 from irc.backends.artifact.link import link_object
 from irc.backends.artifact.load import Network, aligned_empty, load_artifact, load_program
-from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated
 from irc.backends.artifact.shared import shared_library
 from irc.backends.artifact.write import write_artifact
 from irc.errors import OptionError

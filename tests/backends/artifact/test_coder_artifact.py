@@ -14,8 +14,9 @@ from irc.backends.artifact.coder.choose import coded_program
 from irc.backends.artifact.coder.encode import encode
 from irc.backends.artifact.link import link_object
 from irc.backends.artifact.load import Network, aligned_empty, load_artifact, load_program
+from irc.backends.artifact.machines import missing_tools
 from irc.backends.artifact.pool import ram_bytes
-from irc.backends.artifact.qemu import missing_tools, run_under_qemu
+from irc.backends.artifact.qemu import run_under_qemu
 from irc.backends.artifact.shared import shared_library
 from irc.backends.artifact.write import write_artifact
 from irc.backends.program import Blob

@@ -18,7 +18,8 @@ from irc.backends.artifact.coder.huffman_ll import huffman_ll
 from irc.backends.artifact.coder.runs import counts_of, entropy_bits
 from irc.backends.artifact.elf import read_object
 from irc.backends.artifact.load import load_program
-from irc.backends.artifact.qemu import missing_tools, run_under_qemu
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import run_under_qemu
 from irc.backends.artifact.storage import bounds
 from irc.backends.program import Blob
 from irc.backends.tvm.assemble import assemble

@@ -12,7 +12,8 @@ import pytest
 from kernel_harness import SENTINEL, Case, assembly, check, compiled, native_targets, run_fenced, symbol_of
 
 from irc.backends.artifact.glue import glue_ll
-from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated
 from irc.backends.program import Arg, Port, Program, Step
 from irc.backends.tvm.assemble import assemble
 from irc.backends.tvm.codegen import compile_assembly

@@ -13,7 +13,8 @@ import spec_reference
 from kernel_harness import Case, check, compiled, native_targets, run, symbol_of
 
 from irc.backends.artifact.glue import glue_ll
-from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated
 from irc.backends.program import Arg, Port, Program, Step
 from irc.backends.tvm.assemble import assemble
 from irc.backends.tvm.geometry import lanes_of

@@ -9,7 +9,8 @@ import pytest
 from in_process import glue_of, open_program, program_of
 from quantized_networks import NETWORKS, Network, build_networks
 
-from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated
 from irc.ir.clone import clone
 from irc.ir.graph import Model
 from irc.targets.catalogue import TARGETS, host_features, runnable_levels, runs_here

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from in_process import glue_of, open_program, program_of
 
-from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated
 from irc.backends.tvm.plan.make import make_plan
 from irc.backends.tvm.specs import LibrarySpec, LinearSpec, RecurrentSpec
 from irc.evaluation.oracle import Oracle

@@ -10,7 +10,8 @@ import pytest
 from in_process import glue_of, open_program, program_of
 from quantized_networks import Network, conv_sums, rounded
 
-from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.sparse_model import SparseChoice
 from irc.backends.tvm.specs import LinearSpec, SparseSpec, WinogradSpec

@@ -11,7 +11,8 @@ from in_process import glue_of, open_program, program_of
 
 from irc.backends.artifact.features import levels_here, target_facts
 from irc.backends.artifact.load import Network
-from irc.backends.artifact.qemu import Emulated, missing_tools
+from irc.backends.artifact.machines import missing_tools
+from irc.backends.artifact.qemu import Emulated
 from irc.backends.program import Program
 from irc.backends.tvm.plan.make import make_plan
 from irc.backends.tvm.plan.winograd_model import Choice, Shape, choose
