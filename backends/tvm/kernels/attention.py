@@ -41,7 +41,7 @@ class _Attention:
     def __init__(self, symbol: str, spec: AttentionSpec, target: Target) -> None:
         self.spec = spec
         self.lanes = lanes = lanes_of(target)
-        k = self.k = KernelBuilder(symbol)
+        k = self.k = KernelBuilder(symbol, target)
         self.q = k.pointer("q", spec.q_dtype, spec.q_size)
         self.key = k.pointer("key", spec.k_dtype, spec.k_size)
         self.v = k.pointer("v", spec.v_dtype, spec.v_size)

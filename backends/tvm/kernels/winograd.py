@@ -200,7 +200,7 @@ class _Product:
         self.tiles = _Tiles(spec)
         self.sizes = tuple(input_size(m, r) for m, r in zip(spec.tile, spec.kernel, strict=True))
         self.points = self.sizes[0] * self.sizes[1]
-        k = self.k = KernelBuilder(symbol)
+        k = self.k = KernelBuilder(symbol, target)
         self.v = k.pointer("v", "float32", spec.v_size)
         self.w = k.pointer("w", "float32", spec.w_size)
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
