@@ -85,6 +85,8 @@ def levels_here(facts: Mapping[str, Any], cpuinfo: Path = Path("/proc/cpuinfo"))
 
 def obstacle(facts: Mapping[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Why code for the target of these facts cannot run on this machine; empty when it can."""
+    if facts["arch"] == "c":
+        return "it is C source, and holds no library"
     if facts["arch"] != host_arch():
         return f"it is for {facts['arch']}, this machine is {host_arch()}"
     if "linux" not in facts["triple"]:

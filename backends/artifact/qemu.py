@@ -47,6 +47,10 @@ def open_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
     """The network of an artifact: in this process where the machine fits, else under emulation (with the
     threads that it was compiled with). Raises OptionError, with both reasons, when neither can be done here."""
     facts = read_manifest(Path(directory))["target"]
+    if facts["arch"] == "c":
+        from irc.backends.c.compiled import open_source_artifact
+
+        return open_source_artifact(directory)
     reason = obstacle(facts)
     if not reason:
         return load_artifact(directory, threads=threads)

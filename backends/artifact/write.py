@@ -63,12 +63,7 @@ def write_artifact(
     when it is not given. Raises OutputError when the directory cannot be written or holds something that is no
     artifact of irc; then nothing is left behind and an older artifact is as it was.
     """
-    if glue_object is None:
-        from irc.backends.tvm.assemble import assemble
-
-        glue_object = assemble(glue_ll(program), program.target)
-    obj = link(program, glue_object)
-    files = artifact_files(program, obj, glue_object, emit)
+    files, stored = _made_of(program, glue_object, emit)
     if model_proto_bytes is not None and "onnx" in emit:
         files[f"{program.name}.onnx"] = [model_proto_bytes]
     if report_html is not None and "report" in emit:
@@ -78,12 +73,28 @@ def write_artifact(
         "name": program.name,
         "target": target_facts(program.target),
         "interface": interface_facts(program),
-        "storage": storage(program, obj, elf.total_size(archive_chunks(program, obj))),
+        "storage": stored,
         "files": {name: _file_facts(name, chunks) for name, chunks in sorted(files.items())},
     }
     files["manifest.json"] = [(json.dumps(full, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()]
     write_directory(Path(directory), files)
     return full
+
+
+def _made_of(program: Program, glue_object: bytes | None, emit: Collection[str]) -> tuple[Files, dict[str, Any]]:
+    """The files that are made from the program alone, and the "storage" of the manifest."""
+    if program.target.linking == "source":
+        from irc.backends.c.package import source_files, source_storage
+
+        sources = source_files(program, emit)
+        return {**sources}, source_storage(program, sources)
+    if glue_object is None:
+        from irc.backends.tvm.assemble import assemble
+
+        glue_object = assemble(glue_ll(program), program.target)
+    obj = link(program, glue_object)
+    stored = storage(program, obj, elf.total_size(archive_chunks(program, obj)))
+    return artifact_files(program, obj, glue_object, emit), stored
 
 
 def artifact_files(program: Program, obj: Linked, glue_object: bytes, emit: Collection[str]) -> Files:

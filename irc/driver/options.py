@@ -71,13 +71,16 @@ class CompileOptions:
         if self.stop_after is not None and self.stop_after not in PHASES:
             raise OptionError(f"there is no phase '{self.stop_after}'", hint=suggest(self.stop_after, PHASES))
         if self.weights is None:
-            object.__setattr__(self, "weights", default_weights(self.passes))
+            source = self.target.linking == "source"
+            object.__setattr__(self, "weights", "plain" if source else default_weights(self.passes))
         if self.weights not in WEIGHTS:
             raise OptionError(
                 f"weights cannot be stored '{self.weights}'",
                 expected=" or ".join(WEIGHTS),
                 hint=suggest(str(self.weights), WEIGHTS),
             )
+        if self.weights != "plain" and self.target.linking == "source":
+            raise OptionError("C source has its weights as plain arrays", where=f"--weights {self.weights}")
         for part in self.emit:
             if part not in EMIT:
                 raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))

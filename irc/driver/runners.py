@@ -35,7 +35,9 @@ class Execution:
 
 
 def glue_object(program: Program, cache_dir: Path | None) -> bytes:
-    """The entry functions of a program as an object file."""
+    """The entry functions of a program as an object file; nothing where they are part of a C source."""
+    if program.target.linking == "source":
+        return b""
     from irc.backends.artifact.glue import glue_ll
     from irc.backends.tvm.build import assemble_glue
 
@@ -78,10 +80,23 @@ def execution(
     """The nearest thing to the real machine that there is here. Raises IrcError where there is none."""
     if runs_here(program.target):
         return in_process(program, cache_dir=cache_dir, threads=threads)
+    if program.target.runner == "cc":
+        return compiled_source(program, build, cache_dir=cache_dir)
     from irc.backends.artifact.machines import missing_tools
 
     reason = missing_tools(program.target)
     return host_twin(build, reason, cache_dir=cache_dir) if reason else emulated(program, cache_dir=cache_dir)
+
+
+def compiled_source(program: Program, build: Build, *, cache_dir: Path | None = None) -> Execution:
+    """The program's C source, compiled by this machine's compiler; its host twin where that cannot be done."""
+    from irc.backends.c.compiled import compiler, open_program, reason_against
+
+    reason = reason_against(program)
+    if reason:
+        return host_twin(build, reason, cache_dir=cache_dir)
+    network = open_program(program)
+    return Execution(network.run, "target", f"compiled by {Path(compiler()).name} for this machine", network.close)
 
 
 def host_twin(build: Build, reason: str = "", *, cache_dir: Path | None = None) -> Execution:
