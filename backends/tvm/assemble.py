@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from irc.backends.tvm.soft import with_soft_functions
 from irc.errors import InternalError
 from irc.targets.target import Target
 
@@ -47,6 +48,7 @@ def assemble(ll_text: str, target: Target) -> bytes:
     import tvm_ffi  # takes a second; irc starts without it
     from tvm import target as _loads_llvm  # noqa: F401
 
+    ll_text = with_soft_functions(ll_text)
     if not _FLAG.search(ll_text):
         ll_text += _machine_flag(target)
     load = tvm_ffi.get_global_func("ffi.Module.load_from_file.ll")

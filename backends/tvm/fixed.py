@@ -48,6 +48,17 @@ def pack_factors(factors: Array, fraction: int, limits: Array) -> Array | None:
     return np.asarray(np.where(nothing, 0, words).astype(np.int32))
 
 
+def packed_scales(scales: Array, limits: Array, requantized: bool) -> tuple[Array, int] | None:
+    """(words, fraction) of a layer's scales: few fractions if the product is `requantized` at once, otherwise the
+    largest one that leaves room for what is added. None where there is none. `limits` bound the sums."""
+    room = limits if requantized else 2 * limits
+    for fraction in FRACTIONS if requantized else range(30, 0, -1):
+        words = pack_factors(scales, fraction, room)
+        if words is not None:
+            return words, fraction
+    return None
+
+
 def unpack_factors(words: Array, fraction: int) -> Array:
     """The float32 factors of packed words."""
     w = words.astype(np.int64)

@@ -11,6 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from irc.backends.tvm.soft import with_soft_functions
 from irc.targets.target import Target
 
 _ATTACHMENT = re.compile(r",? ![a-zA-Z][\w.]* !\d+(?=[,\s]|$)")
@@ -68,7 +69,7 @@ def object_from_ll(text: str) -> bytes:
     load = tvm.get_global_func("ffi.Module.load_from_file.ll")
     with tempfile.TemporaryDirectory(prefix="irc-") as folder:
         source, result = Path(folder) / "m.ll", Path(folder) / "m.o"
-        source.write_text(text)
+        source.write_text(with_soft_functions(text))
         load(str(source), "ll").write_to_file(str(result))
         return result.read_bytes()
 

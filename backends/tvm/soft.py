@@ -2,8 +2,8 @@
 
 Functions over the bits of float32 numbers, as LLVM IR text. They are called about once in ten thousand elements, so
 they are short rather than fast: no division, no 64-bit product (ARMv6-M has none), no count of leading zeros. Every
-result is rounded to nearest, ties to even, as IEEE 754 has it. Infinities and NaN do not occur in integer kernels, and results
-below the smallest normal number are zero: the plan keeps factors far from both.
+result is rounded to nearest, ties to even, as IEEE 754 has it. Infinities and NaN do not occur in integer kernels, and
+results below the smallest normal number are zero: the plan keeps factors far from both.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def float_of_word(word: Expr, instr: Instr) -> Expr:
 
 
 def _call(name: str, *args: Expr) -> Expr:
-    return tirx.call_pure_extern("int32", "irc_soft_" + name, *args)
+    return tirx.call_extern("int32", "irc_soft_" + name, *args)
 
 
 def _float_bits(value: float) -> Expr:

@@ -67,7 +67,7 @@ def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float
     """clamp, round half to even, add the zero point; NaN becomes the lowest value, unless `is_number` rules it out."""
     low, high, zero_point, _ = instr.params
     zp = int(zero_point)
-    if is_number and lanes == 1 and k.target is not None and k.target.arch == "arm32":
+    if is_number and lanes == 1 and k.target is not None and k.target.arch == "arm32" and k.target.fpu != "none":
         return _requantize_vfp(k, x, instr, limit)
     wide = k.target is not None and k.target.vector_bytes >= 32  # SSE2 has no minimum of int32
     if converts(k, lanes) and wide and (limit < _CONVERTIBLE or zp >= 0):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
+from irc.backends.tvm.fixed import packed_scales
 from irc.backends.tvm.plan.kinds import dequantized, is_weight
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.translate import quantization, storage_dtype
@@ -206,11 +207,13 @@ def start_sum(
     compensation: Array | None,
     *,
     summed: bool = False,
+    fpu: bool = True,
 ) -> int:
     """Instructions from the kernel's sum to the value after the absorbed chain.
 
     Float: acc + bias. Integer: int32(acc) + (bias + compensation) in int32, then float32 of it times a float32 scale,
-    and where a quantization follows: clamp, round half to even, add the zero point.
+    and where a quantization follows: clamp, round half to even, add the zero point. Without an `fpu` scales are packed
+    for integer arithmetic (`fixed.py`) where they can be.
     """
     if integer is None:
         acc = b.add("accumulator", "float32")
@@ -233,13 +236,26 @@ def start_sum(
         acc = b.add("add", "int32", acc, _channel(b, operands, extra.astype(np.int32)))
     factor = integer.scale if fused.scale is None or float_bias is not None else integer.scale / fused.scale
     real = b.add("cast", "float32", acc)
-    value = b.add("scale", "float32", real, _channel(b, operands, factor.astype(np.float32)))
+    scales = factor.astype(np.float32)
+    packed = None if fpu else packed_scales(scales, _sum_limits(integer, extra), fused.scale is not None)
+    if packed is None:
+        scale = _channel(b, operands, scales)
+    else:
+        scale = b.add("unpack", "float32", _channel(b, operands, packed[0]), params=(packed[1],))
+    value = b.add("scale", "float32", real, scale)
     if float_bias is not None:
         value = b.add("add", "float32", value, _channel(b, operands, float_bias))
     if fused.scale is None:
         return value
     rest = 1.0 if float_bias is None else float(np.float32(1.0 / fused.scale))
     return b.requantize(value, fused.dtype, fused.low, fused.high, fused.zero, rest)
+
+
+def _sum_limits(integer: IntegerWeights, extra: Array) -> Array:
+    """A limit of the sum of each channel."""
+    bits = integer.x.dtype.bits
+    w = np.abs(integer.full_weights().reshape(len(integer.scale), -1).astype(np.int64)).sum(1)
+    return np.asarray((w * ((1 << bits) - 1) + np.abs(extra)).astype(np.float64))
 
 
 def _channel(b: ExpressionBuilder, operands: RegionOperands, data: Array) -> int:

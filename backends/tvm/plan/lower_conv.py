@@ -113,7 +113,7 @@ def _expression(
 ) -> tuple[ExpressionBuilder, RegionOperands, int]:
     b, operands = ExpressionBuilder(), RegionOperands()
     fused = fuse_quantize(region, bias) if integer is not None else FusedQuantize(1, bias)
-    start = start_sum(b, operands, integer, fused, compensation, summed=summed)
+    start = start_sum(b, operands, integer, fused, compensation, summed=summed, fpu=p.target.fpu != "none")
     result = p.translate(region, b, operands, start, fused.skip)
     return b, operands, result
 

@@ -124,7 +124,7 @@ def _constant_weights(p: Planner, region: Region) -> None:
         fused = fuse_quantize(region, bias)
     operands = RegionOperands()
     compensation = None if integer is None else integer.compensation(inner_padded)
-    start = start_sum(b, operands, integer, fused, compensation, summed=sums)
+    start = start_sum(b, operands, integer, fused, compensation, summed=sums, fpu=p.target.fpu != "none")
     if added is not None:
         start = _add_c(b, operands, start, added, beta)
     result = p.translate(region, b, operands, start, fused.skip)
