@@ -365,6 +365,83 @@ class RecurrentSpec:
 
 
 @dataclass(frozen=True)
+class SmallConvSpec:
+    """Convolution of bytes (int8) on microcontrollers: channels innermost, and no border around images in memory.
+
+    y[n,h,w,c] = expression(sum over kh, kw, i of x[n, h*sh - top + kh*dh, w*sw - left + kw*dw, i] * w[c,kh,kw,i]),
+    where places outside of the image count as `fill`. A product of matrices is a 1 x 1 convolution of an image of one
+    row. Channels have stride 1.
+
+    `way` says how the kernel works (`small.py`): "plain" reads weights [oc, kh, kw, ic], other ways
+    weights packed for them. Of the operands, the first `streamed` stand among the packed weights and are no arguments.
+    `scratch`: bytes of memory that the kernel needs while it runs; with 0 there is no such argument.
+    Arguments: x, weights, operands..., y, scratch.
+    """
+
+    y_dtype: str
+    batch: int
+    image: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    ic: int
+    oc: int
+    x_strides: Strides  # (n, h, w)
+    y_strides: Strides
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int] = (0, 0)  # top, left
+    fill: int = 0
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()  # strides (n, h, w, c)
+    way: str = "plain"
+    streamed: int = 0
+    scratch: int = 0
+    x_size: int = 0
+    y_size: int = 0
+    w_size: int = 0
+
+    def overlap(self) -> dict[int, int]:
+        from irc.backends.tvm.small import conv_distances
+
+        return conv_distances(self)
+
+
+@dataclass(frozen=True)
+class SmallDepthwiseSpec:
+    """Depthwise convolution of bytes (int8) on microcontrollers, channel multiplier 1; as SmallConvSpec otherwise.
+
+    The way "plain" reads weights [kh, kw, channels], of `w_dtype` int8 or int16.
+    """
+
+    y_dtype: str
+    batch: int
+    image: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    channels: int
+    x_strides: Strides  # (n, h, w)
+    y_strides: Strides
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int] = (0, 0)  # top, left
+    fill: int = 0
+    w_dtype: str = "int8"
+    expression: Expression = ()
+    operands: tuple[Operand, ...] = ()  # strides (n, h, w, c)
+    way: str = "plain"
+    streamed: int = 0
+    scratch: int = 0
+    x_size: int = 0
+    y_size: int = 0
+    w_size: int = 0
+
+    def overlap(self) -> dict[int, int]:
+        from irc.backends.tvm.small import depthwise_distances
+
+        return depthwise_distances(self)
+
+
+@dataclass(frozen=True)
 class PeakSpec:
     """Nothing but multiply-adds in registers, `rounds` times over: measures the machine (`kernels/peak.py`)."""
 
@@ -393,6 +470,8 @@ Spec = (
     | AttentionSpec
     | RecurrentSpec
     | ResizeSpec
+    | SmallConvSpec
+    | SmallDepthwiseSpec
     | PeakSpec
     | LibrarySpec
 )
@@ -413,6 +492,8 @@ _CLASSES = {
         AttentionSpec,
         RecurrentSpec,
         ResizeSpec,
+        SmallConvSpec,
+        SmallDepthwiseSpec,
         PeakSpec,
         LibrarySpec,
         Operand,

@@ -21,6 +21,7 @@ from irc.backends.tvm.plan.kinds import dequantized, kind_of
 from irc.backends.tvm.plan.pack import pack_depthwise, pack_for, share_bytes, small_type
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
+from irc.backends.tvm.plan.small_conv import small_weights
 from irc.backends.tvm.plan.tiles import Product, choose_order, choose_tile, depthwise_tile, epilogue_cycles, uops_of
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, strides_in_order
@@ -39,6 +40,8 @@ def conv_demand(p: Planner, node: Node, index: int) -> Demand | None:
     """What a Conv wants of its data input: None for other operators, other inputs, or when nothing is special."""
     if index != 0 or not node.is_op("Conv") or kind_of(node) not in ("linear", "depthwise"):
         return None
+    if small_weights(node, p.target) is not None:
+        return None  # microcontrollers look after the edges of images themselves
     shape = node.need(0).static_shape()
     g = _geometry(node)
     integer = integer_weights(node)

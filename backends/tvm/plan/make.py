@@ -25,6 +25,7 @@ from irc.backends.tvm.plan.palettes import keep_palettes
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.regions import Region, find_regions
 from irc.backends.tvm.plan.regroup import regroup
+from irc.backends.tvm.plan.small_conv import lower_small, small_weights
 from irc.backends.tvm.plan.stored import keep_stored
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, row_major
@@ -43,6 +44,10 @@ class Plan:
 
 
 def _lower_linear(p: Planner, region: Region) -> None:
+    integer = small_weights(region.root, p.target)
+    if integer is not None:
+        lower_small(p, region, integer)
+        return
     choice = winograd_choice(region, p.target)
     if choice is not None:
         lower_winograd(p, region, choice)
@@ -54,7 +59,7 @@ def _lower_linear(p: Planner, region: Region) -> None:
 
 _LOWERINGS: dict[str, Callable[[Planner, Region], None]] = {
     "linear": _lower_linear,
-    "depthwise": lower_conv,
+    "depthwise": _lower_linear,
     "transposed": lower_transposed,
     "pool": lower_pool,
     "rows": lower_rows,

@@ -1,0 +1,272 @@
+"""Convolutions and matrix products of bytes -> kernels of microcontrollers (`specs.SmallConvSpec`).
+
+What they do not cover (real numbers, 16 bits, weights with a zero point of their own, biases beyond an int32) goes the
+way of other targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from irc.backends.tvm.expression import Expression, ExpressionBuilder
+from irc.backends.tvm.plan.integer import (
+    IntegerWeights,
+    float_weights,
+    fuse_quantize,
+    integer_weights,
+    start_sum,
+)
+from irc.backends.tvm.plan.kinds import kind_of
+from irc.backends.tvm.plan.planner import Planner, RegionOperands
+from irc.backends.tvm.plan.regions import Region
+from irc.backends.tvm.plan.views import View, row_major, strides_in_order
+from irc.backends.tvm.plan.window import Window, window
+from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec, Strides
+from irc.ir.graph import Node, Value
+from irc.ir.types import Array, DType
+from irc.targets.target import Target
+
+
+def small_weights(node: Node, target: Target) -> IntegerWeights | None:
+    """The integer form of an operator that becomes a kernel of microcontrollers, otherwise None."""
+    if not target.small or not node.is_op("Conv", "Gemm", "MatMul"):
+        return None
+    integer = integer_weights(node)
+    if integer is None or integer.x.dtype is not DType.INT8:
+        return None
+    if node.op_type == "Conv":
+        kind = kind_of(node)
+        if kind == "depthwise":
+            return integer
+        return integer if kind == "linear" and integer.weight_zero is None else None
+    if integer.weight_zero is not None or (node.op_type == "Gemm" and not _plain_gemm(node)):
+        return None
+    return integer
+
+
+def _plain_gemm(node: Node) -> bool:
+    """alpha * A B + beta * c with a constant c, one number a column."""
+    c = node.input(2)
+    if node.get_int("transA", 0) or node.get_float("alpha", 1.0) != 1.0:
+        return False
+    if c is None:
+        return True
+    columns = node.output.static_shape()[-1]
+    producer = c.producer
+    constant = c.is_constant or (producer is not None and all(v is None or v.is_constant for v in producer.inputs))
+    return constant and math.prod(c.static_shape()) in (1, columns)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The places of an operator: its data, its result, and what its expression reads, as images [n, h, w, c]."""
+
+    x: View
+    out: View
+    operands: tuple[View, ...]
+
+
+def lower_small(p: Planner, region: Region, integer: IntegerWeights) -> None:
+    """One call; of a convolution in groups one for each group."""
+    node = region.root
+    groups = node.get_int("group", 1) if node.op_type == "Conv" else 1
+    depthwise = node.op_type == "Conv" and kind_of(node) == "depthwise"
+    g = _geometry(node)
+    w = integer.full_weights() if depthwise else integer.w
+    w = w.reshape(w.shape[0], -1, *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
+    expression, values = _expression(p, region, integer, w)
+    images = _images(p, region, integer, values)
+    if depthwise:
+        _depthwise(p, region, images, g, w[..., 0], expression, integer.x_zero)
+        return
+    oc, ic = w.shape[0] // groups, w.shape[3]
+    for i in range(groups):
+        part = _Images(
+            _channels(images.x, i * ic, ic),
+            _channels(images.out, i * oc, oc),
+            tuple(_channels(v, i * oc, oc) for v in images.operands),
+        )
+        _conv(p, region, part, g, w[i * oc : (i + 1) * oc], expression, integer.x_zero)
+
+
+def _geometry(node: Node) -> Window:
+    if node.op_type != "Conv":
+        return Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    return window(node, node.need(0).static_shape()[2:], node.need(1).static_shape()[2:])
+
+
+def _bias(node: Node) -> Array | None:
+    value = node.input(2) if node.op_type in ("Conv", "Gemm") else None
+    if value is None:
+        return None
+    bias = float_weights(value).astype(np.float32)
+    if node.op_type == "Conv":
+        return bias
+    columns = node.output.static_shape()[-1]
+    return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (columns,)) * np.float32(node.get_float("beta", 1.0)))
+
+
+def _expression(
+    p: Planner, region: Region, integer: IntegerWeights, w: Array
+) -> tuple[Expression, list[Value | Array]]:
+    """The region's expression on sums of x * w, and its operands in their order."""
+    b, operands = ExpressionBuilder(), RegionOperands()
+    fused = fuse_quantize(region, _bias(region.root))
+    compensation = -integer.x_zero * w.reshape(w.shape[0], -1).astype(np.int64).sum(1)
+    start = start_sum(b, operands, replace(integer, weight_zero=None), fused, compensation, fpu=p.target.fpu != "none")
+    return b.finish(p.translate(region, b, operands, start, fused.skip)), operands.values
+
+
+def _images(p: Planner, region: Region, integer: IntegerWeights, values: Sequence[Value | Array]) -> _Images:
+    node = region.root
+    shape = region.output.static_shape()
+    if node.op_type != "Conv":
+        return _matrices(p, region, integer, values)
+    rank = len(shape)
+    order = (0, 2, 1) if rank == 3 else (0, 2, 3, 1)
+    x = p.view(integer.x)
+    if x.strides[1] != 1 and x.shape[1] != 1:
+        x = p.ordered(integer.x, order)
+    out = p.output_view(region.output, order, innermost=1)
+    p.views[id(region.output)] = out
+    made = []
+    for value in values:
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = value.reshape((1, -1) + (1,) * (rank - 2))
+        view = p.operand_view(value, shape)
+        if view.strides[1] not in (0, 1) and view.shape[1] != 1:
+            view = _copied(p, view, order)
+        made.append(_image(view))
+    return _Images(_image(x), _image(out), tuple(made))
+
+
+def _image(view: View) -> View:
+    """[n, c, h, w] or [n, c, w] -> [n, h, w, c]."""
+    if len(view.shape) == 3:
+        n, c, w = view.shape
+        sn, sc, sw = view.strides
+        return replace(view, shape=(n, 1, w, c), strides=(sn, 0, sw, sc), halo=None)
+    return replace(view.transposed((0, 2, 3, 1)), halo=None)
+
+
+def _matrices(p: Planner, region: Region, integer: IntegerWeights, values: Sequence[Value | Array]) -> _Images:
+    """Rows of matrices as the places of one row of an image."""
+    shape = region.output.static_shape()
+    columns = shape[-1]
+    rows = math.prod(shape) // columns
+    x = p.view(integer.x)
+    flat = x.reshaped((rows, x.shape[-1]))
+    if flat is None or (flat.strides[1] != 1 and flat.shape[1] != 1):
+        made = _copied(p, x, range(len(x.shape)))
+        flat = made.reshaped((rows, x.shape[-1]))
+    out = p.output_view(region.output, range(len(shape)), innermost=len(shape) - 1)
+    made_rows = out.reshaped((rows, columns))
+    if made_rows is None or (made_rows.strides[1] != 1 and columns > 1):  # a reader wants rows in another order
+        out = View(p.new_storage(out.dtype, math.prod(shape)), out.dtype, shape, row_major(shape))
+        made_rows = out.reshaped((rows, columns))
+    assert flat is not None, "gapless data can take any shape"
+    assert made_rows is not None, "gapless data can take any shape"
+    p.views[id(region.output)] = out
+    found = []
+    for value in values:
+        view = p.operand_view(value, shape)
+        operand = view.reshaped((rows, columns))
+        if operand is None or (operand.strides[1] not in (0, 1) and columns > 1):
+            operand = _copied(p, view, range(len(shape))).reshaped((rows, columns))
+        assert operand is not None, "gapless data can take any shape"
+        found.append(_row(operand))
+    return _Images(_row(flat), _row(made_rows), tuple(found))
+
+
+def _row(view: View) -> View:
+    rows, columns = view.shape
+    return replace(view, shape=(1, 1, rows, columns), strides=(0, 0, *view.strides), halo=None)
+
+
+def _copied(p: Planner, view: View, order: Sequence[int]) -> View:
+    strides = strides_in_order(view.shape, order)
+    made = View(p.new_storage(view.dtype, math.prod(view.shape)), view.dtype, view.shape, strides)
+    p.copy(view, made, "reorder")
+    return made
+
+
+def _channels(image: View, first: int, count: int) -> View:
+    n, h, w, c = image.shape
+    if c == 1 or c == count:
+        return image
+    return image.sliced((0, 0, 0, first), (n, h, w, count), (1, 1, 1, 1))
+
+
+def _nhw(view: View) -> Strides:
+    """Strides of the three outer dimensions; of dimensions of one place, those of a gapless image."""
+    return view.strides[:3]
+
+
+def _operands(p: Planner, views: Sequence[View]) -> tuple[Operand, ...]:
+    return tuple(Operand(v.dtype, v.strides, v.extent, p.limit(v)) for v in views)
+
+
+def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
+    node = region.root
+    batch, height, width, ic = im.x.shape
+    oc = w.shape[0]
+    weights = p.constant(np.ascontiguousarray(w), node.need(1).name)
+    spec = SmallConvSpec(
+        im.out.dtype,
+        batch,
+        (height, width),
+        (im.out.shape[1], im.out.shape[2]),
+        g.kernel,
+        ic,
+        oc,
+        _nhw(im.x),
+        _nhw(im.out),
+        g.stride,
+        g.dilation,
+        g.pads[:2],
+        zero,
+        expression,
+        _operands(p, im.operands),
+        x_size=im.x.extent,
+        y_size=im.out.extent,
+        w_size=weights.extent,
+    )
+    macs = batch * math.prod(spec.out) * w.size
+    args = [p.pointer(v) for v in (im.x, weights, *im.operands, im.out)]
+    p.call(spec, args, (im.out.storage,), region.label, macs=macs)
+
+
+def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
+    node = region.root
+    batch, height, width, channels = im.x.shape
+    weights = p.constant(np.ascontiguousarray(w.transpose(1, 2, 0)), node.need(1).name)
+    spec = SmallDepthwiseSpec(
+        im.out.dtype,
+        batch,
+        (height, width),
+        (im.out.shape[1], im.out.shape[2]),
+        g.kernel,
+        channels,
+        _nhw(im.x),
+        _nhw(im.out),
+        g.stride,
+        g.dilation,
+        g.pads[:2],
+        zero,
+        w.dtype.name,
+        expression,
+        _operands(p, im.operands),
+        x_size=im.x.extent,
+        y_size=im.out.extent,
+        w_size=weights.extent,
+    )
+    macs = batch * math.prod(spec.out) * w.size
+    args = [p.pointer(v) for v in (im.x, weights, *im.operands, im.out)]
+    p.call(spec, args, (im.out.storage,), region.label, macs=macs)
+
+
+__all__ = ["lower_small", "small_weights"]
