@@ -19,7 +19,7 @@
 # irc is found as IRC_EXECUTABLE (a command as a list), beside this file's installation, on PATH, or as a module of
 # Python3.
 
-cmake_minimum_required(VERSION 3.20)
+cmake_minimum_required(VERSION 3.21)
 include_guard(DIRECTORY)
 
 set(_irc_here "${CMAKE_CURRENT_LIST_DIR}")
@@ -162,7 +162,7 @@ function(irc_add_model name)
   set(header "${folder}/include/${name}.h")
   if(ARG_TARGET STREQUAL "c")
     set(library "${folder}/src/${name}.c")
-    set(parts source,header,cpp,report)
+    set(parts archive,header,cpp,report)
   else()
     set(library "${folder}/lib/lib${name}.a")
     set(parts archive,header,cpp,report)

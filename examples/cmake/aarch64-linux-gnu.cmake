@@ -1,0 +1,9 @@
+# 64-bit Arm Linux with Debian's gcc. irc takes its target from here: a Cortex-A72.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
+set(CMAKE_C_FLAGS_INIT "-mcpu=cortex-a72")
+set(CMAKE_CXX_FLAGS_INIT "-mcpu=cortex-a72")
+set(CMAKE_EXE_LINKER_FLAGS_INIT -static)
+set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64)
