@@ -58,7 +58,7 @@ BOARDS = {
     "mps2-an385": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x21000000, 16 * _MB)),
     "mps2-an386": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x21000000, 16 * _MB)),
     "mps2-an500": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x60000000, 16 * _MB)),
-    "mps2-an521": Board((0x10000000, 4 * _MB), (0x38000000, 4 * _MB), (0x80000000, 16 * _MB)),
+    "mps2-an505": Board((0x10000000, 4 * _MB), (0x38000000, 4 * _MB), (0x80000000, 16 * _MB)),
     "mps3-an547": Board((0x0, _MB // 2), (0x20000000, _MB // 2), (0x60000000, 64 * _MB)),
 }
 """From QEMU's hw/arm/mps2.c and mps2-tz.c. Code begins with the vector table."""
@@ -73,7 +73,7 @@ MEMORY {
 }
 SECTIONS {
   .text : { KEEP(*(.vectors)) *(.text .text.*) } > code
-  .ARM.exidx : { *(.ARM.exidx* .ARM.extab*) } > code
+  .ARM.exidx : { __exidx_start = .; *(.ARM.exidx* .ARM.extab*) __exidx_end = .; } > code
   .rodata : { *(.rodata .rodata.* .data .data.*) } > @CONSTANTS@
   .bss (NOLOAD) : { irc_bss_begin = .; *(.bss .bss.* COMMON) . = ALIGN(8); irc_bss_end = .; } > ram
   .irc_big (NOLOAD) : { *(.irc_big) } > big
