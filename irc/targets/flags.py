@@ -38,6 +38,14 @@ _ARCH_M = {
     "armv8.1-m.main": "cortex-m55",
 }
 """-march -> target."""
+_THUMB = {
+    "thumbv6m": "cortex-m0plus",
+    "thumbv8m.base": "cortex-m0plus",
+    "thumbv7m": "cortex-m3",
+    "thumbv7em": "cortex-m4",
+    "thumbv8m.main": "cortex-m33",
+}
+"""First part of a triple -> target; Rust's say by their end ("eabihf") whether there is an FPU."""
 _WITHOUT_FPU = {
     "cortex-m4": "cortex-m4-nofpu",
     "cortex-m7": "cortex-m4-nofpu",
@@ -66,8 +74,8 @@ _ARCHITECTURES = (
     ("wasm32", r"wasm32\S*|emscripten|emcc|em\+\+|wasi\S*"),
     ("aarch64", r"aarch64\S*|arm64\S*|armv8-a|armv9-a"),
     ("riscv64", r"riscv64-(?!unknown-elf|none-elf)\S*|riscv64|riscv64gc\S*"),
-    ("riscv32", r"riscv32\S*|rv32\S*"),
-    ("armv7", r"armv7\S*|armeabi-v7a|armhf|arm-\S*gnueabihf\S*|arm-\S*musleabihf\S*"),
+    ("riscv32", r"riscv32im\w*c-\S*"),
+    ("armv7", r"armv7(-?a|l)?|armeabi-v7a|armhf|armv7\S*eabihf\S*|arm-\S*linux-\w*eabihf\S*|armv7\S*android\S*"),
     ("arm", r"arm|arm-none-eabi\S*|thumb\S*|cortex-m\S*"),
     ("x86-64", r"x86_64\S*|amd64|x64"),
 )
@@ -88,14 +96,18 @@ def target_for(build: str) -> str:
     name, *extensions = march.split("+")
     if name in _ARCH_M:
         return _cortex_m(_ARCH_M[name], [*extensions, *options], given)
+    triple = next((w for w in words if w.partition("-")[0] in _THUMB), "")
+    if triple:
+        name, hard = _THUMB[triple.partition("-")[0]], triple.endswith("hf")
+        return _cortex_m(name, options, {"-mfloat-abi": "hard" if hard else "soft"} | given)
     arch = _architecture(words)
     if march.startswith("rv"):
         return _riscv(march, build)
     if arch == "aarch64":
-        return _aarch64(cpu, march, words)
+        return _aarch64(cpu, march, words, build)
     if arch == "x86-64":
-        return _x86(march, words)
-    if arch in ("armv7", "riscv64", "wasm32"):
+        return _x86(march, words, build)
+    if arch in ("armv7", "riscv64", "riscv32", "wasm32"):
         return arch
     if arch == "arm" and "linux" in words and ("-mfpu" in given or cpu.startswith("cortex-a")):
         return "armv7"
@@ -126,8 +138,10 @@ def _riscv(march: str, build: str) -> str:
     raise _unknown(base, build)
 
 
-def _aarch64(cpu: str, march: str, words: list[str]) -> str:
-    if any(word in ("darwin", "ios") or "apple" in word for word in words):
+def _aarch64(cpu: str, march: str, words: list[str], build: str) -> str:
+    if _on_windows(words):
+        raise _unknown("aarch64", build)
+    if _on_apple(words):
         return "apple-m1"
     if cpu in _A64:
         return _A64[cpu]
@@ -139,10 +153,20 @@ def _aarch64(cpu: str, march: str, words: list[str]) -> str:
     return "aarch64"
 
 
-def _x86(march: str, words: list[str]) -> str:
-    if any(word == "windows" or "mingw" in word for word in words):
+def _x86(march: str, words: list[str], build: str) -> str:
+    if _on_apple(words):
+        raise _unknown("x86-64", build)
+    if _on_windows(words):
         return "windows-x86-64"
     return march if march in _X86_LEVELS else "x86-64"
+
+
+def _on_apple(words: list[str]) -> bool:
+    return any(word in ("darwin", "ios") or "apple" in word for word in words)
+
+
+def _on_windows(words: list[str]) -> bool:
+    return any("windows" in word or "mingw" in word for word in words)
 
 
 def _architecture(words: list[str]) -> str:
