@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import chunks, lanes_of, spans
+from irc.backends.tvm.geometry import chunks, lanes_of, spans, without_matrices
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, reinterpret
 from irc.backends.tvm.kernels.channels import channel_pieces
 from irc.backends.tvm.kernels.emit import decay, emit_expression
@@ -49,8 +49,8 @@ class _Attention:
         self.operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
         self.y = k.pointer("y", spec.y_dtype, spec.y_size)
         self.block_rows = min(spec.score_tile[1] * lanes, -(-spec.rows // lanes) * lanes)
-        self.first = choose_step(spec.k_dtype, target, spec.width)
-        self.second = choose_step(spec.p_dtype, target, 0)
+        self.first = choose_step(spec.k_dtype, without_matrices(target), spec.width)
+        self.second = choose_step(spec.p_dtype, without_matrices(target), 0)
         # zero points as the dot products see them: q and v are int8 there
         self.q_zero = spec.zeros[0] - (128 if spec.q_dtype == "uint8" else 0)
         self.v_zero = spec.zeros[3] - (128 if spec.v_dtype == "uint8" else 0)

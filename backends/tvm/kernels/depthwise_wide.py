@@ -19,45 +19,16 @@ from typing import Any
 
 from tvm import tirx
 
-from irc.backends.tvm.geometry import depthwise_channels, depthwise_columns, depthwise_rows, fields_of, lanes_of
+from irc.backends.tvm.depthwise import places_of
+from irc.backends.tvm.geometry import depthwise_channels, depthwise_columns, fields_of, lanes_of
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.emit import emit_expression, emit_levels
 from irc.backends.tvm.kernels.linear import split_start
 from irc.backends.tvm.kernels.rounding import pack, packs
-from irc.backends.tvm.kernels.steps import VPDPBUSD, column_weights
+from irc.backends.tvm.kernels.steps import SDOT, VPDPBUSD, column_weights
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.specs import DepthwiseSpec
 from irc.targets.target import Target
-
-_SIMPLE = frozenset(
-    "accumulator operand constant cast add sub mul scale relu clip min max dequantize requantize".split()  # noqa: SIM905
-)
-"""What a tile computes after its sums: every result has code of its own, so functions of many steps would not fit."""
-
-
-def fits(spec: DepthwiseSpec, target: Target) -> bool:
-    """Whether this kernel exists for `spec`, and pays: kernels wider than three leave no registers for their sums, and
-    vectors of bytes that overlap do some channels twice (a vector of bytes takes about 2.5 times one of words)."""
-    lanes, width = lanes_of(target), target.vector_bytes
-    if target.dot != "vpdpbusd" or lanes < 8 or depthwise_rows(spec.x_dtype, spec.w_dtype, target) != 4:
-        return False
-    if spec.kernel[0] > 4 or spec.kernel[1] > 3 or any(i.op not in _SIMPLE for i in spec.expression):
-        return False
-    if spec.channels < width:
-        return _places(spec, width) > 0
-    return 5 * -(-spec.channels // width) < 2 * -(-spec.channels // lanes)
-
-
-def _places(spec: DepthwiseSpec, width: int) -> int:
-    """Neighbouring places of the output that a vector of `width` bytes covers; 0 where that is not possible."""
-    c = spec.channels
-    if c < 8 or width % c or spec.stride[1] != 1 or spec.out[1] < width // c:
-        return 0
-    rows = (spec.x_strides[2], spec.y_strides[2])
-    gapless = all(s == c for s in rows) and all(
-        (o.strides[-2], o.strides[-1]) in ((0, 1), (0, 0)) for o in spec.operands
-    )
-    return width // c if gapless else 0
 
 
 def _tile_columns(out: int, places: int, kernel: int) -> int:
@@ -75,9 +46,11 @@ class _Wide:
         self.width = 4 * self.lanes
         k = self.k = KernelBuilder(symbol, target)
         self.padded = depthwise_channels(spec.channels)
-        self.places = 1 if spec.channels >= self.width else _places(spec, self.width)
+        self.places = 1 if spec.channels >= self.width else places_of(spec, self.width)
         shared = self.places > 1 and spec.kernel[0] < 4 and spec.stride[0] == 1 and spec.dilation[0] == 1
-        self.rows = 2 if shared and spec.out[0] > 1 else 1
+        registers = target.arch != "aarch64"  # enough for the weights of two rows
+        self.rows = 2 if shared and registers and spec.out[0] > 1 else 1
+        self.dot = SDOT if target.arch == "aarch64" else VPDPBUSD[self.lanes]
         self.groups = -(-spec.kernel[0] // 4)
         self.x = k.pointer("x", spec.x_dtype, spec.x_size)
         self.stored = depthwise_columns(spec.kernel[1], spec.w_dtype)
@@ -180,7 +153,7 @@ class _Wide:
                         for v in range(4):
                             w = weights[r][group][kw][v]
                             kind = f"int32x{self.lanes}"
-                            acc[r][v] = k.let(intrinsic(VPDPBUSD[self.lanes], kind, acc[r][v], words[v], w), "s")
+                            acc[r][v] = k.let(intrinsic(self.dot, kind, acc[r][v], words[v], w), "s")
             for c, kw in users:
                 if kw == spec.kernel[1] - 1:
                     for r, found in enumerate(sums.pop(c)):
@@ -202,11 +175,11 @@ class _Wide:
         loaded = []
         for r in range(4):
             if r >= used:
-                loaded.append(const(0, "uint8", self.width))
+                loaded.append(const(0, spec.x_dtype, self.width))
                 continue
             raw = k.load(self.x, base + (group * 4 + r) * spec.dilation[0] * sh, self.width)
             turned = tirx.Shuffle([reinterpret(raw, f"int32x{lanes}")], [const(i, "int32") for i in order])
-            loaded.append(k.let(reinterpret(turned, f"uint8x{self.width}"), "a"))
+            loaded.append(k.let(reinterpret(turned, f"{spec.x_dtype}x{self.width}"), "a"))
         pairs = [self._unpacked(loaded[0], loaded[1], 8, half) for half in range(2)]
         others = [self._unpacked(loaded[2], loaded[3], 8, half) for half in range(2)] if used > 2 else []
         if not others:

@@ -27,6 +27,7 @@ from irc.backends.tvm.geometry import (
     spans,
     stored_counts,
 )
+from irc.backends.tvm.kernels import elements
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, const
 from irc.backends.tvm.kernels.emit import Operand, emit_expression, emit_levels
 from irc.backends.tvm.kernels.rounding import pack, packs, piece
@@ -64,6 +65,9 @@ class LinearKernel:
         rows, columns, vectors = spec.tile
         self.acc = k.local(rows * columns * vectors * self.lanes, self.step.acc_dtype)
         self.sums = k.local(rows * columns * self.lanes, "int32", "sum") if spec.sum_x else None
+        self.elements = None
+        if self.stages and elements.fits(spec, target):
+            self.elements = elements.Elements(k, spec, target, self.step, self.x, self.w)
         self.staging = Staging(k, spec, self.lanes) if self.stages and self.step.staged and fits(spec) else None
         self.channel_spans = channel_tiles(spec.oc, self.lanes, vectors)
         self.start, self.expression = split_start(spec)
@@ -255,6 +259,9 @@ class LinearKernel:
         reduction = math.prod(stored)
         scales = k.let(vector * self.lanes, "sb") if spec.scaled else const(0, "int32")
         bases, w_step = self._weights(self._weights_at(a, b), vector, vectors, start, reduction)
+        if self.elements is not None:
+            self.elements.reduce(elements.Sums(self.acc, self.sums), x_base, bases, w_step, places)
+            return
         image = a * spec.batch[1] + b
         place = k.let((image * spec.out[0] + h) * spec.out[1] + w, "pl")
         ahead = self._ahead(place, bases[0], vectors, reduction, len(places))

@@ -8,6 +8,7 @@ the lowest integer for all that it cannot represent, which is what NaN and large
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tvm import tirx
@@ -34,7 +35,9 @@ _PACK_BYTES = {
 def converts(k: KernelBuilder, lanes: int) -> bool:
     """Whether vectors of `lanes` reals are rounded by one instruction (to even: the hardware's default mode)."""
     target = k.target
-    return target is not None and target.arch == "x86-64" and lanes in (4, 8, 16) and 4 * lanes <= target.vector_bytes
+    if target is None or target.arch not in ("x86-64", "aarch64"):
+        return False
+    return lanes in (4, 8, 16) and 4 * lanes <= target.vector_bytes
 
 
 def packs(k: KernelBuilder, lanes: int, expression: Sequence[Instr]) -> bool:
@@ -44,8 +47,12 @@ def packs(k: KernelBuilder, lanes: int, expression: Sequence[Instr]) -> bool:
     return converts(k, lanes) and k.target is not None and 4 * lanes == k.target.vector_bytes
 
 
+def _is_arm(k: KernelBuilder) -> bool:
+    return k.target is not None and k.target.arch == "aarch64"
+
+
 def _convert(x: Expr, lanes: int) -> Expr:
-    """Rounded to int32; -2**31 for NaN and whatever has no int32."""
+    """Rounded to int32 by x86; -2**31 for NaN and whatever has no int32."""
     if lanes == 16:
         every, current_mode = const(-1, "int16"), const(4, "int32")
         name = "llvm.x86.avx512.mask.cvtps2dq.512"
@@ -57,7 +64,15 @@ def _convert(x: Expr, lanes: int) -> Expr:
 def levels(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float) -> Expr:
     """x rounded to int32, before the zero point and before clamping; not above what the clamp allows where x could be
     too large for an int32. `limit` bounds |x|."""
-    _, high, zero_point, _ = instr.params
+    low, high, zero_point, _ = instr.params
+    if _is_arm(k):  # saturates, but makes 0 of NaN
+        if not math.isfinite(limit):
+            x = tirx.Max(x, const(low - zero_point, "float32", lanes))  # in this order NaN becomes the lowest value
+        return k.let(intrinsic("llvm.aarch64.neon.fcvtns.v4i32.v4f32", "int32x4", x))
+    if _is_mve(k, lanes):
+        if not math.isfinite(limit):
+            x = tirx.Max(x, const(low - zero_point, "float32", lanes))
+        return k.let(_convert_mve(x))
     if limit >= _CONVERTIBLE:
         x = tirx.Min(const(high - zero_point, "float32", lanes), x)  # in this order NaN stays
     return k.let(_convert(x, lanes))
@@ -69,8 +84,11 @@ def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float
     zp = int(zero_point)
     if is_number and lanes == 1 and k.target is not None and k.target.arch == "arm32" and k.target.fpu != "none":
         return _requantize_vfp(k, x, instr, limit)
+    if is_number and _is_mve(k, lanes):
+        return _requantize_vfp(k, x, instr, limit, lanes)
     wide = k.target is not None and k.target.vector_bytes >= 32  # SSE2 has no minimum of int32
-    if converts(k, lanes) and wide and (limit < _CONVERTIBLE or zp >= 0):
+    simple = limit < _CONVERTIBLE if _is_arm(k) else wide and (limit < _CONVERTIBLE or zp >= 0)
+    if converts(k, lanes) and simple:
         level = levels(k, x, instr, lanes, limit)
         if zp:
             level = level + const(zp, "int32", lanes)
@@ -84,17 +102,27 @@ def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float
     return cast(bits - const(_MAGIC_BITS - zp, "int32", lanes), instr.dtype, lanes)
 
 
-def _requantize_vfp(k: KernelBuilder, x: Expr, instr: Instr, limit: float) -> Expr:
-    """VCVTR rounds to an int32 in the current mode, to even, and saturates; 8 bits saturate in one instruction."""
+def _requantize_vfp(k: KernelBuilder, x: Expr, instr: Instr, limit: float, lanes: int = 1) -> Expr:
+    """VCVTR rounds to an int32 in the current mode, to even, and saturates; 8 bits saturate in one instruction. MVE
+    has the same for vectors."""
     low, high, zero_point, _ = instr.params
-    level = reinterpret(intrinsic("llvm.arm.vcvtr", "float32", x), "int32")
-    zero = const(int(zero_point), "int32")
+    level = reinterpret(intrinsic("llvm.arm.vcvtr", "float32", x), "int32") if lanes == 1 else _convert_mve(x)
+    zero = const(int(zero_point), "int32", lanes)
     if zero_point and limit < _CONVERTIBLE / 2:
         level = level + zero
     elif zero_point:
-        level = intrinsic("llvm.sadd.sat", "int32", level, zero)
-    level = tirx.Min(tirx.Max(level, const(int(low), "int32")), const(int(high), "int32"))
-    return cast(level, instr.dtype)
+        level = intrinsic("llvm.sadd.sat", vector_type("int32", lanes), level, zero)
+    level = tirx.Min(tirx.Max(level, const(int(low), "int32", lanes)), const(int(high), "int32", lanes))
+    return cast(level, instr.dtype, lanes)
+
+
+def _is_mve(k: KernelBuilder, lanes: int) -> bool:
+    return k.target is not None and k.target.dot == "mve" and lanes == 4
+
+
+def _convert_mve(x: Expr) -> Expr:
+    """Rounded to int32, saturated; 0 for NaN."""
+    return intrinsic("llvm.arm.mve.vcvtn.v4i32.v4f32", "int32x4", const(0, "int32"), x)
 
 
 def pack(k: KernelBuilder, values: Sequence[Expr], instr: Instr, lanes: int) -> Expr:
@@ -103,14 +131,11 @@ def pack(k: KernelBuilder, values: Sequence[Expr], instr: Instr, lanes: int) -> 
     Saturation to 16 bits on the way changes nothing: what it cuts is beyond every 8-bit value.
     """
     low, high, zero_point, _ = instr.params
-    words = [
-        intrinsic(_PACK_WORDS[lanes], f"int16x{2 * lanes}", values[0], values[1]),
-        intrinsic(_PACK_WORDS[lanes], f"int16x{2 * lanes}", values[2], values[3]),
-    ]
+    words = [_narrowed(k, "sqxtn", values[i : i + 2], lanes) for i in (0, 2)]
     if zero_point:
         zero = const(int(zero_point), "int16", 2 * lanes)
         words = [intrinsic("llvm.sadd.sat", f"int16x{2 * lanes}", w, zero) for w in words]
-    packed = intrinsic(_PACK_BYTES[instr.dtype, lanes], f"int8x{4 * lanes}", *words)
+    packed = _narrowed(k, "sqxtun" if instr.dtype == "uint8" else "sqxtn", words, 2 * lanes)
     packed = reinterpret(packed, f"{instr.dtype}x{4 * lanes}")
     lowest, highest = (0, 255) if instr.dtype == "uint8" else (-128, 127)
     if low > lowest:
@@ -125,6 +150,18 @@ def pack(k: KernelBuilder, values: Sequence[Expr], instr: Instr, lanes: int) -> 
     order = [const(block * 4 + vector, "int32") for vector in range(4) for block in range(blocks)]
     whole = reinterpret(packed, f"int32x{lanes}")
     return k.let(reinterpret(tirx.Shuffle([whole], order), f"{instr.dtype}x{4 * lanes}"))
+
+
+def _narrowed(k: KernelBuilder, name: str, values: Sequence[Expr], lanes: int) -> Expr:
+    """Two vectors of `lanes` numbers -> one of half as many bits each, saturated; `name`: Arm's for one of them."""
+    bits = 16 if values[0].ty.dtype.startswith("int32") else 8
+    if not _is_arm(k):
+        dtype = "uint8" if name == "sqxtun" else "int8"
+        x86 = _PACK_WORDS[lanes] if bits == 16 else _PACK_BYTES[dtype, lanes // 2]
+        return intrinsic(x86, f"int{bits}x{2 * lanes}", *values)
+    kind = f"llvm.aarch64.neon.{name}.v{lanes}i{bits}"
+    halves = [intrinsic(kind, f"int{bits}x{lanes}", v) for v in values]
+    return tirx.Shuffle(halves, [const(i, "int32") for i in range(2 * lanes)])
 
 
 def piece(packed: Expr, dtype: str, first: int, size: int, total: int) -> Expr:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from irc.backends.tvm.geometry import spans
+from irc.backends.tvm.geometry import spans, without_matrices
 from irc.backends.tvm.kernels.builder import Expr, cast, const
 from irc.backends.tvm.kernels.linear import LinearKernel
 from irc.backends.tvm.specs import SparseSpec
@@ -32,7 +32,7 @@ class _Sparse(LinearKernel):
 
     def __init__(self, symbol: str, spec: SparseSpec, target: Target) -> None:
         self.sparse = spec
-        super().__init__(symbol, spec.linear, target)
+        super().__init__(symbol, spec.linear, without_matrices(target))
 
     def _declare_weights(self, target: Target) -> None:
         super()._declare_weights(target)

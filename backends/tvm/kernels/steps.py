@@ -325,7 +325,7 @@ def _palette_step(step: Step, x_dtype: str, target: Target, channels: int) -> St
     way = dot_of(x_dtype, target, channels)
     if way == "pmaddwd4":
         return byte_step(step, lanes, False, lambda k, w: split_bytes(k, w, lanes))
-    return byte_step(step, lanes, way in ("sdot", "smmla"), lambda k, w: (k.let(w, "w"),))
+    return byte_step(step, lanes, way == "sdot", lambda k, w: (k.let(w, "w"),))
 
 
 def _plain_step(x_dtype: str, target: Target, channels: int, w_dtype: str) -> Step:

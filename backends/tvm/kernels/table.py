@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from irc.backends.tvm.depthwise import is_wide
 from irc.backends.tvm.geometry import depthwise_rows
 from irc.backends.tvm.kernels import (
     attention,
@@ -46,7 +47,7 @@ from irc.targets.target import Target
 
 
 def _depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
-    if depthwise_wide.fits(spec, target):
+    if is_wide(spec, target):
         return depthwise_wide.build(symbol, spec, target)
     by_rows = depthwise_rows(spec.x_dtype, spec.w_dtype, target) > 1
     return (depthwise.build if by_rows else channels.build_depthwise)(symbol, spec, target)

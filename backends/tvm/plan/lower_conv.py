@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from irc.backends.tvm.depthwise import packed_rows
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.geometry import block_of, depthwise_rows, fields_of, lanes_of, step_channels
+from irc.backends.tvm.geometry import block_of, fields_of, lanes_of, padded_step, step_channels
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
     IntegerWeights,
@@ -51,7 +52,7 @@ def conv_demand(p: Planner, node: Node, index: int) -> Demand | None:
     extra = 0
     top, left, bottom, right = (max(v, 0) for v in g.pads)  # negative pads crop
     if kind_of(node) == "linear" and node.get_int("group", 1) == 1:
-        step = step_channels(dtype, p.target)
+        step = padded_step(dtype, p.target, channels)
         if by_rows(node, integer, g, step):
             right += -g.kernel[1] % step
         else:
@@ -100,7 +101,8 @@ def _source(p: Planner, node: Node, integer: IntegerWeights | None) -> View:
     elif demand.fill != 0.0 or any(c != (0, 0) for c in demand.halo[1:2]):
         demand = Demand(demand.order, (demand.halo[0], (0, 0), *demand.halo[2:]), 0.0)
     x = p.padded(value, demand)
-    step = step_channels(x.dtype, p.target) if node.get_int("group", 1) == 1 else 1
+    channels = value.static_shape()[1]
+    step = padded_step(x.dtype, p.target, channels) if node.get_int("group", 1) == 1 else 1
     if by_rows(node, integer, _geometry(node), step) and _nhw(x)[2] != 1:  # its places lie apart: channels are added
         x = p.padded(value, replace(demand, halo=(demand.halo[0], (0, step - 1), *demand.halo[2:])))
     return x
@@ -141,7 +143,9 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     w = integer.w if integer is not None else float_weights(node.need(1)).astype(np.float32)
     w = w.reshape(w.shape[0], w.shape[1], *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
     kernel, dilation = g.kernel, g.dilation
-    step = step_channels(x.dtype, p.target, w.shape[3] if groups > 1 else 0)  # groups lie side by side: no padding
+    step = padded_step(x.dtype, p.target, w.shape[3])
+    if groups > 1:  # they lie side by side: no padding
+        step = step_channels(x.dtype, p.target, w.shape[3])
     if groups == 1 and by_rows(node, integer, g, step) and _nhw(x)[2] == 1:
         w, kernel, dilation = w.transpose(0, 1, 3, 2), (g.kernel[0], 1), (g.dilation[0], 1)
     ic = -(-w.shape[3] // step) * step
@@ -253,14 +257,13 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
         compensation = integer.full_compensation()
     else:
         w, compensation = float_weights(node.need(1)).astype(np.float32), None
-    by_rows = depthwise_rows(x.dtype, w.dtype.name, p.target)
     w_dtype = w.dtype.name
     if w_dtype == "int8" and g.kernel[1] > 1 and w.min(initial=0) >= -8 and w.max(initial=0) < 8:
         w_dtype = "int4"
-    weights = p.constant(pack_depthwise(w.reshape(channels, *g.kernel), by_rows, w_dtype), node.need(1).name)
     b, operands, result = _expression(p, region, integer, _bias(node), compensation)
     views = [_channel_ready(p, p.operand_view(_broadcast(v, rank), out_shape)) for v in operands.values]
     out_hw = two(out_shape[2:])
+    limits = [p.limit(v) if p.target.arch == "aarch64" else math.inf for v in views]
     spec = DepthwiseSpec(
         x.dtype,
         w_dtype,
@@ -274,11 +277,13 @@ def _lower_depthwise(p: Planner, region: Region, integer: IntegerWeights | None)
         g.stride,
         g.dilation,
         b.finish(result),
-        tuple(Operand(v.dtype, (*_nhw(v), v.strides[1]), v.extent) for v in views),
+        tuple(Operand(v.dtype, (*_nhw(v), v.strides[1]), v.extent, n) for v, n in zip(views, limits, strict=True)),
         depthwise_tile(p.target, x.dtype, w_dtype, channels, out_hw[1]),
         x.extent,
         out.extent,
     )
+    packed = pack_depthwise(w.reshape(channels, *g.kernel), packed_rows(spec, p.target), w_dtype)
+    weights = p.constant(packed, node.need(1).name)
     args = [p.pointer(v) for v in (x, weights, *views, out)]
     macs = math.prod(out_shape) * g.kernel[0] * g.kernel[1]
     p.call(spec, args, (out.storage,), region.label, macs=macs)

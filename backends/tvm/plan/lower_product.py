@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from irc.backends.tvm.expression import ExpressionBuilder
-from irc.backends.tvm.geometry import block_of, fields_of, lanes_of, step_channels
+from irc.backends.tvm.geometry import block_of, fields_of, lanes_of, padded_step
 from irc.backends.tvm.plan.integer import (
     FusedQuantize,
     float_weights,
@@ -112,7 +112,7 @@ def _constant_weights(p: Planner, region: Region) -> None:
     w = integer.w if integer is not None else _weights_n_k(node) * np.float32(alpha)
     columns, inner = w.shape
     bias, added = _gemm_bias(node, columns)
-    step = step_channels(x.dtype, p.target)
+    step = padded_step(x.dtype, p.target, inner)
     x = _pad_inner(p, x, step, float(integer.x_zero) if integer is not None else 0.0)
     inner_padded = -(-inner // step) * step
     w = np.pad(w, ((0, 0), (0, inner_padded - inner)))

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from irc.backends.tvm.geometry import fields_of, lanes_of, step_channels, stored_counts
+from irc.backends.tvm.geometry import fields_of, lanes_of, step_channels, stored_counts, without_matrices
 from irc.backends.tvm.plan.pack import own_bytes, unpack_linear
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.sparse_model import SparseChoice, choose, columns_of, rank, units_of
@@ -109,7 +109,8 @@ def blocks_of(spec: LinearSpec, data: Array, target: Target) -> Array:
     shape = (spec.oc, rows, columns, steps * step)
     parts = [unpack_linear(part, shape, lanes, vectors, step) for part in data.reshape(groups, -1)]
     whole = [own_bytes(part, counts, step, spec.w_dtype) for part in parts]
-    return np.stack(whole).reshape(groups, spec.oc, -1, step)
+    each = step_channels(spec.x_dtype, without_matrices(target), spec.ic)
+    return np.stack(whole).reshape(groups, spec.oc, -1, each)
 
 
 def kept_blocks(blocks: Array, unit: int) -> Array:

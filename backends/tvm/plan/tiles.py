@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from irc.backends.tvm.expression import Expression
-from irc.backends.tvm.geometry import PALETTE, depthwise_rows, fields_of, lanes_of, step_channels
+from irc.backends.tvm.geometry import PALETTE, depthwise_rows, fields_of, lanes_of, step_channels, without_matrices
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
@@ -224,12 +224,13 @@ def places_apart(spec: LinearSpec) -> tuple[int, int]:
 
 def uops_of(x_dtype: str, target: Target) -> float:
     """Instructions of one multiply-add of a linear kernel."""
-    return 1.0 if x_dtype == "float32" or target.dot in ("vpdpbusd", "sdot") else 2.0
+    return 1.0 if x_dtype == "float32" or target.dot in ("vpdpbusd", "sdot", "smmla") else 2.0
 
 
 def rank_attention(spec: AttentionSpec, target: Target) -> tuple[list[TileChoice], list[TileChoice]]:
     """Tiles of both products of attention, cheapest first: (keys, vectors of rows) of the scores, with as many vectors
     as `spec` has, and (rows, vectors of columns) of the weighted sums."""
+    target = without_matrices(target)
     lanes, vectors = lanes_of(target), spec.score_tile[1]
     steps = spec.width // step_channels(spec.k_dtype, target, spec.width)
     scores = rank_tiles(target, Product((1, spec.keys), vectors, steps, uops=uops_of(spec.k_dtype, target)))

@@ -13,8 +13,9 @@ import numpy as np
 import spec_reference
 from kernel_harness import Case
 
+from irc.backends.tvm.depthwise import packed_rows
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
-from irc.backends.tvm.geometry import depthwise_rows, fields_of, lanes_of, step_channels
+from irc.backends.tvm.geometry import fields_of, lanes_of, step_channels
 from irc.backends.tvm.magnitude import limit_of
 from irc.backends.tvm.plan.pack import pack_depthwise, pack_linear, share_bytes
 from irc.backends.tvm.plan.views import row_major
@@ -305,7 +306,7 @@ def depthwise(
         images * out[0] * out[1] * yc - gap,
     )
     operands = [d for _, d in pairs]
-    by_rows = depthwise_rows(x_dtype, w_dtype, target)
+    by_rows = packed_rows(spec, target)
     packed = pack_depthwise(w.transpose(2, 0, 1), by_rows, w_dtype).reshape(-1)
     return Case(name, spec, (x, packed, *operands), spec_reference.expected(spec, x, w, *operands))
 

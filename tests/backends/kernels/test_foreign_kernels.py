@@ -22,7 +22,7 @@ from irc.backends.tvm.specs import ElementwiseSpec, Operand
 from irc.targets.catalogue import TARGETS
 from irc.targets.target import Target
 
-NAMES = ("armv7", "wasm32", "riscv64", "riscv64-v")
+NAMES = ("aarch64", "arm", "neoverse-v1", "armv7", "wasm32", "riscv64", "riscv64-v")
 foreign = pytest.mark.parametrize("target", [TARGETS[n] for n in NAMES if n in TARGETS], ids=lambda t: t.name)
 
 
