@@ -10,6 +10,8 @@
     NAME.onnx, report.html                the compressed model, the report
     manifest.json                         everything that a program may want to know
 
+`layouts` has what frameworks want instead (Arduino, Zephyr, ESP-IDF).
+
 Everything goes into a directory beside the final one, which then takes its name. The same program and manifest give
 the same bytes.
 """
@@ -33,6 +35,7 @@ from irc.backends.artifact.cpp import cpp_text
 from irc.backends.artifact.features import target_facts
 from irc.backends.artifact.glue import glue_ll, public_symbols
 from irc.backends.artifact.header import header_text
+from irc.backends.artifact.layouts import LAYOUTS, arranged, layout_of
 from irc.backends.artifact.link import Linked, link, object_chunks
 from irc.backends.artifact.manifest import KIND, is_artifact
 from irc.backends.artifact.package import cmake_config, pkg_config
@@ -41,8 +44,11 @@ from irc.backends.artifact.storage import storage
 from irc.backends.program import Port, Program
 from irc.errors import OutputError
 
-EMIT = frozenset({"archive", "object", "header", "cpp", "onnx", "report", "shared"})
-DEFAULT_EMIT = EMIT - {"object"}
+PARTS = frozenset({"archive", "object", "header", "cpp", "onnx", "report", "shared"})
+DEFAULT_EMIT = PARTS - {"object"}
+LAYOUT_PARTS = frozenset({"archive", "header", "cpp"})
+"""What the folders of `layouts` hold; "onnx" and "report" may be asked for besides."""
+EMIT = PARTS | frozenset(LAYOUTS)
 
 Files = dict[str, Sequence[elf.Bytes]]
 
@@ -63,7 +69,10 @@ def write_artifact(
     when it is not given. Raises OutputError when the directory cannot be written or holds something that is no
     artifact of irc; then nothing is left behind and an older artifact is as it was.
     """
-    files, stored = _made_of(program, glue_object, emit)
+    layout = layout_of(emit)
+    files, stored = _made_of(program, glue_object, LAYOUT_PARTS if layout else emit)
+    if layout:
+        files = arranged(layout, program, files)
     if model_proto_bytes is not None and "onnx" in emit:
         files[f"{program.name}.onnx"] = [model_proto_bytes]
     if report_html is not None and "report" in emit:

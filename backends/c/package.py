@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from irc.backends.artifact.cpp import cpp_text
 from irc.backends.artifact.elf import Bytes, ObjectFile
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.storage import storage
@@ -23,6 +24,8 @@ def source_files(program: Program, emit: Collection[str]) -> dict[str, list[Byte
     files: dict[str, list[Bytes]] = {}
     if "header" in emit:
         files[f"include/{name}.h"] = [header_text(program).encode()]
+    if "cpp" in emit:
+        files[f"include/{name}.hpp"] = [cpp_text(program).encode()]
     if "archive" in emit or "object" in emit:
         files[source_path(name)] = [text.encode() for text in source_chunks(program)]
     if "archive" in emit:

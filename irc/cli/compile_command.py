@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--emit",
         metavar="PARTS",
-        help="comma separated: archive,object,header,cpp,onnx,report,shared (default: all but object)",
+        help="comma separated: archive,object,header,cpp,onnx,report,shared (default: all but object); or a folder "
+        "as a framework wants it: arduino, zephyr, esp-idf",
     )
     parser.add_argument("--stop-after", metavar="PHASE", help="import, passes, plan or kernels: show the result there")
     parser.add_argument("--print-ir-after", action="append", default=[], metavar="PASS|all", help="IR text on stderr")

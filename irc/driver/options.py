@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from irc.backends.artifact.interface import check_name, identifier
+from irc.backends.artifact.layouts import check_layout
 from irc.backends.artifact.pool import check_threads
 from irc.backends.artifact.write import DEFAULT_EMIT, EMIT, refuse_foreign
 from irc.errors import OptionError, OutputError, suggest
@@ -84,6 +85,7 @@ class CompileOptions:
         for part in self.emit:
             if part not in EMIT:
                 raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))
+        check_layout(self.emit, self.target)
         for path in (self.calibration, self.evaluation, self.tuning, self.statistics):
             check_file(path)
         self._check_saving()
