@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import re
 from typing import Any
 
 import tvm
@@ -33,8 +32,27 @@ def lower_built(func: Any, target: Any) -> Any:
 
 def compile_ll(func: Any, target: Target) -> str:
     """Optimized LLVM IR text of a kernel."""
-    made = llvm_target(target)
-    return str(tvm.get_global_func("target.build.llvm")(lower_built(func, made), made).inspect_source("ll"))
+    made = _optimizing_target(target)
+    text = str(tvm.get_global_func("target.build.llvm")(lower_built(func, made), made).inspect_source("ll"))
+    return _without_last_feature(text, _NO_UNROLLING) if target.unrolls_no_loops else text
+
+
+_NO_UNROLLING = "-mclass"
+
+
+def _optimizing_target(target: Target) -> Any:
+    """The target of LLVM's optimizer. For Cortex-M it makes four or eight copies of every small loop, which LLVM has no
+    option against that TVM passes on; other Arm cores are spared. Only the code generator has to know the core."""
+    if not target.unrolls_no_loops:
+        return llvm_target(target)
+    spec = target_spec(target)
+    made = tvm.target.Target({**spec, "mattr": [*spec.get("mattr", []), _NO_UNROLLING]})
+    return made.with_host(made)
+
+
+def _without_last_feature(text: str, feature: str) -> str:
+    """`text` without a target feature, in the attributes of functions and in the module flag."""
+    return re.sub(rf",?(\\22)?{feature}(\\22)?", "", text)
 
 
 def compile_object(func: Any, target: Target) -> bytes:
@@ -46,7 +64,7 @@ def kernel_bytes(text: str, target: Target) -> bytes:
     """What a program keeps of a kernel, from LLVM IR text as TVM writes it."""
     from irc.backends.tvm.slim import align_stack, object_from_ll, slim_ll, tightened
 
-    text = slim_ll(text)
+    text = slim_ll(text)  # functions of `soft.py` join it in the assembler: once for all kernels of a module
     if target.arch == "x86-64" and target.vector_bytes > 16:
         text = align_stack(text)
     return tightened(text, target).encode() if target.linking == "module" else object_from_ll(text)
@@ -54,9 +72,10 @@ def kernel_bytes(text: str, target: Target) -> bytes:
 
 def compile_assembly(func: Any, target: Target) -> str:
     """Assembly text of a kernel: for tests that look at instructions, and for people."""
+    if target.unrolls_no_loops:
+        from irc.backends.tvm.slim import loaded_ll
+
+        return str(loaded_ll(compile_ll(func, target)).inspect_source("asm"))
     made = llvm_target(target)
     module = tvm.get_global_func("target.build.llvm")(lower_built(func, made), made)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.s"
-        module.write_to_file(str(path), "s") if False else path.write_text(module.inspect_source("asm"))
-        return path.read_text()
+    return str(module.inspect_source("asm"))

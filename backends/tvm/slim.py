@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from irc.backends.tvm.soft import with_soft_functions
 from irc.targets.target import Target
@@ -64,14 +65,20 @@ def object_from_ll(text: str) -> bytes:
 
     The text is not optimized again: it has to be optimized already, as `inspect_source("ll")` is.
     """
+    with tempfile.TemporaryDirectory(prefix="irc-") as folder:
+        result = Path(folder) / "m.o"
+        loaded_ll(text).write_to_file(str(result))
+        return result.read_bytes()
+
+
+def loaded_ll(text: str) -> Any:
+    """TVM's module of LLVM IR text."""
     import tvm
 
-    load = tvm.get_global_func("ffi.Module.load_from_file.ll")
     with tempfile.TemporaryDirectory(prefix="irc-") as folder:
-        source, result = Path(folder) / "m.ll", Path(folder) / "m.o"
+        source = Path(folder) / "m.ll"
         source.write_text(with_soft_functions(text))
-        load(str(source), "ll").write_to_file(str(result))
-        return result.read_bytes()
+        return tvm.get_global_func("ffi.Module.load_from_file.ll")(str(source), "ll")
 
 
 def _split(text: str) -> tuple[list[str], dict[str, str], list[str]]:

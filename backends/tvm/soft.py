@@ -248,12 +248,13 @@ FUNCTIONS = {
 `level(sum, factor)`: round(float(sum) * factor)."""
 
 _USED = re.compile(r"@(irc_soft_\w+)\(")
+_DEFINED = re.compile(r"^define internal i32 @(irc_soft_\w+)\(", re.MULTILINE)
 
 
 def with_soft_functions(text: str) -> str:
     """`text` with an internal definition in the place of each declaration of such a function."""
     needed: set[str] = set()
-    waiting = set(_USED.findall(text)) & FUNCTIONS.keys()
+    waiting = (set(_USED.findall(text)) & FUNCTIONS.keys()) - set(_DEFINED.findall(text))
     while waiting:
         name = waiting.pop()
         needed.add(name)

@@ -82,6 +82,11 @@ class Target:
     base: str = ""
 
     @property
+    def unrolls_no_loops(self) -> bool:
+        """Whether LLVM would multiply small loops, which the target's code memory is too small for."""
+        return self.small and self.arch == "arm32" and self.dot != "mve"
+
+    @property
     def key(self) -> str:
         """What generated code depends on: part of every cache key."""
         isa = "/".join((self.triple, self.cpu, ",".join(self.features)))
