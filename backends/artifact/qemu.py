@@ -192,14 +192,22 @@ class Emulated:
             raise _no_start(command[0], error) from error
 
     def count(self, feeds: Mapping[str, Array], plugin: str, *, runs: int) -> str:
-        """What a plugin of the emulator prints at the end of a program that runs one sample `runs` times.
+        """What a plugin of QEMU prints at the end of a program that runs one sample `runs` times.
 
-        `plugin`: its path, with its options. Only for machines whose programs run one sample.
+        `plugin`: its path, with its options. Raises OptionError where the machine is not emulated by QEMU.
         """
-        if not self._machine.one_shot:
-            raise OptionError("programs for this machine are not counted so", where=self.target.name)
-        with self._lock:
-            return self._once(self._pack(feeds), runs=runs, arguments=("-plugin", plugin))[1]
+        if not self.target.qemu:
+            raise OptionError("programs for this machine cannot be counted", where=self.target.name)
+        data, loaded = self._pack(feeds), ("-plugin", plugin)
+        if self._machine.one_shot:
+            with self._lock:
+                return self._once(data, runs=runs, arguments=loaded)[1]
+        emulator, *rest = self._machine.command(Path(self._folder.name))
+        done = subprocess.run([emulator, *loaded, *rest], input=(b"\0" + data) * runs, capture_output=True)
+        if done.returncode:
+            reason = _reason(done.returncode, self._timeout)
+            raise VerificationError("the emulated network failed", where=self.name, got=reason)
+        return done.stderr.decode(errors="replace")
 
     def _once(self, data: bytes, *, runs: int = 1, arguments: tuple[str, ...] = ()) -> tuple[bytes, str]:
         """Runs a one-shot program; the bytes of its outputs, and what the emulator printed."""
