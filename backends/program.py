@@ -118,4 +118,6 @@ class Program:
     # Where in the workspace inputs and outputs may lie (None: nowhere); () where the plan has no places for them.
     input_places: tuple[int | None, ...] = ()
     output_places: tuple[int | None, ...] = ()
+    stack_bytes: int | None = None  # that a call of NAME_run needs at most; None: not known
+    outside: tuple[str, ...] = ()  # functions of the C library that it calls, where the stack is known
     coded: Coded | None = None  # the weights as the library stores them, to be decoded by NAME_init; None: plain

@@ -103,7 +103,7 @@ extern "C" {
 #define @UPPER@_WORKSPACE_ALIGN @ALIGN@
 /* Bytes of RAM that @NAME@_init needs; none if 0 (then it may be null). */
 #define @UPPER@_INIT_RAM_BYTES @RAM@
-/* Threads of the pool that is compiled in; 1 when there is none. */
+@STACK@/* Threads of the pool that is compiled in; 1 when there is none. */
 #define @UPPER@_THREADS @THREADS@
 /* Numbers of inputs and outputs. */
 #define @UPPER@_INPUTS @N_INPUTS@
@@ -176,10 +176,14 @@ int @NAME@_set_threads(@NAME@_ctx *ctx, void *ram, size_t ram_bytes, int threads
 int @NAME@_threads(const @NAME@_ctx *ctx);
 """
 
+_STACK = """\
+/* Bytes of stack that the functions below need at most, interrupts not counted. */
+#define @UPPER@_STACK_BYTES @BYTES@
+"""
 _PLACES = """\
 /* Inputs and outputs need no memory of their own: they may lie in the workspace, so many bytes behind its start. All
-   can be there at once. @NAME@_run destroys an input that lies there; outputs stay until the workspace is used again.
-   Memory of the caller's is as good, and an input there is never written to. */"""
+   can be there at once. @NAME@_run destroys an input that lies there; outputs stay until the workspace is used
+   again. Memory of the caller's is as good, and an input there is never written to. */"""
 
 _LEVELS = """
 /* The library holds kernels for several machines:
@@ -228,6 +232,7 @@ def header_text(program: Program) -> str:
         "JOINS": ": the threads of the pool have ended when it returns" if pooled else "",
         "POOL": _POOL if pooled else "",
         "WITHOUT": "the pool" if pooled else "one thread",
+        "STACK": "" if program.stack_bytes is None else _STACK.replace("@BYTES@", str(program.stack_bytes)),
         "BUT": " (but for the places in it, above)" if program.input_places or program.output_places else "",
         "LEVELS": _LEVELS if program.levels else "",
         "LEVEL_LIST": "\n".join(f"       {i}  {_comment(t.name)}" for i, t in enumerate(program.levels)),
@@ -243,6 +248,7 @@ def header_text(program: Program) -> str:
         "POOL",
         "WITHOUT",
         "BUT",
+        "STACK",
         "LEVELS",
         "LEVEL_LIST",
     ):  # the first of them have values of their own

@@ -33,6 +33,7 @@ from irc.backends.artifact import interface as abi
 from irc.backends.artifact.ar import Member, archive
 from irc.backends.artifact.cpp import cpp_text
 from irc.backends.artifact.features import target_facts
+from irc.backends.artifact.footprint import memory_facts
 from irc.backends.artifact.glue import glue_ll, public_symbols
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.layouts import LAYOUTS, arranged, layout_of
@@ -70,7 +71,7 @@ def write_artifact(
     artifact of irc; then nothing is left behind and an older artifact is as it was.
     """
     layout = layout_of(emit)
-    files, stored = _made_of(program, glue_object, LAYOUT_PARTS if layout else emit)
+    files, counted = _made_of(program, glue_object, LAYOUT_PARTS if layout else emit)
     if layout:
         files = arranged(layout, program, files)
     if model_proto_bytes is not None and "onnx" in emit:
@@ -82,7 +83,7 @@ def write_artifact(
         "name": program.name,
         "target": target_facts(program.target),
         "interface": interface_facts(program),
-        "storage": stored,
+        **counted,
         "files": {name: _file_facts(name, chunks) for name, chunks in sorted(files.items())},
     }
     files["manifest.json"] = [(json.dumps(full, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()]
@@ -91,19 +92,22 @@ def write_artifact(
 
 
 def _made_of(program: Program, glue_object: bytes | None, emit: Collection[str]) -> tuple[Files, dict[str, Any]]:
-    """The files that are made from the program alone, and the "storage" of the manifest."""
+    """The files that are made from the program alone, and "storage" and "memory" of the manifest."""
     if program.target.linking == "source":
         from irc.backends.c.package import source_files, source_storage
 
         sources = source_files(program, emit)
-        return {**sources}, source_storage(program, sources)
+        return {**sources}, {"storage": source_storage(program, sources)}
     if glue_object is None:
         from irc.backends.tvm.assemble import assemble
 
         glue_object = assemble(glue_ll(program), program.target)
     obj = link(program, glue_object)
-    stored = storage(program, obj, elf.total_size(archive_chunks(program, obj)))
-    return artifact_files(program, obj, glue_object, emit), stored
+    counted = {
+        "storage": storage(program, obj, elf.total_size(archive_chunks(program, obj))),
+        "memory": memory_facts(program, obj),
+    }
+    return artifact_files(program, obj, glue_object, emit), counted
 
 
 def artifact_files(program: Program, obj: Linked, glue_object: bytes, emit: Collection[str]) -> Files:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from irc.backends.tvm.soft import with_soft_functions
+from irc.backends.tvm.stack import StackUse, stack_use
 from irc.errors import InternalError
 from irc.targets.target import Target
 
@@ -39,7 +40,13 @@ def target_spec(target: Target) -> dict[str, Any]:
 
 
 def assemble(ll_text: str, target: Target) -> bytes:
-    """A relocatable object (position independent code) of the functions in `ll_text`.
+    """A relocatable object (position independent code) of the functions in `ll_text`. As `assemble_with_stack`."""
+    return assemble_with_stack(ll_text, target)[0]
+
+
+def assemble_with_stack(ll_text: str, target: Target) -> tuple[bytes, StackUse | None]:
+    """A relocatable object (position independent code) of the functions in `ll_text`, and the stack they need where
+    the text is a whole program and irc reads the target's assembly (`stack.py`).
 
     The text must carry its target triple; the machine is added unless the text already names one.
     Runs in this process: LLVM ends the process on some malformed input, so callers that assemble what users wrote do
@@ -56,12 +63,22 @@ def assemble(ll_text: str, target: Target) -> bytes:
         source, result = Path(folder, "module.ll"), Path(folder, "module.o")
         source.write_text(ll_text)
         try:
-            load(str(source), "ll").write_to_file(str(result))
+            module = load(str(source), "ll")
+            module.write_to_file(str(result))
+            readable = target.linking == "module" and target.arch in ("arm32", "riscv32", "riscv64")
+            stack = stack_use(module.inspect_source("asm")) if readable else None
         except Exception as error:  # TVM raises several unrelated classes
             raise InternalError(
-                "LLVM rejects generated code", where=f"target {target.name}", got=str(error).strip().splitlines()[-1]
+                "LLVM rejects generated code", where=f"target {target.name}", got=_reason(str(error))
             ) from error
-        return result.read_bytes()
+        return result.read_bytes(), stack
+
+
+def _reason(text: str) -> str:
+    """The line of LLVM's message that says what is wrong, and the code that it shows."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip(" ^~")]
+    at = next((i for i, line in enumerate(lines) if "error:" in line), len(lines) - 1)
+    return " / ".join(lines[at : at + 2])[-300:] if lines else "nothing"
 
 
 def _machine_flag(target: Target) -> str:

@@ -114,13 +114,21 @@ def assemble_glue(
     text: str, target: Target, *, cache_dir: Path | None = None, compiler: Compiler | None = None
 ) -> bytes:
     """LLVM IR text -> object, in a worker, cached. `compiler` as for `build_program`."""
+    return assembled(text, target, cache_dir=cache_dir, compiler=compiler).data
+
+
+def assembled(
+    text: str, target: Target, *, cache_dir: Path | None = None, compiler: Compiler | None = None
+) -> Compiled:
+    """As `assemble_glue`. The facts are "stack_bytes" of the deepest public function and "outside", what it calls of
+    the C library, where the text is all of a program and irc reads the target's assembly."""
     digest = hashlib.sha256("\n".join(("glue", target.key, code_digest(), text)).encode()).hexdigest()
     with _running(compiler, target, cache_dir, 1) as running:
         request = {"kind": "assemble", "text": text}
         done, failed = running.compile({digest: request}, _quiet, lambda k: "glue")
         if failed:
             raise kernel_error("entry points", request, running.target_text, failed[digest])
-        return done[digest].data
+        return done[digest]
 
 
 def _require_shapes(model: Model) -> None:

@@ -47,9 +47,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     target = read_target(request["target"])
     info: dict[str, Any]
     if request["kind"] == "assemble":
-        from irc.backends.tvm.assemble import assemble
+        from irc.backends.tvm.assemble import assemble_with_stack
 
-        data, info = assemble(request["text"], target), {}
+        data, stack = assemble_with_stack(request["text"], target)
+        info = {} if stack is None else {"stack_bytes": stack.nbytes, "outside": list(stack.outside)}
     else:
         data, info = compile_kernel(from_json(request["spec"]), target, request["symbol"])
     return {"ok": True, "object": base64.b64encode(data).decode(), "info": info}

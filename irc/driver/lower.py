@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from irc.backends.program import Program
 from irc.driver.load import load_data, load_static
 from irc.driver.options import CompileOptions
+from irc.driver.runners import measure_stack
 from irc.driver.statistics import pass_context
 from irc.errors import IrcError
 from irc.ir.clone import clone
@@ -44,6 +45,7 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
         from irc.backends.artifact.coder.choose import coded_program
 
         program = coded_program(program, "huffman" if options.weights == "huffman" else None)
+    measure_stack(program, folder)
     return program
 
 

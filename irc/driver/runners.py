@@ -44,6 +44,18 @@ def glue_object(program: Program, cache_dir: Path | None) -> bytes:
     return assemble_glue(glue_ll(program), program.target, cache_dir=cache_dir)
 
 
+def measure_stack(program: Program, cache_dir: Path | None) -> None:
+    """Sets `stack_bytes` and `outside` of a program that becomes one module; others have no bound that is known."""
+    if program.target.linking != "module":
+        return
+    from irc.backends.artifact.glue import glue_ll
+    from irc.backends.tvm.build import assembled
+
+    facts = assembled(glue_ll(program), program.target, cache_dir=cache_dir).info
+    program.stack_bytes = facts.get("stack_bytes")
+    program.outside = tuple(facts.get("outside", ()))
+
+
 def in_process(program: Program, *, cache_dir: Path | None = None, threads: int | None = None) -> Execution:
     """Load the program's machine code into this process."""
     from irc.backends.artifact.load import load_program

@@ -212,13 +212,32 @@ def _manifest_lines(manifest: Mapping[str, Any], here: Sequence[str]) -> Iterato
     yield "inputs", [_port(p) for p in interface["inputs"]]
     yield "outputs", [_port(p) for p in interface["outputs"]]
     weights, workspace = (bytes_text(interface[k]) for k in ("weights_bytes", "workspace_bytes"))
-    yield "memory", [f"weights {weights}, workspace {workspace}"]
+    yield "memory", _memory_lines(manifest) or [f"weights {weights}, workspace {workspace}"]
     yield "threads", [f"a pool of {interface['threads']}"] if interface.get("threads", 1) > 1 else []
     yield "pipeline", [manifest.get("pipeline") or "none"]
     yield "verified", verification_lines(manifest.get("verification") or {})
     yield "accuracy", [accuracy_text(manifest["accuracy"])] if manifest.get("accuracy") else []
     yield "notes", list(manifest.get("notes", []))
     yield "files", [f"{name}, {bytes_text(facts['bytes'])}" for name, facts in manifest["files"].items()]
+
+
+def _memory_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """Flash and RAM in bytes, part by part, where the manifest has them."""
+    memory = manifest.get("memory")
+    if not memory:
+        return []
+    flash, ram = memory["flash"], memory["ram"]
+    parts = ", ".join(f"{name} {size}" for name, size in flash.items() if name != "total" and size)
+    lines = [f"flash {bytes_text(flash['total'])}: {parts}"]
+    names = {"init_ram": "NAME_init", "workspace": "workspace"}
+    sizes = {k: v for k, v in ram.items() if k not in ("total", "holds_inputs_and_outputs")}
+    parts = ", ".join(f"{names.get(k, k)} {'not known' if v is None else v}" for k, v in sizes.items() if v != 0)
+    inside = ", inputs and outputs in it" if ram["holds_inputs_and_outputs"] else ""
+    lines.append(f"RAM {bytes_text(ram['total'])}: {parts or 'none'}{inside}")
+    bound = memory.get("workspace_lower_bound")
+    if bound and bound < ram["workspace"]:
+        lines.append(f"no order in memory needs less than {bound} bytes of workspace")
+    return lines
 
 
 def _level_lines(target: Mapping[str, Any], here: Sequence[str]) -> list[str]:
