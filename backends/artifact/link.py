@@ -14,20 +14,10 @@ from irc.backends.artifact import elf, module
 from irc.backends.artifact.elf import ObjectFile, Relocation, Section, Symbol
 from irc.backends.artifact.glue import public_symbols, weights_section, weights_symbol
 from irc.backends.artifact.module import ModuleObject
+from irc.backends.artifact.outside import OUTSIDE
 from irc.backends.artifact.pool import FUNCTIONS as THREAD_FUNCTIONS
 from irc.backends.program import Program
 from irc.errors import InternalError, UnsupportedError
-
-MEMORY_FUNCTIONS = frozenset({"memcpy", "memset", "memmove"})
-_MATH = """
-acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma
-fmax fmin fmod frexp hypot ilogb ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf nan
-nearbyint nextafter pow remainder rint round roundeven scalbn sin sincos sinh sqrt tan tanh tgamma trunc exp10
-""".split()  # noqa: SIM905 - a list of strings would be one line per name
-MATH_FUNCTIONS = frozenset(_MATH) | frozenset(f"{f}f" for f in _MATH)
-"""C99's libm (and glibc's sincos, exp10, roundeven, which LLVM makes of pairs of calls), double and float."""
-
-_OUTSIDE = MEMORY_FUNCTIONS | MATH_FUNCTIONS | THREAD_FUNCTIONS
 
 Linked = ObjectFile | ModuleObject
 
@@ -137,7 +127,7 @@ class _Merger:
         if symbol.binding == elf.STB_LOCAL:
             return symbol
         found = self.defined.get(symbol.name)
-        if found is None and symbol.name not in _OUTSIDE:
+        if found is None and symbol.name not in OUTSIDE | THREAD_FUNCTIONS:
             raise InternalError(
                 f"undefined symbol {symbol.name}", expected="functions of libm, memcpy, memset, memmove, the pool's"
             )

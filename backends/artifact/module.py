@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from irc.backends.artifact import elf
+from irc.backends.artifact.outside import MATH_FUNCTIONS, OUTSIDE
 from irc.backends.artifact.sections import SectionSize, section_sizes
 from irc.backends.program import Program
 from irc.errors import InternalError
@@ -26,9 +27,11 @@ from irc.targets.target import Target
 MARKER_BYTES = 64
 """Constants up to this size pass as text."""
 
-SHARED_HELPERS = frozenset({"__truncsfhf2", "__extendhfsf2"})
-"""Conversions of half precision that LLVM's code generator calls by these names; one definition serves all kernels."""
+_SHARED = re.compile(r"__(truncsfhf2|extendhfsf2)\Z|irc_soft_")
+"""Helpers of which one definition serves all kernels: conversions of half precision, which LLVM's code generator calls
+by these names, and float32 arithmetic in integers."""
 
+_OUTSIDE = re.compile(r"llvm\.|irc_soft_|__\w+|_GLOBAL_OFFSET_TABLE_$")
 _STRING = re.compile(r'"[^"]*"')
 _GLOBAL = re.compile(r'@("[^"]*"|[\w.$-]+)')
 _GROUP = re.compile(r"#(\d+)\b")
@@ -68,6 +71,7 @@ def merged_text(kernels: Mapping[str, bytes], glue: str, target: Target) -> str:
     missing = [name for name in sorted(_called(merged.body)) if name not in merged.defined | set(merged.declarations)]
     if missing:
         raise InternalError("the module refers to names that it does not declare", got=", ".join(missing[:5]))
+    _refuse_foreign(set(merged.declarations) - merged.defined)
     head = [f'target datalayout = "{merged.layout}"'] if merged.layout else []
     declared = [line for name, line in sorted(merged.declarations.items()) if name not in merged.defined]
     groups = [f"attributes #{number} = {{ {text} }}" for text, number in merged.attributes.items()]
@@ -75,10 +79,12 @@ def merged_text(kernels: Mapping[str, bytes], glue: str, target: Target) -> str:
     return "\n".join([*head, *merged.body, "", *declared, "", *groups, ""])
 
 
-def undefined_names(text: str) -> tuple[str, ...]:
-    """Functions that the module of `text` declares and does not define, intrinsics of LLVM left out. Sorted."""
-    names = {_plain(m[1]) for line in text.splitlines() if (m := _DECLARE.match(line))}
-    return tuple(sorted(name for name in names if not name.startswith("llvm.")))
+def _refuse_foreign(names: Collection[str]) -> None:
+    """Raises InternalError unless these names are all to be had: libm, memcpy, memset, memmove, what the compiler of
+    every C program brings along (`__aeabi_idiv` and the like), intrinsics of LLVM, functions of `soft.py`."""
+    for name in sorted(names):
+        if name not in OUTSIDE and not _OUTSIDE.match(name):
+            raise InternalError(f"undefined symbol {name}", expected="functions of libm, memcpy, memset, memmove")
 
 
 def _plain(name: str) -> str:
@@ -103,7 +109,7 @@ def _add(merged: _Merged, text: str, prefix: str, *, keep: set[str] | None, inte
     _take_layout(merged, text, where)
     own = _own_names(lines)
     groups = {m[1]: merged.group(m[2]) for line in lines if (m := _ATTRIBUTES.match(line))}
-    renamed = set() if keep is None else {n for n in own if n not in keep and n not in SHARED_HELPERS}
+    renamed = set() if keep is None else {n for n in own if n not in keep and not _SHARED.match(n)}
     skipping = False
     for line in lines:
         if skipping:
@@ -120,7 +126,7 @@ def _add(merged: _Merged, text: str, prefix: str, *, keep: set[str] | None, inte
         if m := _DEFINE.match(line) or _VARIABLE.match(line):
             name = _plain(m[1])
             if name in merged.defined:
-                if name in SHARED_HELPERS:
+                if _SHARED.match(name):
                     skipping = True
                     continue
                 raise InternalError(f"{name} is defined twice", where=where)
@@ -213,7 +219,9 @@ class ModuleObject:
 def patched(program: Program, data: bytes, weights: elf.Section | None) -> ModuleObject:
     """The object `data` of a module with its weights in place. Raises InternalError unless they have one place."""
     if program.target.object_format == "elf":
-        data = _finished_elf(data, program.target)
+        undefined = undefined_symbols(data)
+        _refuse_foreign(undefined)
+        data = _finished_elf(data, program.target, floats=not MATH_FUNCTIONS.isdisjoint(undefined))
     sizes = section_sizes(data, program.target.object_format)
     if weights is None or weights.size <= MARKER_BYTES:
         return ModuleObject((data,), sizes)
@@ -233,12 +241,14 @@ def patched(program: Program, data: bytes, weights: elf.Section | None) -> Modul
 _EM_ARM = 40
 _SHT_ARM_ATTRIBUTES = 0x70000003
 _VFP_ARGS, _COMPATIBLE = 28, 3
-_STRING_TAGS = frozenset({4, 5, 32, 65, 67})  # CPU_raw_name, CPU_name, compatibility (flag, string), also_..., conf.
 
 
-def _finished_elf(data: bytes, target: Target) -> bytes:
-    """Constants that hold addresses stay with the constants on machines without a loader; on 32-bit Arm the object
-    goes with callers that pass floats either way, unless a function of libm gets some."""
+def _finished_elf(data: bytes, target: Target, *, floats: bool) -> bytes:
+    """The object as bare machines want it: constants that hold addresses stay with the constants, as there is no
+    loader; tables for unwinding, which say of every function that it cannot be unwound, are left out; on 32-bit Arm
+    the object goes with callers that pass floats either way, unless it passes `floats` to functions of libm itself."""
+    if "linux" in target.triple:
+        return data
     wide = data[4] == 2
     head = bytearray(data)
     offset, count, names_at = _section_table(data, wide)
@@ -251,7 +261,10 @@ def _finished_elf(data: bytes, target: Target) -> bytes:
         text = _name(data, names_at + name)
         if text.startswith(".rodata") and flags & elf.SHF_WRITE:
             struct.pack_into("<Q" if wide else "<I", head, flags_at, flags & ~elf.SHF_WRITE)
-        if kind == _SHT_ARM_ATTRIBUTES and target.arch == "arm32" and target.small and not _float_calls(data):
+        if text.startswith((".ARM.exidx", ".rel.ARM.exidx")):
+            struct.pack_into("<I", head, at + 4, elf.SHT_NULL)
+            struct.pack_into("<I", head, flags_at, 0)
+        if kind == _SHT_ARM_ATTRIBUTES and not floats:
             new = _any_float_abi(data[file_at : file_at + size])
             head += bytes(-len(head) % 4)
             struct.pack_into("<II", head, at + 16, len(head), len(new))
@@ -274,13 +287,6 @@ def _section_table(data: bytes, wide: bool) -> tuple[int, int, int]:
 
 def _name(data: bytes, at: int) -> str:
     return data[at : data.index(b"\0", at)].decode()
-
-
-def _float_calls(data: bytes) -> bool:
-    """Whether the object calls functions of libm, which get floats. By the names of its undefined symbols."""
-    from irc.backends.artifact.link import MATH_FUNCTIONS
-
-    return any(name in MATH_FUNCTIONS for name in undefined_symbols(data))
 
 
 def undefined_symbols(data: bytes) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from irc.backends.artifact import elf, relocate
 from irc.backends.artifact.elf import ObjectFile, Relocation, Section, Symbol, align_up
-from irc.backends.artifact.link import MEMORY_FUNCTIONS
+from irc.backends.artifact.outside import MEMORY_FUNCTIONS
 from irc.backends.artifact.pool import FUNCTIONS as THREAD_FUNCTIONS
 from irc.backends.artifact.relocate import Wants
 from irc.errors import InternalError

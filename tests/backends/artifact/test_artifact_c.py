@@ -185,7 +185,8 @@ def test_what_is_missing_for_emulation_is_named(monkeypatch):
     with pytest.raises(OptionError, match="names no emulator"):
         run_under_qemu(toy.toy(), toy.glue(), {})
     monkeypatch.setenv("PATH", "")
-    assert missing_tools(toy.ARM) == "not found: qemu-aarch64, aarch64-linux-gnu-gcc"
+    missing = "not found: qemu-aarch64, aarch64-linux-gnu-gcc (Debian: qemu-user, gcc-aarch64-linux-gnu)"
+    assert missing_tools(toy.ARM) == missing
     with pytest.raises(OptionError, match="not found: qemu-aarch64"):
         run_under_qemu(toy.toy("aarch64"), toy.glue("toy", "aarch64"), {})
 
