@@ -83,12 +83,24 @@ def digits_dir() -> Path:
 
 PACKAGES = {
     "qemu-aarch64": "qemu-user",
+    "qemu-arm": "qemu-user",
+    "qemu-riscv64": "qemu-user",
+    "qemu-riscv32": "qemu-user",
+    "qemu-system-arm": "qemu-system-arm",
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross",
+    "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross",
+    "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf",
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
+    "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64",
+    "node": "nodejs",
+    "wasm-ld": "lld",
     "gcc": "gcc",
     "g++": "g++",
     "cc": "gcc",
+    "ninja": "ninja-build",
 }
-"""Debian packages of the tools that tests ask for."""
+"""Debian packages of the tools that tests ask for, where they have another name."""
 
 
 @pytest.fixture(scope="session")
