@@ -9,6 +9,7 @@ from typing import Any
 
 from irc.errors import OptionError
 from irc.targets.catalogue import host_arch, host_features, levels_of
+from irc.targets.custom import target_record
 from irc.targets.target import Target
 
 # /proc/cpuinfo flags of the micro-architecture levels (x86-64 psABI); each level contains the ones before.
@@ -66,6 +67,7 @@ def target_facts(target: Target) -> dict[str, Any]:
         "cpu": target.cpu,
         "features": list(target.features),
         "cpu_flags": list(required_flags(target)),
+        "record": target_record(target),
         "levels": [{"name": level.name, "cpu_flags": list(required_flags(level))} for level in levels],
     }
 

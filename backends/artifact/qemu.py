@@ -31,7 +31,7 @@ from irc.backends.artifact.write import archive_chunks
 from irc.backends.program import Program
 from irc.errors import DataError, IrcError, OptionError, VerificationError
 from irc.ir.types import Array, DType
-from irc.targets.catalogue import get_target
+from irc.targets.catalogue import target_of_manifest
 from irc.targets.target import Target
 
 
@@ -54,7 +54,7 @@ def open_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
     reason = obstacle(facts)
     if not reason:
         return load_artifact(directory, threads=threads)
-    missing = missing_tools(get_target(facts.get("name", "")))
+    missing = missing_tools(target_of_manifest(facts))
     if missing:
         raise OptionError(
             f"compiled for target '{facts.get('name')}': {reason}, and it cannot be emulated: {missing}",
@@ -113,7 +113,7 @@ class Emulated:
             int(facts["hash"], 16),
         )
         self = cls.__new__(cls)
-        self._prepare(network, get_target(manifest["target"].get("name", "")), timeout)
+        self._prepare(network, target_of_manifest(manifest["target"]), timeout)
         with self._cleaned():
             shutil.copyfile(library, self._library)
             self._machine.build(Path(self._folder.name), header.read_text(), self._library, network)

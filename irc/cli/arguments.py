@@ -68,7 +68,9 @@ def add_passes(parser: argparse.ArgumentParser, *, required: bool = False) -> No
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", default="native", metavar="NAME", help="see irc targets (default: native)")
+    parser.add_argument(
+        "--target", default="native", metavar="NAME", help="see irc targets, or FILE.toml (default: native)"
+    )
 
 
 def add_calibration(parser: argparse.ArgumentParser, *, save: bool = False) -> None:
@@ -104,6 +106,13 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         help="how the library stores its weights: as they are (the default, but for the preset size), or entropy-coded "
         "and decoded into RAM by NAME_init; huffman: a little less densely, by a decoder a fifth as large",
     )
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    for name, what in (("ram", "workspace, inputs and outputs, context, stack"), ("flash", "code and weights")):
+        parser.add_argument(
+            f"--{name}", metavar="SIZE", help=f"bytes that the network may take: {what}; 64k is 65536 (else an error)"
+        )
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:

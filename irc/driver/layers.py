@@ -20,6 +20,7 @@ from irc.errors import OptionError
 from irc.ir.graph import Model
 from irc.pipeline import PassContext, Pipeline
 from irc.targets import get_target, runs_here
+from irc.targets.catalogue import target_of_manifest
 from irc.targets.target import Target
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _of_artifact(path: Path, seconds: float, cache_dir: Path | None) -> Layers:
     manifest = read_manifest(path)
     model = artifact_model(path)
     Pipeline.parse("none").run(model, PassContext())
-    target = get_target(str(manifest["target"].get("name", "native")))
+    target = target_of_manifest(manifest["target"])
     plan = plan_of(model, target, None)
     steps = [i for i, call in enumerate(plan.calls) if worth_sharing(call, plan)]
     with closing(load_artifact(path, threads=1)) as network:

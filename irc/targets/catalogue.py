@@ -14,8 +14,10 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from irc.errors import OptionError, suggest
+from irc.targets import custom
 from irc.targets.table import CATALOGUE
 from irc.targets.target import Target
 
@@ -46,13 +48,24 @@ _NEEDS: Mapping[str, frozenset[str]] = {
 
 
 def get_target(name: str) -> Target:
-    """The target of this name. Raises OptionError, with the nearest names, where there is none."""
+    """The target of this name, or of this file (`custom.py`). Raises OptionError, with the nearest names, where there
+    is none."""
     if name == "native":
         return TARGETS[host_level()]
     known = all_targets()
+    if name.endswith(custom.ENDING):
+        return custom.read_target(name, known)
     if name not in known:
-        raise OptionError(f"there is no target '{name}'", hint=suggest(name, ["native", *known]))
+        raise OptionError(
+            f"there is no target '{name}'",
+            hint=suggest(name, ["native", *known]) + "; for others a file: --target mine.toml",
+        )
     return known[name]
+
+
+def target_of_manifest(facts: Mapping[str, Any]) -> Target:
+    """The target that an artifact was compiled for, from the "target" of its manifest. Raises OptionError."""
+    return custom.target_of_record(facts.get("record") or facts, all_targets())
 
 
 def all_targets() -> dict[str, Target]:

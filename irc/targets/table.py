@@ -396,6 +396,7 @@ CATALOGUE = (
         name="c",
         description="portable C99 source, for any compiler",
         arch="c",
+        small=True,
         runner="cc",
         triple="",
         cpu="",

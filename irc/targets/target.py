@@ -91,7 +91,7 @@ class Target:
         """What generated code depends on: part of every cache key."""
         isa = "/".join((self.triple, self.cpu, ",".join(self.features)))
         text = f"{isa}/{self.vector_bytes}x{self.vector_registers}/{self.dot}"
-        if self.linking == "sections":
+        if self.linking == "sections" and not self.base:
             return text
         calls = f"{self.abi}/{self.float_abi}/fpu {self.fpu}/fma {self.fma:d}/{self.activations}"
         form = f"small {self.small:d}/threads {self.threads:d}/{self.pointer_bits} bit/align {self.alignment}"
