@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from irc.backends.tvm.overlap import window_distance
+from irc.backends.tvm.small_mve import MVE, conv_distance, conv_places, depthwise_distance
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 
 PLAIN = "plain"
@@ -18,6 +19,8 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
     last channel, the one in pairs has read two of them before it writes the first."""
     if spec.batch > 1:
         return {}
+    if spec.way == MVE:
+        return {0: conv_distance(spec), **_operands(spec, spec.oc if conv_places(spec) > 1 else 0)}
     return {0: _window(spec, spec.oc, held=spec.way == PAIRS), **_operands(spec, spec.oc if spec.way == PAIRS else 0)}
 
 
@@ -25,6 +28,8 @@ def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
     """`overlap` of a depthwise convolution: place after place, channel after channel."""
     if spec.batch > 1:
         return {}
+    if spec.way == MVE:
+        return {0: depthwise_distance(spec), **_operands(spec, 0)}
     return {0: _window(spec, spec.channels, held=False), **_operands(spec, 0)}
 
 

@@ -19,11 +19,13 @@ from irc.backends.tvm.kernels import (
     recurrent,
     resize,
     rows,
+    small_mve,
     small_plain,
     sparse,
     transpose,
     winograd,
 )
+from irc.backends.tvm.small_mve import MVE
 from irc.backends.tvm.specs import (
     AttentionSpec,
     DepthwiseSpec,
@@ -59,6 +61,14 @@ def _elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
     return (transpose.build if transpose.fits(spec, target) else elementwise.build_elementwise)(symbol, spec, target)
 
 
+def _small_conv(symbol: str, spec: SmallConvSpec, target: Target) -> Any:
+    return (small_mve if spec.way == MVE else small_plain).build_conv(symbol, spec, target)
+
+
+def _small_depthwise(symbol: str, spec: SmallDepthwiseSpec, target: Target) -> Any:
+    return (small_mve if spec.way == MVE else small_plain).build_depthwise(symbol, spec, target)
+
+
 _BUILDERS: dict[type, Callable[..., Any]] = {
     LinearSpec: linear.build,
     SparseSpec: sparse.build,
@@ -70,8 +80,8 @@ _BUILDERS: dict[type, Callable[..., Any]] = {
     AttentionSpec: attention.build,
     RecurrentSpec: recurrent.build,
     ResizeSpec: resize.build,
-    SmallConvSpec: small_plain.build_conv,
-    SmallDepthwiseSpec: small_plain.build_depthwise,
+    SmallConvSpec: _small_conv,
+    SmallDepthwiseSpec: _small_depthwise,
     FillSpec: elementwise.build_fill,
     RowsSpec: rows.build_rows,
     ReduceSpec: rows.build_reduce,
