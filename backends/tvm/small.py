@@ -21,7 +21,8 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
         return {}
     if spec.way == MVE:
         return {0: conv_distance(spec), **_operands(spec, spec.oc if conv_places(spec) > 1 else 0)}
-    return {0: _window(spec, spec.oc, held=spec.way == PAIRS), **_operands(spec, spec.oc if spec.way == PAIRS else 0)}
+    pairs = spec.way.startswith(PAIRS)
+    return {0: _window(spec, spec.oc, held=pairs), **_operands(spec, spec.oc if pairs else 0)}
 
 
 def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
@@ -60,3 +61,46 @@ def _window(spec: SmallConvSpec | SmallDepthwiseSpec, channels: int, *, held: bo
         pads=spec.pads,
         atomic=held,
     )
+
+
+def window_rows(spec: SmallConvSpec) -> tuple[int, int]:
+    """(runs, bytes of each) of a window whose rows are contiguous in memory."""
+    return spec.kernel[0], spec.kernel[1] * spec.ic
+
+
+def row_steps(run: int) -> int:
+    """Pairs in which the way "pairs" reads a run of bytes."""
+    return run // 4 * 2 + (0, 1, 1, 2)[run % 4]
+
+
+def pair_order(run: int) -> list[tuple[int, int]]:
+    """Which two bytes of a run each of its steps holds; -1: none. Words give bytes 0 and 2, then 1 and 3; what is
+    left gives neighbours, or of three the first with the third."""
+    found = []
+    for word in range(run // 4):
+        found += [(4 * word, 4 * word + 2), (4 * word + 1, 4 * word + 3)]
+    at, rest = run // 4 * 4, run % 4
+    if rest == 1:
+        found.append((at, -1))
+    elif rest == 2:
+        found.append((at, at + 1))
+    elif rest == 3:
+        found += [(at, at + 2), (at + 1, -1)]
+    return found
+
+
+def scratch_bytes(spec: SmallConvSpec) -> int:
+    """Memory of a kernel in the way "pairs": the steps of two places, and at the edge of images a row of zero points
+    and one row of each place."""
+    rows, run = window_rows(spec)
+    return 8 * rows * row_steps(run) + (3 * -(-run // 4) * 4 if leaves_image(spec) else 0)
+
+
+def leaves_image(spec: SmallConvSpec) -> bool:
+    """Whether some window leaves the image."""
+    for axis in range(2):
+        reach = (spec.kernel[axis] - 1) * spec.dilation[axis]
+        last = (spec.out[axis] - 1) * spec.stride[axis] - spec.pads[axis] + reach
+        if spec.pads[axis] > 0 or last >= spec.image[axis]:
+            return True
+    return False

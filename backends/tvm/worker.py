@@ -38,7 +38,11 @@ def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict
         data, info = compile_library(spec.model, target, symbol)
         return data, {"scratch": info.scratch_bytes}
     from irc.backends.tvm.codegen import compile_object
-    from irc.backends.tvm.kernels.table import build
+    from irc.backends.tvm.kernels.table import build, instructions
+
+    text = instructions(symbol, spec, target)
+    if text is not None:
+        return text.encode(), {}
 
     return compile_object(build(symbol, spec, target), target), {}
 

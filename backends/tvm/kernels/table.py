@@ -20,11 +20,13 @@ from irc.backends.tvm.kernels import (
     resize,
     rows,
     small_mve,
+    small_pairs,
     small_plain,
     sparse,
     transpose,
     winograd,
 )
+from irc.backends.tvm.small import PAIRS
 from irc.backends.tvm.small_mve import MVE
 from irc.backends.tvm.specs import (
     AttentionSpec,
@@ -92,3 +94,10 @@ _BUILDERS: dict[type, Callable[..., Any]] = {
 def build(symbol: str, spec: Spec, target: Target) -> Any:
     """The TIR function of a specification."""
     return _BUILDERS[type(spec)](symbol, spec, target)
+
+
+def instructions(symbol: str, spec: Spec, target: Target) -> str | None:
+    """LLVM IR text around the instructions of a hand-written kernel; None where there is no such kernel."""
+    if isinstance(spec, SmallConvSpec) and spec.way.startswith(PAIRS):
+        return small_pairs.build(symbol, spec, target)
+    return None

@@ -21,8 +21,9 @@ from irc.backends.tvm.plan.integer import (
     start_sum,
 )
 from irc.backends.tvm.plan.kinds import kind_of
-from irc.backends.tvm.plan.planner import Planner, RegionOperands
+from irc.backends.tvm.plan.planner import Planner, Pointer, RegionOperands
 from irc.backends.tvm.plan.regions import Region
+from irc.backends.tvm.plan.small_pack import pack_conv, pack_depthwise
 from irc.backends.tvm.plan.views import View, row_major, strides_in_order
 from irc.backends.tvm.plan.window import Window, window
 from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec, Strides
@@ -68,6 +69,16 @@ class _Images:
     x: View
     out: View
     operands: tuple[View, ...]
+    constants: tuple[Array | None, ...] = ()  # of channels, where an operand is one
+
+    def group(self, number: int, ic: int, oc: int) -> _Images:
+        """The channels of one group."""
+        return _Images(
+            _channels(self.x, number * ic, ic),
+            _channels(self.out, number * oc, oc),
+            tuple(_channels(v, number * oc, oc) for v in self.operands),
+            tuple(None if c is None else c[number * oc : (number + 1) * oc] for c in self.constants),
+        )
 
 
 def lower_small(p: Planner, region: Region, integer: IntegerWeights) -> None:
@@ -79,18 +90,13 @@ def lower_small(p: Planner, region: Region, integer: IntegerWeights) -> None:
     w = integer.full_weights() if depthwise else integer.w
     w = w.reshape(w.shape[0], -1, *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
     expression, values = _expression(p, region, integer, w)
-    images = _images(p, region, integer, values)
+    images = replace(_images(p, region, integer, values), constants=_constants(values))
     if depthwise:
         _depthwise(p, region, images, g, w[..., 0], expression, integer.x_zero)
         return
     oc, ic = w.shape[0] // groups, w.shape[3]
     for i in range(groups):
-        part = _Images(
-            _channels(images.x, i * ic, ic),
-            _channels(images.out, i * oc, oc),
-            tuple(_channels(v, i * oc, oc) for v in images.operands),
-        )
-        _conv(p, region, part, g, w[i * oc : (i + 1) * oc], expression, integer.x_zero)
+        _conv(p, region, images.group(i, ic, oc), g, w[i * oc : (i + 1) * oc], expression, integer.x_zero)
 
 
 def _geometry(node: Node) -> Window:
@@ -119,6 +125,10 @@ def _expression(
     compensation = -integer.x_zero * w.reshape(w.shape[0], -1).astype(np.int64).sum(1)
     start = start_sum(b, operands, replace(integer, weight_zero=None), fused, compensation, fpu=p.target.fpu != "none")
     return b.finish(p.translate(region, b, operands, start, fused.skip)), operands.values
+
+
+def _constants(values: Sequence[Value | Array]) -> tuple[Array | None, ...]:
+    return tuple(v if isinstance(v, np.ndarray) and v.ndim == 1 else None for v in values)
 
 
 def _images(p: Planner, region: Region, integer: IntegerWeights, values: Sequence[Value | Array]) -> _Images:
@@ -211,10 +221,7 @@ def _operands(p: Planner, views: Sequence[View]) -> tuple[Operand, ...]:
 
 
 def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
-    node = region.root
     batch, height, width, ic = im.x.shape
-    oc = w.shape[0]
-    weights = p.constant(np.ascontiguousarray(w), node.need(1).name)
     spec = SmallConvSpec(
         im.out.dtype,
         batch,
@@ -222,7 +229,7 @@ def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expressi
         (im.out.shape[1], im.out.shape[2]),
         g.kernel,
         ic,
-        oc,
+        w.shape[0],
         _nhw(im.x),
         _nhw(im.out),
         g.stride,
@@ -233,17 +240,15 @@ def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expressi
         _operands(p, im.operands),
         x_size=im.x.extent,
         y_size=im.out.extent,
-        w_size=weights.extent,
+        w_size=w.size,
     )
     macs = batch * math.prod(spec.out) * w.size
-    args = [p.pointer(v) for v in (im.x, weights, *im.operands, im.out)]
-    p.call(spec, args, (im.out.storage,), region.label, macs=macs)
+    packed = pack_conv(spec, np.ascontiguousarray(w), im.constants, p.target)
+    _call(p, region, im, packed.spec, packed.weights, macs)
 
 
 def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
-    node = region.root
     batch, height, width, channels = im.x.shape
-    weights = p.constant(np.ascontiguousarray(w.transpose(1, 2, 0)), node.need(1).name)
     spec = SmallDepthwiseSpec(
         im.out.dtype,
         batch,
@@ -262,11 +267,24 @@ def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, exp
         _operands(p, im.operands),
         x_size=im.x.extent,
         y_size=im.out.extent,
-        w_size=weights.extent,
+        w_size=w.size,
     )
     macs = batch * math.prod(spec.out) * w.size
-    args = [p.pointer(v) for v in (im.x, weights, *im.operands, im.out)]
-    p.call(spec, args, (im.out.storage,), region.label, macs=macs)
+    packed = pack_depthwise(spec, np.ascontiguousarray(w.transpose(1, 2, 0)), im.constants, p.target)
+    _call(p, region, im, packed.spec, packed.weights, macs)
+
+
+def _call(
+    p: Planner, region: Region, im: _Images, spec: SmallConvSpec | SmallDepthwiseSpec, weights: Array, macs: int
+) -> None:
+    stored = p.constant(weights, region.root.need(1).name)
+    args = [p.pointer(v) for v in (im.x, stored, *im.operands[spec.streamed :], im.out)]
+    writes: tuple[int, ...] = (im.out.storage,)
+    if spec.scratch:
+        scratch = p.new_storage("uint8", spec.scratch)
+        args.append(Pointer(scratch, 0))
+        writes = (*writes, scratch)
+    p.call(spec, args, writes, region.label, macs=macs)
 
 
 __all__ = ["lower_small", "small_weights"]

@@ -1,0 +1,125 @@
+"""Thumb-2 assembly as a kernel: a writer of instructions, and the LLVM function around them.
+
+LLVM's register allocation has no place to spare in the inner loops of cores with 14 registers, so these kernels are
+written as instructions: one naked function, which LLVM's assembler takes as it is. Armv7-M Architecture Reference
+Manual (A7: instructions with the DSP extension and the single precision FPU); Procedure Call Standard for the Arm
+Architecture (r4-r11 and s16-s31 belong to the caller).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from irc.targets.target import Target
+
+_SAVED_WORDS = 9  # r4-r11, lr
+
+
+class Assembly:
+    """Instructions in order. Labels are local to the kernel."""
+
+    def __init__(self, saved_floats: int = 0) -> None:
+        """`saved_floats`: registers s16, s17, ... that the kernel uses."""
+        self.lines: list[str] = []
+        self._labels = 0
+        self._floats = saved_floats
+
+    def __call__(self, *instructions: str) -> None:
+        self.lines += instructions
+
+    def label(self) -> str:
+        self._labels += 1
+        return f".Lirc{self._labels}_${{:uid}}"
+
+    def place(self, label: str) -> None:
+        self.lines.append(label + ":")
+
+    def enter(self) -> None:
+        self("push {r4-r11,lr}")
+        if self._floats:
+            self(f"vpush {{s16-s{15 + self._floats}}}")
+
+    def leave(self) -> None:
+        if self._floats:
+            self(f"vpop {{s16-s{15 + self._floats}}}")
+        self("pop {r4-r11,pc}")
+
+    @property
+    def stack_bytes(self) -> int:
+        """What `enter` puts on the stack: arguments beyond the fourth lie behind it."""
+        return 4 * (_SAVED_WORDS + self._floats)
+
+    def constant(self, register: str, value: int) -> None:
+        """`register` = value, any 32 bits."""
+        bits = value & 0xFFFFFFFF
+        if _encodes(bits):
+            self(f"mov.w {register},#{bits:#x}")
+        elif _encodes(~bits & 0xFFFFFFFF):
+            self(f"mvn {register},#{~bits & 0xFFFFFFFF:#x}")
+        else:
+            self(f"movw {register},#{bits & 0xFFFF:#x}")
+            if bits >> 16:
+                self(f"movt {register},#{bits >> 16:#x}")
+
+    def add(self, register: str, source: str, value: int, spare: str = "") -> None:
+        """`register` = source + value; `spare` may be `register` where that is not `source`."""
+        size = abs(value)
+        name = "add" if value >= 0 else "sub"
+        if value == 0:
+            if register != source:
+                self(f"mov {register},{source}")
+        elif size < 4096 or _encodes(size):
+            self(f"{name}{'w' if size < 4096 else '.w'} {register},{source},#{size}")
+        else:
+            self.constant(spare, size)
+            self(f"{name}.w {register},{source},{spare}")
+
+    @contextmanager
+    def repeated(self, count: int, counter: str) -> Iterator[None]:
+        """A loop over `count` steps that counts down in a register; straight code for one."""
+        if count == 1:
+            yield
+            return
+        start = self.label()
+        self.constant(counter, count)
+        self.place(start)
+        yield
+        self(f"subs.w {counter},{counter},#1", f"bne {start}")
+
+    def function(self, symbol: str, target: Target, parameters: int) -> str:
+        """LLVM IR text of `void symbol(ptr, ...)` with these instructions."""
+        pointers = ", ".join(f"ptr %{i}" for i in range(parameters))
+        text = "\\0A".join(self.lines)
+        return (
+            f'target datalayout = "{_LAYOUT}"\n'
+            f'target triple = "{target.triple}"\n\n'
+            f"define dso_local void @{symbol}({pointers}) #0 {{\n"
+            f'  tail call void asm sideeffect "{text}", ""()\n'
+            "  unreachable\n"
+            "}\n\n"
+            "attributes #0 = { naked noinline nounwind }\n"
+        )
+
+
+_LAYOUT = "e-m:e-p:32:32-Fi8-i64:64-v128:64:128-a:0:32-n32-S64"
+
+
+def _encodes(bits: int) -> bool:
+    """Whether 32 bits are a Thumb-2 modified immediate."""
+    low = bits & 0xFF
+    if bits in (low, low * 0x00010001, low * 0x01010101, (bits >> 8 & 0xFF) * 0x01000100):
+        return True
+    top = bits.bit_length() - 8
+    return top > 0 and bits >> top << top == bits
+
+
+def halves(value: int) -> int:
+    """A pair of 16-bit numbers."""
+    return (value & 0xFFFF) * 0x00010001
+
+
+def float_bits(value: float) -> int:
+    import struct
+
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])

@@ -1,0 +1,488 @@
+"""Integer convolutions for cores with the DSP extension: two places by four channels, two products an instruction.
+
+The windows of two neighbouring places are copied to a scratch, widened to pairs of int16, place beside place: a step is
+one pair of each. Whatever an image has at its edge is settled there: rows that do not exist come from a row of zero
+points, rows that cross the edge are put together first. Then all tiles of four channels run over the scratch.
+
+Weights of two channels a, b share a word: its halves are 256 * b + a. SMLAD with the word as it is sums 256 * b + a,
+with its low bytes (SXTB16) it sums a, and the difference is 256 times the sum of b: one instruction to unpack four
+weights. It is exact where the sums of b fit 24 bits and 256 * b + a fit 16, which the packer has looked at; otherwise
+(way with "wide") both channels are unpacked. A step takes 16 cycles for 16 products.
+
+The packed weights are a stream in the order of use: for each tile of four channels the first values of its sums, its
+steps, its scales, and the numbers added after them, if there are any.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from irc.backends.tvm.kernels.small_asm import Assembly, float_bits, halves
+from irc.backends.tvm.small import leaves_image, row_steps, window_rows
+from irc.backends.tvm.small_epilogue import Epilogue, Residual, epilogue_of
+from irc.backends.tvm.specs import SmallConvSpec
+from irc.targets.target import Target
+
+_UNROLL = 16  # steps of straight code, at most
+_STATE = 16  # float registers that hold what the sums leave no room for
+_X, _TOP, _LEFT, _SCRATCH, _Y, _STREAM, _END, _STEPS_END = (f"s{16 + i}" for i in range(8))
+_SECOND, _PLACES, _FACTOR, _OTHER, _FACTOR2, _SCALE, _OTHER_SCALE = (f"s{24 + i}" for i in range(7))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Numbers of the kernel that follow from its specification."""
+
+    rows: int  # contiguous runs of a window
+    run: int  # bytes of each
+    steps: int  # pairs of each
+    places: int
+    crossing: bool  # some window leaves the image
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of the steps; behind them lie the row of zero points and one row of each place."""
+        return 8 * self.rows * self.steps
+
+    @property
+    def padded(self) -> int:
+        return -(-self.run // 4) * 4
+
+
+def build(symbol: str, spec: SmallConvSpec, target: Target) -> str:
+    """LLVM IR text of `symbol(x, stream, [other,] y, scratch)`."""
+    return _Pairs(symbol, spec, target).build()
+
+
+class _Pairs:
+    def __init__(self, symbol: str, spec: SmallConvSpec, target: Target) -> None:
+        self.symbol, self.spec, self.target = symbol, spec, target
+        self.asm = Assembly(_STATE)
+        rows, run = window_rows(spec)
+        self.shape = _Shape(rows, run, row_steps(run), math.prod(spec.out), leaves_image(spec))
+        found = epilogue_of(spec.expression)
+        assert found is not None, "the plan has looked"
+        self.epilogue: Epilogue = found
+        self.wide, self.saturate = "wide" in spec.way, "saturate" in spec.way
+
+    def build(self) -> str:
+        asm, shape = self.asm, self.shape
+        self._start()
+        pair, done = asm.label(), asm.label()
+        asm.place(pair)
+        self._gather()
+        self._tiles()
+        if shape.places > 2:
+            asm(f"vmov r0,{_PLACES}", "subs r0,#2")
+            if shape.places % 2:
+                last = asm.label()
+                asm(f"vmov {_PLACES},r0", f"ble {done}", "cmp r0,#1", f"bne {last}")
+                asm("movs r1,#0", f"vmov {_SECOND},r1")  # the last place alone: the second one's bytes come first
+                asm.place(last)
+                asm(f"b {pair}")
+            else:
+                asm(f"vmov {_PLACES},r0", f"bne {pair}")
+        asm.place(done)
+        asm.leave()
+        return asm.function(self.symbol, self.target, 5 if self.epilogue.residual else 4)
+
+    def _start(self) -> None:
+        asm, spec, shape = self.asm, self.spec, self.shape
+        asm.enter()
+        if self.epilogue.residual is not None:
+            asm(f"vmov {_OTHER},r2", "mov r2,r3", f"ldr r3,[sp,#{asm.stack_bytes}]")
+        top, left = -spec.pads[0], -spec.pads[1]
+        _, sh, sw = spec.x_strides
+        asm.add("r0", "r0", top * sh + left * sw, "r4")
+        asm(f"vmov {_X},r0", f"vmov {_STREAM},r1", f"vmov {_Y},r2", f"vmov {_SCRATCH},r3")
+        asm.add("r4", "r3", shape.scratch, "r4")
+        asm(f"vmov {_STEPS_END},r4")
+        if shape.crossing:
+            asm.constant("r5", (spec.fill & 0xFF) * 0x01010101)
+            with asm.repeated(shape.padded // 4, "r6"):
+                asm("str r5,[r4],#4")
+        asm.constant("r4", top)
+        asm.constant("r5", left)
+        asm(f"vmov {_TOP},r4", f"vmov {_LEFT},r5")
+        whole = spec.oc // 4
+        asm.constant("r5", whole * self._tile_bytes())
+        asm("add r4,r1,r5", f"vmov {_END},r4")
+        # an odd number of places starts with two, too: the last one is alone
+        asm.constant("r4", shape.places)
+        asm(f"vmov {_PLACES},r4")
+        asm.constant("r4", spec.oc if shape.places > 1 else 0)
+        asm(f"vmov {_SECOND},r4")
+        self._float(_FACTOR, self.epilogue.requantize.params[3])
+        residual = self.epilogue.residual
+        if residual is not None:
+            self._float(_FACTOR2, residual.requantize.params[3])
+            self._float(_SCALE, residual.scale)
+            self._float(_OTHER_SCALE, residual.operand_scale)
+
+    def _float(self, register: str, value: float) -> None:
+        if value != 1.0:
+            self.asm.constant("r4", float_bits(value))
+            self.asm(f"vmov {register},r4")
+
+    def _tile_bytes(self) -> int:
+        return 16 + 8 * self.shape.rows * self.shape.steps + 16 * (2 if self.epilogue.addend >= 0 else 1)
+
+    # Windows
+    def _gather(self) -> None:
+        """The windows of the next two places; of the last place twice, where it is alone."""
+        asm, shape = self.asm, self.shape
+        asm(f"vmov r0,{_X}")
+        if shape.crossing:
+            asm(f"vmov r4,{_TOP}", f"vmov r5,{_LEFT}")
+        self._next("r0", "r4", "r5", "r1", "r6", "r7")  # the second place
+        self._next("r1", "r6", "r7", "r8", "r9", "r11")  # the place after it
+        asm(f"vmov {_X},r8")
+        if not shape.crossing:
+            if shape.places % 2:  # there may be no second place to read
+                asm(f"vmov r2,{_SECOND}", "cmp r2,#0", "it eq", "moveq r1,r0")
+            asm(f"vmov r12,{_SCRATCH}")
+            self._rows_plainly()
+            return
+        asm(f"vmov {_TOP},r9", f"vmov {_LEFT},r11")
+        careful, done = asm.label(), asm.label()
+        self._inside("r4", "r5", careful)
+        self._inside("r6", "r7", careful)
+        asm(f"vmov r12,{_SCRATCH}")
+        self._rows_plainly()
+        asm(f"b {done}")
+        asm.place(careful)
+        self._rows_carefully()
+        asm.place(done)
+
+    def _next(self, at: str, top: str, left: str, at2: str, top2: str, left2: str) -> None:
+        """The place after the one at (`at`, `top`, `left`)."""
+        asm, spec, shape = self.asm, self.spec, self.shape
+        _, sh, sw = spec.x_strides
+        step = spec.stride[1] * sw
+        asm.add(at2, at, step, at2)
+        if spec.out[0] == 1:
+            if shape.crossing:
+                asm(f"mov {top2},{top}")
+                asm.add(left2, left, spec.stride[1], left2)
+            return
+        # the end of a row of places: of the image's columns where the edge matters, otherwise of those left
+        end = spec.out[1] * spec.stride[1] - spec.pads[1]
+        back = spec.stride[0] * sh - spec.out[1] * step
+        if not shape.crossing:
+            asm(f"vmov {left},{_LEFT}")
+        asm.add(left2, left, spec.stride[1], left2)
+        if shape.crossing:
+            asm(f"mov {top2},{top}")
+        stays = asm.label()
+        self._compare(left2, end)
+        asm(f"bne {stays}")
+        asm.constant(left2, -spec.pads[1])
+        asm.add(at2, at2, back, "r10")
+        if shape.crossing:
+            asm.add(top2, top2, spec.stride[0], "r10")
+        asm.place(stays)
+        if not shape.crossing:
+            asm(f"vmov {_LEFT},{left2}")
+
+    def _compare(self, register: str, value: int) -> None:
+        self.asm.constant("r10", value)
+        self.asm(f"cmp {register},r10")
+
+    def _inside(self, top: str, left: str, otherwise: str) -> None:
+        """Goes to `otherwise` where the window leaves the image (unsigned: negative numbers are large)."""
+        spec = self.spec
+        for axis, register in enumerate((top, left)):
+            most = spec.image[axis] - (spec.kernel[axis] - 1) * spec.dilation[axis] - 1
+            if most < 0:
+                self.asm(f"b {otherwise}")
+                return
+            self._compare(register, most)
+            self.asm(f"bhi {otherwise}")
+
+    def _row_step(self) -> int:
+        """From one run of a window to the next, in bytes."""
+        return self.spec.dilation[0] * self.spec.x_strides[1]
+
+    def _advance_rows(self) -> None:
+        step = self._row_step() - self._consumed()
+        self.asm.add("r0", "r0", step, "r10")
+        self.asm.add("r1", "r1", step, "r10")
+
+    def _consumed(self) -> int:
+        """Bytes by which `_run` moves its pointers."""
+        return self.shape.run // 4 * 4
+
+    def _rows_plainly(self) -> None:
+        with self.asm.repeated(self.shape.rows, "lr"):
+            self._run()
+            if self.shape.rows > 1:
+                self._advance_rows()
+
+    def _run(self) -> None:
+        """Widens the bytes from r0 and r1 on to steps at r12. Uses r2-r9 and r11."""
+        asm, run = self.asm, self.shape.run
+        words = run // 4
+        if words:
+            unroll = max(u for u in range(1, 5) if words % u == 0)
+            with asm.repeated(words // unroll, "r11"):
+                for _ in range(unroll):
+                    asm("ldr r4,[r0],#4", "ldr r5,[r1],#4")
+                    asm("sxtb16 r2,r4", "sxtb16 r3,r5", "sxtb16 r4,r4,ror #8", "sxtb16 r5,r5,ror #8")
+                    asm("stm r12!,{r2-r5}")
+        rest = run % 4
+        if not rest:
+            return
+        for pointer, pair in (("r0", "r2"), ("r1", "r3")):
+            second = "r4" if pointer == "r0" else "r5"
+            asm(f"ldrsb {pair},[{pointer}]")
+            if rest > 1:
+                asm(f"ldrsb {second},[{pointer},#1]")
+            if rest == 2:  # neighbours make a pair: one step
+                asm(f"pkhbt {pair},{pair},{second},lsl #16")
+            if rest == 3:
+                asm(f"ldrsb r6,[{pointer},#2]", f"pkhbt {pair},{pair},r6,lsl #16")
+        asm("stm r12!,{r2-r5}" if rest == 3 else "stm r12!,{r2,r3}")
+
+    def _rows_carefully(self) -> None:
+        """Runs of windows that leave the image. r0, r4, r5 and s0-s2: address, row and column of both places."""
+        asm, shape = self.asm, self.shape
+        asm("vmov s3,r0", "vmov s4,r4", "vmov s5,r5", "vmov s6,r1", "vmov s7,r6", "vmov s8,r7")
+        asm(f"vmov r12,{_SCRATCH}", "vmov s9,r12")
+        asm.constant("r12", shape.rows)
+        asm("vmov s10,r12")
+        again = asm.label()
+        asm.place(again)
+        self._source("s3", "s4", "s5", 1)
+        asm("mov lr,r0")
+        self._source("s6", "s7", "s8", 2)
+        asm("mov r1,r0", "mov r0,lr", "vmov r12,s9")
+        self._run()
+        asm("vmov s9,r12", "vmov r12,s10", "subs.w r12,r12,#1", "vmov s10,r12", f"bne {again}")
+
+    def _source(self, at: str, top: str, left: str, row: int) -> None:
+        """r0 = where the run lies that begins at `at`; the state moves on by a row. `row`: this place's own row."""
+        asm, spec, shape = self.asm, self.spec, self.shape
+        missing, done = asm.label(), asm.label()
+        asm(f"vmov r0,{at}", f"vmov r4,{top}", f"vmov r5,{left}")
+        asm.add("r6", "r0", self._row_step(), "r6")
+        asm.add("r7", "r4", spec.dilation[0], "r7")
+        asm(f"vmov {at},r6", f"vmov {top},r7")
+        self._compare("r4", spec.image[0])
+        asm(f"bhs {missing}")
+        most = spec.image[1] - (spec.kernel[1] - 1) * spec.dilation[1] - 1
+        if most >= 0:
+            self._compare("r5", most)
+            asm(f"bls {done}")
+        # byte by byte: places of the row that exist, zero points for the others
+        asm(f"vmov r6,{_STEPS_END}")
+        asm.add("r6", "r6", row * shape.padded, "r10")
+        asm("mov r11,r6")
+        asm.constant("r9", spec.fill)
+        with asm.repeated(spec.kernel[1], "r8"):
+            outside, next_ = asm.label(), asm.label()
+            self._compare("r5", spec.image[1])
+            asm(f"bhs {outside}")
+            self._copy_place("ldrsb r7,[r0],#1", "ldr r7,[r0],#4", "r7")
+            asm(f"b {next_}")
+            asm.place(outside)
+            if spec.ic % 4 == 0:
+                asm.constant("r7", (spec.fill & 0xFF) * 0x01010101)
+            asm.add("r0", "r0", spec.ic, "r10")
+            self._copy_place("", "", "r7" if spec.ic % 4 == 0 else "r9")
+            asm.place(next_)
+            asm("adds r5,#1")
+        asm("mov r0,r11", f"b {done}")
+        asm.place(missing)
+        asm(f"vmov r0,{_STEPS_END}")
+        asm.place(done)
+
+    def _copy_place(self, byte: str, word: str, value: str) -> None:
+        """One place of a row at r6: by words where its channels are words."""
+        asm, ic = self.asm, self.spec.ic
+        if ic % 4 == 0:
+            with asm.repeated(ic // 4, "r10"):
+                asm(*([word] if word else []), f"str {value},[r6],#4")
+            return
+        with asm.repeated(ic, "r10"):
+            asm(*([byte] if byte else []), f"strb {value},[r6],#1")
+
+    # Tiles of channels
+    def _tiles(self) -> None:
+        asm, spec = self.asm, self.spec
+        asm(f"vmov r1,{_STREAM}")
+        whole, rest = divmod(spec.oc, 4)
+        if whole:
+            again = asm.label()
+            if whole > 1:
+                asm.place(again)
+            self._tile(4)
+            if whole > 1:
+                asm(f"vmov r2,{_END}", "cmp r1,r2", f"bne {again}")
+        if rest:
+            self._tile(rest)
+        if self.shape.places > 2:  # past the second place
+            asm(f"vmov r0,{_Y}")
+            asm.add("r0", "r0", spec.oc, "r2")
+            asm(f"vmov {_Y},r0")
+            if self.epilogue.residual is not None:
+                asm(f"vmov r0,{_OTHER}")
+                asm.add("r0", "r0", spec.oc, "r2")
+                asm(f"vmov {_OTHER},r0")
+
+    def _tile(self, channels: int) -> None:
+        asm, shape = self.asm, self.shape
+        asm("ldm r1!,{r4-r7}", f"vmov r0,{_SCRATCH}", "mov r8,r4", "mov r9,r5", "mov r10,r6", "mov r11,r7")
+        total = shape.rows * shape.steps
+        if total <= _UNROLL:
+            for _ in range(total):
+                self._step()
+        else:
+            unroll = _best_unroll(total)
+            rest = total % unroll
+            for _ in range(rest):
+                self._step()
+            again = asm.label()
+            asm.place(again)
+            for _ in range(unroll):
+                self._step()
+            asm(f"vmov r2,{_STEPS_END}", "cmp r0,r2", f"bne {again}")
+        self._finish(channels)
+
+    def _step(self) -> None:
+        asm = self.asm
+        asm("ldrd r2,r3,[r0],#8")
+        if self.wide:
+            for a, b in ((4, 5), (6, 7)):
+                asm("ldr r12,[r1],#4", "sxtb16 lr,r12,ror #8", "sxtb16 r12,r12")
+                asm(f"smlad r{a},r2,r12,r{a}", f"smlad r{a + 4},r3,r12,r{a + 4}")
+                asm(f"smlad r{b},r2,lr,r{b}", f"smlad r{b + 4},r3,lr,r{b + 4}")
+            return
+        asm("ldrd r12,lr,[r1],#8")
+        asm("smlad r5,r2,r12,r5", "smlad r9,r3,r12,r9", "sxtb16 r12,r12")
+        asm("smlad r7,r2,lr,r7", "smlad r11,r3,lr,r11", "sxtb16 lr,lr")
+        asm("smlad r4,r2,r12,r4", "smlad r8,r3,r12,r8", "smlad r6,r2,lr,r6", "smlad r10,r3,lr,r10")
+
+    def _finish(self, channels: int) -> None:
+        """Sums in r4-r7 (first place) and r8-r11 -> bytes."""
+        asm, e = self.asm, self.epilogue
+        if not self.wide:
+            asm("sub r5,r5,r4", "sub r7,r7,r6", "sub r9,r9,r8", "sub r11,r11,r10")
+        for i in range(0, 8, 2):
+            asm(f"vmov s{i},s{i + 1},r{4 + i},r{5 + i}")
+        asm("vldmia r1!,{s8-s11}")
+        asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(8)))
+        asm(*(f"vmul.f32 s{i},s{i},s{8 + i % 4}" for i in range(8)))
+        if e.addend >= 0:
+            asm("vldmia r1!,{s8-s11}")
+            asm(*(f"vadd.f32 s{i},s{i},s{8 + i % 4}" for i in range(8)))
+        if e.requantize.params[3] != 1.0:
+            asm(*(f"vmul.f32 s{i},s{i},{_FACTOR}" for i in range(8)))
+        self._rounded()
+        last = e.last
+        if e.residual is not None:
+            self._add_other(e.residual)
+        self._bytes(int(last.params[0]), int(last.params[1]), int(last.params[2]), self.saturate)
+        self._write(channels)
+
+    def _rounded(self) -> None:
+        """s0-s7 rounded to integers in r4-r11."""
+        asm = self.asm
+        asm(*(f"vcvtr.s32.f32 s{i},s{i}" for i in range(8)))
+        for i in range(0, 8, 2):
+            asm(f"vmov r{4 + i},r{5 + i},s{i},s{i + 1}")
+
+    def _add_other(self, residual: Residual) -> None:
+        """The first result in r4-r11 is dequantized, the other operand added, and that rounded again."""
+        asm, first = self.asm, self.epilogue.requantize
+        low, high, zero, _ = (int(v) for v in first.params)
+        for r in range(4, 12):
+            if zero:
+                asm.add(f"r{r}", f"r{r}", zero, "r2")
+            asm(f"ssat r{r},#8,r{r}")
+        self._bounds([f"r{r}" for r in range(4, 12)], low, high)
+        if residual.zero:
+            for r in range(4, 12):
+                asm.add(f"r{r}", f"r{r}", -residual.zero, "r2")
+        for i in range(0, 8, 2):
+            asm(f"vmov s{i},s{i + 1},r{4 + i},r{5 + i}")
+        asm(f"vmov r0,{_OTHER}")
+        second = self._second("r2")
+        for place, address in enumerate(("[r0]", second)):
+            base = 8 + 4 * place
+            asm(f"ldr r12,{address}")
+            asm("sxtb16 r4,r12", "sxtb16 r5,r12,ror #8")
+            if residual.operand_zero:
+                asm.constant("r6", halves(residual.operand_zero))
+                asm("ssub16 r4,r4,r6", "ssub16 r5,r5,r6")
+            asm("asr r6,r4,#16", "asr r7,r5,#16", "sxth r4,r4", "sxth r5,r5")
+            asm(f"vmov s{base},s{base + 1},r4,r5", f"vmov s{base + 2},s{base + 3},r6,r7")
+        asm("adds r0,#4")
+        asm(f"vmov {_OTHER},r0")
+        asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(16)))
+        asm(*(f"vmul.f32 s{i},s{i},{_SCALE}" for i in range(8) if residual.scale != 1.0))
+        asm(*(f"vmul.f32 s{i},s{i},{_OTHER_SCALE}" for i in range(8, 16) if residual.operand_scale != 1.0))
+        asm(*(f"vadd.f32 s{i},s{i},s{8 + i}" for i in range(8)))
+        if residual.requantize.params[3] != 1.0:
+            asm(*(f"vmul.f32 s{i},s{i},{_FACTOR2}" for i in range(8)))
+        self._rounded()
+
+    def _bounds(self, registers: list[str], low: int, high: int) -> None:
+        for register in registers:
+            if low > -128:
+                self.asm(f"cmn {register},#{-low}" if low < 0 else f"cmp {register},#{low}", "it lt")
+                self.asm(f"movlt {register},#{low}" if low >= 0 else f"mvnlt {register},#{-low - 1}")
+            if high < 127:
+                self.asm(f"cmn {register},#{-high}" if high < 0 else f"cmp {register},#{high}", "it gt")
+                self.asm(f"movgt {register},#{high}" if high >= 0 else f"mvngt {register},#{-high - 1}")
+
+    def _bytes(self, low: int, high: int, zero: int, saturate: bool) -> None:
+        """r4-r7 and r8-r11, without the zero point, -> the words r4 and r8 of four bytes."""
+        asm = self.asm
+        if saturate:
+            asm(*(f"ssat r{r},#16,r{r}" for r in range(4, 12)))
+        for r in (4, 8):
+            asm(f"pkhbt r{r},r{r},r{r + 2},lsl #16", f"pkhbt r{r + 1},r{r + 1},r{r + 3},lsl #16")
+        pairs = ("r4", "r5", "r8", "r9")
+        if zero != -128:
+            asm.constant("r2", halves(zero + 128))
+            asm(*(f"qadd16 {pair},{pair},r2" for pair in pairs))
+        asm(*(f"usat16 {pair},#8,{pair}" for pair in pairs))
+        if low > -128:
+            asm.constant("r2", halves(low + 128))
+            for pair in pairs:
+                asm(f"usub16 r3,{pair},r2", f"sel {pair},{pair},r2")
+        if high < 127:
+            asm.constant("r2", halves(high + 128))
+            for pair in pairs:
+                asm(f"usub16 r3,{pair},r2", f"sel {pair},r2,{pair}")
+        for r in (4, 8):
+            asm(f"orr r{r},r{r},r{r + 1},lsl #8", f"eor r{r},r{r},#0x80808080")
+
+    def _second(self, spare: str) -> str:
+        """Address of the second place of y, or of what lies like it, at r0."""
+        if self.shape.places % 2 == 0 and self.spec.oc < 4096:
+            return f"[r0,#{self.spec.oc}]"
+        self.asm(f"vmov {spare},{_SECOND}")
+        return f"[r0,{spare}]"
+
+    def _write(self, channels: int) -> None:
+        asm = self.asm
+        asm(f"vmov r0,{_Y}")
+        second = self._second("r2")
+        if channels == 4:
+            asm(f"str r8,{second}", "str r4,[r0],#4", f"vmov {_Y},r0")
+            return
+        asm(f"add r2,r0,{second[1:-1].split(',')[1]}")
+        for pointer, value in (("r2", "r8"), ("r0", "r4")):
+            for i in range(channels):
+                asm(f"strb {value},[{pointer}],#1")
+                if i + 1 < channels:
+                    asm(f"lsr {value},{value},#8")
+        asm(f"vmov {_Y},r0")
+
+
+def _best_unroll(total: int) -> int:
+    """Steps of the loop's body: the most that leave no rest, if that is not too few."""
+    exact = max(u for u in range(1, _UNROLL + 1) if total % u == 0)
+    return exact if exact >= _UNROLL // 2 else _UNROLL

@@ -1,0 +1,184 @@
+"""What hand-written kernels of microcontrollers can compute, and their constants in the order of use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from irc.backends.tvm.plan.small_mve import mve_conv, mve_depthwise
+from irc.backends.tvm.small import PAIRS, pair_order, row_steps, scratch_bytes, window_rows
+from irc.backends.tvm.small_epilogue import Epilogue, channel_values, epilogue_of, streamed_operands
+from irc.backends.tvm.small_mve import MVE
+from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
+from irc.ir.types import Array
+from irc.targets.target import Target
+
+_TILE = 4  # channels
+_SUM_BITS = 23
+_CONVERTIBLE = 2.0**30
+_HALF = 32000.0  # below, a sum of a result and its zero point fits 16 bits
+
+
+S = TypeVar("S", SmallConvSpec, SmallDepthwiseSpec)
+
+
+@dataclass(frozen=True)
+class Packed(Generic[S]):
+    """A specification, and the weights as its kernel reads them."""
+
+    spec: S
+    weights: Array
+
+
+def pack_conv(
+    spec: SmallConvSpec, w: Array, constants: Sequence[Array | None], target: Target
+) -> Packed[SmallConvSpec]:
+    """The fastest way for `spec`. w int8 [oc, kh, kw, ic]; `constants`: operands in the expression's order, None for
+    those that are not one number of each channel."""
+    if target.dot == MVE:
+        return Packed(*mve_conv(spec, w))
+    return pack_pairs(spec, w, constants, target) or Packed(spec, w)
+
+
+def pack_depthwise(
+    spec: SmallDepthwiseSpec, w: Array, constants: Sequence[Array | None], target: Target
+) -> Packed[SmallDepthwiseSpec]:
+    """The same of a depthwise convolution. w int8 or int16 [kh, kw, channels]."""
+    if target.dot == MVE:
+        return Packed(*(mve_depthwise(spec, w, constants) or (spec, w)))
+    return Packed(spec, w)
+
+
+def has_pairs(target: Target) -> bool:
+    """Whether two 16-bit products are one instruction, and results are rounded by an FPU."""
+    return target.dot == "smlad" and target.fpu != "none"
+
+
+def pack_pairs(
+    spec: SmallConvSpec, w: Array, operands: Sequence[Array | None], target: Target
+) -> Packed[SmallConvSpec] | None:
+    """`spec` in the way "pairs", or None where that kernel is not made for it.
+
+    w int8 [oc, kh, kw, ic]; `operands` in the expression's order, None for those that are not constants of channels.
+    """
+    if not has_pairs(target) or not _fits(spec):
+        return None
+    epilogue = epilogue_of(spec.expression)
+    if epilogue is None or not _streams(spec, epilogue, operands):
+        return None
+    known = [np.zeros(1) if o is None else o for o in operands]
+    bias, scale, addend = channel_values(spec.expression, epilogue, known, spec.oc)
+    low, high = _sums(w, bias)
+    largest = _largest(epilogue, low, high, scale, addend)
+    if largest >= _CONVERTIBLE:
+        return None
+    wide = not _shares_words(w, low, high)
+    last = _last_magnitude(epilogue, largest)
+    way = "/".join([PAIRS, *(["wide"] if wide else []), *(["saturate"] if last >= _HALF else [])])
+    stream = _stream(spec, w, bias, scale, addend if epilogue.addend >= 0 else None, wide)
+    made = replace(
+        _collapsed(spec),
+        way=way,
+        streamed=len(streamed_operands(spec.expression, epilogue)),
+        w_size=stream.size,
+    )
+    return Packed(replace(made, scratch=scratch_bytes(made)), stream)
+
+
+def _fits(spec: SmallConvSpec) -> bool:
+    """Rows of windows and all places of the result lie without gaps."""
+    _, _, xw = spec.x_strides
+    _, yh, yw = spec.y_strides
+    rows = spec.kernel[1] == 1 or (spec.dilation[1] == 1 and xw == spec.ic)
+    gapless = (yw == spec.oc or spec.out[1] == 1) and (spec.out[0] == 1 or yh == spec.out[1] * spec.oc)
+    return spec.batch == 1 and rows and gapless and spec.y_dtype == "int8"
+
+
+def _streams(spec: SmallConvSpec, epilogue: Epilogue, operands: Sequence[Array | None]) -> bool:
+    """Whether the constants of channels come first, and what else is read lies as the result does."""
+    streamed = streamed_operands(spec.expression, epilogue)
+    if streamed != set(range(len(streamed))) or any(operands[i] is None for i in streamed):
+        return False
+    others = spec.operands[len(streamed) :]
+    if epilogue.residual is None:
+        return not others
+    if len(others) != 1 or epilogue.residual.operand != len(streamed) or spec.oc % _TILE:
+        return False
+    _, h, w, c = others[0].strides
+    gapless = c == 1 and (w == spec.oc or spec.out[1] == 1) and (h == spec.out[1] * spec.oc or spec.out[0] == 1)
+    return others[0].dtype == "int8" and gapless
+
+
+def _sums(w: Array, bias: Array) -> tuple[Array, Array]:
+    """Bounds of each channel's sum, and of all its partial sums."""
+    flat = w.reshape(w.shape[0], -1).astype(np.int64)
+    low = np.minimum(flat * -128, flat * 127).sum(1) + bias
+    high = np.maximum(flat * -128, flat * 127).sum(1) + bias
+    return low, high
+
+
+def _shares_words(w: Array, low: Array, high: Array) -> bool:
+    """Whether 256 * b + a fits 16 bits for all pairs of channels, and all sums of b fit 24."""
+    limit = 1 << _SUM_BITS
+    fits = low[1::2].min(initial=0) >= -limit and high[1::2].max(initial=0) < limit
+    return bool(fits) and int(w.min(initial=0)) > -128
+
+
+def _largest(epilogue: Epilogue, low: Array, high: Array, scale: Array, addend: Array) -> float:
+    """A bound of what the first requantization rounds."""
+    sums = np.maximum(np.abs(low), np.abs(high)).astype(np.float64) * np.abs(scale) + np.abs(addend)
+    return float(sums.max(initial=0.0) * abs(epilogue.requantize.params[3]) * (1 + 2.0**-20))
+
+
+def _last_magnitude(epilogue: Epilogue, largest: float) -> float:
+    if epilogue.residual is None:
+        return largest
+    r = epilogue.residual
+    return 255.0 * (abs(r.scale) + abs(r.operand_scale)) * abs(r.requantize.params[3])
+
+
+def _collapsed(spec: SmallConvSpec) -> SmallConvSpec:
+    """A 1 x 1 convolution whose places follow each other in memory as one row of places."""
+    _, xh, xw = spec.x_strides
+    plain = spec.kernel == (1, 1) and spec.stride == (1, 1) and spec.image == spec.out and spec.pads == (0, 0)
+    if not plain or spec.out[0] == 1 or xh != spec.out[1] * xw:
+        return spec
+    row = (1, spec.out[0] * spec.out[1])
+    return replace(spec, image=row, out=row, x_strides=(0, 0, xw), y_strides=(0, 0, spec.y_strides[2]))
+
+
+def _stream(spec: SmallConvSpec, w: Array, bias: Array, scale: Array, addend: Array | None, wide: bool) -> Array:
+    """int32 words: for each tile the first values of the sums, the steps, the scales, the addends."""
+    rows, run = window_rows(spec)
+    tiles = -(-spec.oc // _TILE)
+    missing = tiles * _TILE - spec.oc
+    flat = np.pad(w.reshape(spec.oc, rows, run), ((0, missing), (0, 0), (0, 0))).astype(np.int32)
+    bias = np.pad(bias, (0, missing))
+    scale = np.pad(scale.astype(np.float32), (0, missing))
+    steps = np.zeros((tiles * _TILE, rows, row_steps(run), 2), np.int32)
+    for number, (first, second) in enumerate(pair_order(run)):
+        steps[:, :, number, 0] = flat[:, :, first]
+        if second >= 0:
+            steps[:, :, number, 1] = flat[:, :, second]
+    pairs = steps.reshape(tiles, _TILE // 2, 2, -1, 2)  # tile, pair of channels, a or b, step, half
+    a, b = pairs[:, :, 0], pairs[:, :, 1]
+    half = (a & 0xFF) | (b & 0xFF) << 8 if wide else (256 * b + a) & 0xFFFF
+    words = (half[..., 0] | half[..., 1] << 16).transpose(0, 2, 1).reshape(tiles, -1)  # step by step, pair by pair
+    starts = bias.reshape(tiles, 2, 2).astype(np.int64)
+    factors = scale.reshape(tiles, 2, 2).copy()
+    if not wide:
+        starts = np.stack([starts[..., 0], 256 * starts[..., 1] + starts[..., 0]], -1)
+        factors[..., 1] *= np.float32(1 / 256)
+    parts = [_words(starts.reshape(tiles, -1)), _words(words), factors.reshape(tiles, -1).view(np.int32)]
+    if addend is not None:
+        padded = np.pad(addend.astype(np.float32), (0, missing)).reshape(tiles, -1)
+        parts.append(padded.view(np.int32))
+    return np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
+
+
+def _words(values: Array) -> Array:
+    """The low 32 bits."""
+    return np.asarray(values).astype(np.int64).astype(np.uint64).astype(np.uint32).view(np.int32)
