@@ -87,6 +87,8 @@ def compile(
     statistics: PathLike | None = None,
     save_statistics: PathLike | None = None,
     weights: Literal["plain", "coded", "huffman"] | None = None,
+    ram: int | None = None,
+    flash: int | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Artifact:
@@ -100,6 +102,7 @@ def compile(
     it.
     `weights`: "coded" and "huffman" store them entropy-coded; they are decoded into RAM when the network is
     initialised. "plain" is the default, but for the preset `size`.
+    `ram`, `flash`: bytes that the network may take (LimitError); by default what the target has, where it is fixed.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
     """
@@ -125,6 +128,8 @@ def compile(
         statistics=None if statistics is None else Path(statistics),
         save_statistics=None if save_statistics is None else Path(save_statistics),
         weights=weights,
+        ram=ram,
+        flash=flash,
     )
     done = compile_model(options, progress=progress, instruments=instruments)
     return Artifact(options.directory, done.manifest, done.report)

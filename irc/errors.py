@@ -102,6 +102,12 @@ class BudgetError(IrcError):
     table: Sequence[Mapping[str, Any]] = ()
 
 
+class LimitError(IrcError):
+    """The result needs more flash or RAM than it may use (exit code 4). Says what would fit."""
+
+    exit_code = 4
+
+
 class InternalError(IrcError):
     """A defect of irc itself (exit code 1). Says where the reproducer is."""
 

@@ -69,6 +69,15 @@ def footprint(program: Program, linked: Linked) -> Footprint:
             sizes["weights"] += section.size
         elif section.size and section.name != ".note.GNU-stack":
             sizes[_KINDS.get(section.name, "descriptions")] += section.size
+    return _with_ram(program, sizes)
+
+
+def ram_alone(program: Program) -> Footprint:
+    """The footprint of a program that becomes source code: its flash is the other compiler's."""
+    return _with_ram(program, dict.fromkeys(("code", "constants", "descriptions", "weights"), 0))
+
+
+def _with_ram(program: Program, sizes: dict[str, int]) -> Footprint:
     return Footprint(
         **sizes,
         workspace=program.workspace_bytes,

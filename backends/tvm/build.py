@@ -13,11 +13,12 @@ from typing import Any
 from irc.backends.program import Arg, Blob, Port, Program, Step
 from irc.backends.tvm import specs
 from irc.backends.tvm.cache import Cache, Compiled, code_digest
+from irc.backends.tvm.cpus import check_machine
 from irc.backends.tvm.plan.following import ask_ahead
 from irc.backends.tvm.plan.kinds import dequantized
 from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
-from irc.backends.tvm.plan.memory import align, place_plan
+from irc.backends.tvm.plan.memory import align, peak, place_plan
 from irc.backends.tvm.plan.planner import Call, Pointer
 from irc.backends.tvm.plan.waits import waits, worth_sharing, worth_threads
 from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
@@ -59,6 +60,7 @@ def build_program(
     their cache) instead of new ones; they go on running. Raises ShapeError for unknown shapes, UnsupportedError with
     every node that has no kernel, InternalError with a reproducer where a kernel cannot be compiled.
     """
+    check_machine(target)
     check_model(model)
     ports = _ports(model.graph)
     progress("plan", 0, 1)
@@ -283,6 +285,7 @@ def _assemble(
         target.alignment,
         {
             "workspace_lower_bound": placed.bound,
+            "peak": peak(calls, planner.storages, ports=target.small),
             "kernels": len(compiled),
             "calls": len(calls),
             "macs": sum(c.macs for c in calls),

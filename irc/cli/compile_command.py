@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=arguments.seed, default=0, metavar="N", help="for passes and inputs that are random"
     )
     arguments.add_weights(parser)
+    arguments.add_limits(parser)
     arguments.add_tuning(parser)
     arguments.add_cache(parser)
     arguments.add_json(parser)
@@ -75,6 +76,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> CompileOptions:
     """Raises OptionError."""
     from irc.backends.artifact.write import DEFAULT_EMIT
+    from irc.driver.limits import parse_size
     from irc.driver.options import CompileOptions
     from irc.targets import get_target
 
@@ -102,6 +104,8 @@ def options(args: argparse.Namespace) -> CompileOptions:
         seed=args.seed,
         tuning=args.tuning,
         weights=args.weights,
+        ram=None if args.ram is None else parse_size(args.ram, "--ram"),
+        flash=None if args.flash is None else parse_size(args.flash, "--flash"),
     )
 
 

@@ -12,6 +12,7 @@ from irc.backends.program import Program
 from irc.driver import lower, runners
 from irc.driver.checks import Twin, accuracy, layer_damage
 from irc.driver.compilation import Compilation, new_report, pass_notes, size_of, summaries
+from irc.driver.limits import check_limits
 from irc.driver.load import load_data, load_static
 from irc.driver.lower import Progress
 from irc.driver.manifest import make_manifest
@@ -76,6 +77,7 @@ def compile_model(
         return done
     with clock("kernels"):
         done.program = lower.build_program(done.model, options.target, options, progress)
+        check_limits(done.program, options, lower.cache_folder(options))
         report.steps = [StepRow(s.label or s.symbol, s.nodes, s.macs, s.parallel) for s in done.program.steps]
         report.sizes = _program_sizes(done.program)
         report.notes.extend(lower.tuning_notes(options, done.program))

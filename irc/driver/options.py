@@ -55,6 +55,8 @@ class CompileOptions:
     weights: Weights | None = None
     statistics: Path | None = None
     save_statistics: Path | None = None
+    ram: int | None = None
+    flash: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -63,6 +65,9 @@ class CompileOptions:
         if self.output is None:
             object.__setattr__(self, "output", Path(f"{self.name}-irc"))
         check_threads(self.threads, self.target)
+        for name, limit in (("--ram", self.ram), ("--flash", self.flash)):
+            if limit is not None and limit <= 0:
+                raise OptionError(f"{name} must be a number of bytes above 0", got=str(limit))
         if self.seed < 0:
             raise OptionError("--seed must not be negative", got=str(self.seed))
         if self.max_drop is not None and not math.isfinite(self.max_drop):

@@ -103,22 +103,39 @@ def _lifetimes_of_ports(storages: Sequence[Storage], steps: int) -> None:
 
 
 def overlaps(calls: Sequence[Call], storages: Sequence[Storage]) -> dict[tuple[int, int], int]:
-    """What may share memory: the storage that a call is the first to write, and those that it is the last to read."""
+    """What may share memory: the storage that a call is the first to write (its result, not its scratch), and those
+    that it is the last to read."""
     found: dict[tuple[int, int], int] = {}
     for step, call in enumerate(calls):
         allowed = distances(call.spec)
-        if not allowed or len(call.writes) != 1:
+        results = [p for p in call.args if p.storage in call.writes[:1]]
+        if not allowed or len(results) != 1 or storages[results[0].storage].first != step:
             continue
-        y = call.args[-1]
-        if y.storage != call.writes[0] or storages[y.storage].first != step:
-            continue
-        for x in {p.storage for p in call.args} - {y.storage}:
+        y = results[0]
+        for x in {p.storage for p in call.args} - set(call.writes):
             if storages[x].kind == "weights" or storages[x].last != step:
                 continue
             pointers = [(i, p) for i, p in enumerate(call.args) if p.storage == x]
             if all(i in allowed for i, _ in pointers):
                 found[x, y.storage] = max(allowed[i] + y.offset - p.offset for i, p in pointers)
     return found
+
+
+def peak(calls: Sequence[Call], storages: Sequence[Storage], *, ports: bool) -> list[tuple[str, int]]:
+    """What lives at the step that needs most: the layer that writes it (or "input"), and its bytes."""
+    used = _placed(storages, ports)
+    if not used:
+        return []
+
+    def alive(step: int) -> list[Storage]:
+        return [s for s in used if s.first <= step <= s.last]
+
+    step = max({s.first for s in used}, key=lambda t: (sum(s.nbytes for s in alive(t)), -t))
+    writers: dict[int, str] = {}
+    for call in calls:
+        for number in call.writes:
+            writers.setdefault(number, ", ".join(call.nodes[-1:]) or call.label)
+    return [(writers.get(s.number, "input"), s.nbytes) for s in alive(step)]
 
 
 def _offsets(storages: Sequence[Storage], kind: str) -> tuple[int | None, ...]:
