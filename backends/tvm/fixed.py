@@ -67,9 +67,9 @@ def unpack_factors(words: Array, fraction: int) -> Array:
 
 @dataclass(frozen=True)
 class Term:
-    """What is summed: the integer `value` (index of an instruction) less `zero`, or the product of two of them
-    (`other`), times `factor`, and times the packed factors `word` (index of an instruction), if any, that have
-    `fraction` bits."""
+    """What is summed: the integer `value` (index of an instruction; -1: the number 0) less `zero`, or the product of
+    two of them (`other`), times `factor`, and times the packed factors `word` (index of an instruction), if any, that
+    have `fraction` bits."""
 
     value: int
     zero: int
@@ -169,6 +169,8 @@ def _is_factor(instr: Instr) -> bool:
 
 def _sum(expression: Expression, at: int, limits: Sequence[float]) -> _Sum | None:
     instr = expression[at]
+    if instr.op == "constant" and instr.dtype == "float32":
+        return _Sum((Term(-1, -1, 1.0, float(instr.params[0])),) if instr.params[0] else (), 0.0)
     if instr.op == "cast" and expression[instr.args[0]].dtype in ("int32", "int16", "int8", "uint8", "uint16"):
         limit = limits[instr.args[0]]
         return _Sum((Term(instr.args[0], 0, limit),), limit * _ULP if limit > 2**24 else 0.0)

@@ -28,6 +28,11 @@ def sum_limit(x_dtype: str, terms: int) -> float:
     return min(_TYPES[x_dtype] * 128 * terms, 2.0**31) if x_dtype in _TYPES else math.inf
 
 
+def count_limit(x_dtype: str, count: int) -> float:
+    """Of a sum of `count` integers."""
+    return min(_TYPES[x_dtype] * count, 2.0**31) if x_dtype in _TYPES else math.inf
+
+
 def magnitudes(expression: Expression, accumulator: float, operands: Sequence[float]) -> list[float]:
     """A limit for the value of each instruction; `operands`: limits by operand number (infinity: that of the type)."""
     found: list[float] = []

@@ -18,6 +18,7 @@ from irc.backends.tvm.geometry import (
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, cast, const
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.kernels.steps import column_weights
+from irc.backends.tvm.magnitude import count_limit, magnitudes
 from irc.backends.tvm.specs import DepthwiseSpec, Operand, PoolSpec
 from irc.targets.target import Target
 
@@ -122,10 +123,15 @@ _LOWEST = {
 }
 
 
+def _pool_limit(spec: PoolSpec) -> float:
+    """Of what a window's reduction gives."""
+    return count_limit(spec.x_dtype, spec.kernel[0] * spec.kernel[1] if spec.kind == "sum" else 1)
+
+
 def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
     """`symbol(x, operands..., y, part, parts)`. Windows are clipped to the image, so no padding is ever read."""
     lanes = lanes_of(target)
-    if spec.kind == "max" and spec.x_dtype in ("uint8", "int8"):
+    if spec.kind == "max" and spec.x_dtype in ("uint8", "int8") and lanes > 1:
         lanes *= 4
     k = KernelBuilder(symbol, target)
     x = k.pointer("x", spec.x_dtype, spec.x_size)
@@ -134,7 +140,9 @@ def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
     small = spec.x_dtype in ("uint8", "int8", "int16")
     acc_dtype = "int32" if spec.kind == "sum" and small else spec.x_dtype
     start_value = 0 if spec.kind == "sum" else _LOWEST[spec.x_dtype]
-    vectors = 4
+    # one element at a time is what small machines do, and there the limits save instructions
+    limits = magnitudes(spec.expression, _pool_limit(spec), [o.limit for o in spec.operands]) if lanes == 1 else None
+    vectors = 1 if target.small else 4
     acc = k.local(vectors * lanes, acc_dtype)
     sn, sh, sw = spec.x_strides
 
@@ -190,7 +198,8 @@ def build_pool(symbol: str, spec: PoolSpec, target: Target) -> Any:
                         def operand(i: int, lanes: int, read: Any = read) -> Expr:
                             return broadcast(count, lanes) if i == -1 else read(i, lanes)
 
-                        value = emit_expression(k, spec.expression, size, operand, k.load(acc, v * size, size))
+                        total = k.load(acc, v * size, size)
+                        value = emit_expression(k, spec.expression, size, operand, total, limits=limits)
                         k.store(y, n * yn + h * yh + col * yw + place, value, size)
                 before += tiles
     return k.finish()

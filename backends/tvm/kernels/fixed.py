@@ -57,6 +57,8 @@ class _Fixed:
 
     def integer(self, term: Term) -> Expr:
         def less(index: int, zero: int) -> Expr:
+            if index < 0:
+                return int32(-zero)
             value = cast(self.values[index], "int32")
             return value - int32(zero) if zero else value
 

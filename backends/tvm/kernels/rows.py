@@ -12,6 +12,7 @@ from irc.backends.tvm.geometry import chunks, lanes_of, spans
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, broadcast, cast, const, intrinsic
 from irc.backends.tvm.kernels.channels import channel_pieces, operand_reader
 from irc.backends.tvm.kernels.emit import decay, emit_expression, needs_scalar
+from irc.backends.tvm.magnitude import count_limit, magnitudes
 from irc.backends.tvm.specs import ReduceSpec, RowsSpec
 from irc.targets.target import Target
 
@@ -167,6 +168,7 @@ def build_reduce(symbol: str, spec: ReduceSpec, target: Target) -> Any:
         lanes = 1
     shape, reduced = spec.shape or (1,), spec.reduced or (1,)
     xs, rs, ys = (spec.x_strides or (0,)), (spec.r_strides or (0,)), (spec.y_strides or (0,))
+    limits = _reduce_limits(spec, dtype) if lanes == 1 else None
     kept_vector = xs[-1] == 1 and ys[-1] == 1 and lanes > 1
 
     def source(at: Expr, size: int) -> Expr:
@@ -175,7 +177,7 @@ def build_reduce(symbol: str, spec: ReduceSpec, target: Target) -> Any:
 
     def write(place: list[Expr], last: Expr, size: int, value: Expr) -> None:
         read = operand_reader(k, operands, spec.operands, place, last)
-        result = emit_expression(k, spec.expression, size, read, value)
+        result = emit_expression(k, spec.expression, size, read, value, limits=limits)
         k.store(y, _offset(place, ys[:-1]) + last * ys[-1], result, size)
 
     pieces = channel_pieces(shape[-1], lanes if kept_vector else 1, 1)
@@ -200,6 +202,15 @@ def build_reduce(symbol: str, spec: ReduceSpec, target: Target) -> Any:
                 write(place, last, size, k.let(value))
             before += tiles
     return k.finish()
+
+
+def _reduce_limits(spec: ReduceSpec, dtype: str) -> list[float] | None:
+    """Of the values of the expression after a sum of integers; None for others."""
+    if spec.kind != "sum" or dtype != "int32":
+        return None
+    return magnitudes(
+        spec.expression, count_limit(spec.x_dtype, math.prod(spec.reduced)), [o.limit for o in spec.operands]
+    )
 
 
 def _reduce_contiguous(

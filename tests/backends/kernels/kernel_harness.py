@@ -65,6 +65,11 @@ def compiled(spec: Spec, target: Target) -> bytes:
     return object_from_ll(optimized(spec, target))
 
 
+def linkable(spec: Spec, target: Target) -> bytes:
+    """What a program for the target keeps of the kernel."""
+    return optimized(spec, target).encode() if target.linking == "module" else compiled(spec, target)
+
+
 def assembly(spec: Spec, target: Target) -> str:
     """The instructions of the object."""
     with tempfile.NamedTemporaryFile("w", suffix=".ll") as file:

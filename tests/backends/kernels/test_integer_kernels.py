@@ -9,7 +9,7 @@ from collections.abc import Callable
 import kernel_cases as cases
 import numpy as np
 import pytest
-from kernel_harness import SENTINEL, Case, assembly, check, compiled, native_targets, run_fenced, symbol_of
+from kernel_harness import SENTINEL, Case, assembly, check, linkable, native_targets, run_fenced, symbol_of
 
 from irc.backends.artifact.glue import glue_ll
 from irc.backends.artifact.machines import missing_tools
@@ -195,7 +195,7 @@ def _program(target: Target) -> tuple[Program, dict[str, np.ndarray]]:
     for number, name in enumerate(CASES):
         made = case(name, target)
         symbol = symbol_of(made.spec)
-        kernels[symbol] = compiled(made.spec, target)
+        kernels[symbol] = linkable(made.spec, target)
         args = []
         for array in made.arrays:
             args.append(Arg("input", 0, len(inputs)))
