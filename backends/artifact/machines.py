@@ -98,6 +98,8 @@ def missing_tools(target: Target) -> str:
 def _tools(target: Target) -> list[str]:
     if target.runner == "node":
         return ["node", _wasm_linker()]
+    if target.runner == "cc":
+        return ["cc"]
     if target.runner in ("qemu-user", "qemu-system"):
         return [target.qemu, target.linker]
     return []

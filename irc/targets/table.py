@@ -39,7 +39,7 @@ def _cortex_m(
         description=description,
         arch="arm32",
         runner="qemu-system",
-        triple=f"{version}-none-eabi",
+        triple=f"{version}-none-unknown-eabi",
         cpu=cpu,
         features=features,
         float_abi=float_abi,
