@@ -229,7 +229,10 @@ class _Conv(_Kernel):
             size = TILE if count == TILE else 1
             for c in range(0, count, size):
                 read = operand_reader(k, self.operands, spec.operands, place, channel + c if c else channel)
-                value = emit_expression(k, spec.expression, size, read, k.load(self.acc, p * TILE + c, size))
+                sums = [k.let(k.load(self.acc, p * TILE + c + i), "s") for i in range(size)]
+                # one by one: a load of a vector would make LLVM keep sums in vectors all the time
+                total = sums[0] if size == 1 else tirx.Shuffle(sums, [const(i, "int32") for i in range(size)])
+                value = emit_expression(k, spec.expression, size, read, total)
                 k.store(self.y, base + c, value, size)
 
 
