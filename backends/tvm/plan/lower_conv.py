@@ -23,7 +23,15 @@ from irc.backends.tvm.plan.pack import pack_depthwise, pack_for, share_bytes, sm
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.small_conv import small_weights
-from irc.backends.tvm.plan.tiles import Product, choose_order, choose_tile, depthwise_tile, epilogue_cycles, uops_of
+from irc.backends.tvm.plan.tiles import (
+    Product,
+    choose_order,
+    choose_tile,
+    depthwise_tile,
+    epilogue_cycles,
+    in_pairs,
+    uops_of,
+)
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, strides_in_order
 from irc.backends.tvm.plan.window import Window, two, window
@@ -171,7 +179,8 @@ def _lower_linear(p: Planner, region: Region, integer: IntegerWeights | None, gr
     expression = b.finish(result)
     ending = epilogue_cycles(expression)
     fields = fields_of(w_dtype)
-    product = Product(out_hw, vectors, steps, sums=sums, uops=uops, apart=apart, epilogue=ending, fields=fields)
+    pairs, real = in_pairs(x.dtype, p.target, ic), out.dtype == "float32"
+    product = Product(out_hw, vectors, steps, sums, uops, apart, epilogue=ending, fields=fields, pairs=pairs, real=real)
     tile = choose_tile(p.target, product)
     packed = [pack_for(p.target, w[i * per_group : (i + 1) * per_group], tile.vectors, step) for i in range(groups)]
     weights = p.constant(np.concatenate(packed), node.need(1).name)

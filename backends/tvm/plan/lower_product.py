@@ -22,7 +22,7 @@ from irc.backends.tvm.plan.kinds import is_weight
 from irc.backends.tvm.plan.pack import pack_for, share_bytes, small_type
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.tiles import Product, choose_tile, epilogue_cycles, uops_of
+from irc.backends.tvm.plan.tiles import Product, choose_tile, epilogue_cycles, in_pairs, uops_of
 from irc.backends.tvm.plan.views import View, collapse, row_major
 from irc.backends.tvm.specs import LinearSpec, Operand
 from irc.ir.graph import Node, Value
@@ -148,6 +148,8 @@ def _constant_weights(p: Planner, region: Region) -> None:
         apart=apart,
         epilogue=ending,
         fields=fields_of(w_dtype),
+        pairs=in_pairs(x.dtype, p.target, inner_padded),
+        real=out.dtype == "float32",
     )
     tile = choose_tile(p.target, product)
     packed = pack_for(p.target, share_bytes(w, step, w_dtype), tile.vectors, step)

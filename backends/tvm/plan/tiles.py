@@ -17,7 +17,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from irc.backends.tvm.expression import Expression
-from irc.backends.tvm.geometry import PALETTE, depthwise_rows, fields_of, lanes_of, step_channels, without_matrices
+from irc.backends.tvm.geometry import (
+    PALETTE,
+    depthwise_rows,
+    dot_of,
+    fields_of,
+    lanes_of,
+    step_channels,
+    without_matrices,
+)
+from irc.backends.tvm.plan import tiles_arm
 from irc.backends.tvm.specs import AttentionSpec, DepthwiseSpec, LinearSpec, Order, Spec
 from irc.targets.target import Target
 
@@ -64,6 +73,7 @@ class Product:
     `sums`: one more accumulator per place. `uops`: instructions per multiply-add (widening ways need more). `apart`:
     bytes from the inputs of one place to those of the next, down and across (0: not known). `epilogue`: cycles of a
     vector of results (`epilogue_cycles`). `fields`: steps whose weights share bytes. `lookup`: they are indices.
+    `pairs`: places are multiplied two at a time. `real`: results stay reals.
     """
 
     out: tuple[int, int]
@@ -75,6 +85,8 @@ class Product:
     epilogue: float = _EPILOGUE
     fields: int = 1
     lookup: bool = False
+    pairs: bool = False
+    real: bool = True
 
 
 def choose_tile(target: Target, product: Product) -> TileChoice:
@@ -93,6 +105,9 @@ def rank_tiles(target: Target, product: Product) -> list[TileChoice]:
 
 
 def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
+    if target.arch == "aarch64" and product.uops == 1:
+        yield from _arm_tiles(target, product)
+        return
     out, sums = product.out, product.sums
     ways = target.l1_bytes // _PAGE
     unpack = _UNPACK[target.vector_bytes == 64]
@@ -111,6 +126,29 @@ def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
                 stay = v * product.steps * target.vector_bytes <= target.l1_bytes * product.fields
                 weights = _WEIGHTS[0 if stay else 1]
                 yield TileChoice(r, c, v, *_cycles(product, r, c, v, conflict, weights, unpack))
+
+
+def _arm_tiles(target: Target, product: Product) -> Iterator[TileChoice]:
+    out = product.out
+    kind = tiles_arm.Kind(product.steps, product.pairs, product.sums, product.fields, product.real)
+    extra = product.epilogue - _EPILOGUE
+    for v in range(1, min(product.vectors, 8) + 1):
+        for r in (1, 2, 3, 4):
+            if r > out[0]:
+                break
+            for c in range(1, min(out[1], 28) + 1):
+                if r > 1 and c < out[1]:
+                    continue
+                if tiles_arm.registers(kind, r * c, v) > target.vector_registers:
+                    break
+                total, bound = 0.0, dict.fromkeys(("multiply-adds", "loads", "latency", "caches", "epilogue"), 0.0)
+                for n_r, rows in _parts(out[0], r):
+                    for n_c, columns in _parts(out[1], c):
+                        for n_v, size in _parts(product.vectors, v):
+                            one, each = tiles_arm.cycles(kind, rows * columns, size, extra)
+                            total += n_r * n_c * n_v * one
+                            bound = {k: b + n_r * n_c * n_v * each[k] for k, b in bound.items()}
+                yield TileChoice(r, c, v, total, bound)
 
 
 def _kept(product: Product, vectors: int) -> int:
@@ -213,6 +251,8 @@ def product_of(spec: LinearSpec, target: Target) -> Product:
         epilogue=epilogue_cycles(spec.expression),
         fields=fields_of(spec.w_dtype),
         lookup=spec.w_dtype == PALETTE,
+        pairs=in_pairs(spec.x_dtype, target, spec.ic),
+        real=spec.y_dtype == "float32",
     )
 
 
@@ -220,6 +260,11 @@ def places_apart(spec: LinearSpec) -> tuple[int, int]:
     """Bytes from the inputs of one place to those of the next, down and across."""
     size = np.dtype(spec.x_dtype).itemsize
     return spec.x_strides[2] * spec.stride[0] * size, spec.x_strides[3] * spec.stride[1] * size
+
+
+def in_pairs(x_dtype: str, target: Target, channels: int) -> bool:
+    """Whether places are multiplied two at a time."""
+    return x_dtype != "float32" and dot_of(x_dtype, target, channels) == "smmla"
 
 
 def uops_of(x_dtype: str, target: Target) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from irc.backends.tvm.geometry import lanes_of, spans
 from irc.backends.tvm.plan.tiles import Product, choose_tile
+from irc.backends.tvm.plan.tiles_arm import Kind, registers, step_cycles
 from irc.backends.tvm.winograd import input_size
 from irc.targets.target import Target
 
@@ -106,18 +107,23 @@ def _blocks(
         most = max(_STACK_BYTES // (points * v * lanes * 4), 1)
         for block in range(1, min(most, tiles) + 1):
             for columns in range(1, min(block, 28) + 1):
-                if columns * v + v > target.vector_registers - 1:
+                arm = target.arch == "aarch64"
+                used = registers(Kind(ic), columns, v) - 1 if arm else columns * v + v
+                if used > target.vector_registers - 1:
                     break
-                yield (block, columns, v), _product_cycles(tiles, vectors, ic, lanes, block, columns, v)
+                yield (block, columns, v), _product_cycles(tiles, vectors, ic, lanes, block, columns, v, arm)
 
 
-def _product_cycles(tiles: int, vectors: int, ic: int, lanes: int, block: int, columns: int, v: int) -> float:
+def _product_cycles(
+    tiles: int, vectors: int, ic: int, lanes: int, block: int, columns: int, v: int, arm: bool
+) -> float:
     """Cycles for one point: register tiles, and the weights from the cache once per block."""
     total = 0.0
     for _, n_v, size in spans(vectors, v):
         for _, n_b, part in spans(tiles, block):
             for _, n_c, c in spans(part, columns):
                 step = max(c * size / 2, (c + size) / _LOADS, 4.0 if c * size < 8 else 0.0)
+                step = step_cycles(c, size) if arm else step
                 total += n_v * n_b * n_c * (ic * step + 2.0 * c * size + 8)
             total += n_v * n_b * (1 - _OVERLAP) * ic * size * lanes * 4 / _CACHE_RATE
     return total
