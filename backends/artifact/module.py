@@ -238,7 +238,6 @@ def patched(program: Program, data: bytes, weights: elf.Section | None) -> Modul
 # ELF
 
 
-_EM_ARM = 40
 _SHT_ARM_ATTRIBUTES = 0x70000003
 _VFP_ARGS, _COMPATIBLE = 28, 3
 
@@ -264,7 +263,7 @@ def _finished_elf(data: bytes, target: Target, *, floats: bool) -> bytes:
         if text.startswith((".ARM.exidx", ".rel.ARM.exidx")):
             struct.pack_into("<I", head, at + 4, elf.SHT_NULL)
             struct.pack_into("<I", head, flags_at, 0)
-        if kind == _SHT_ARM_ATTRIBUTES and not floats:
+        if target.arch == "arm32" and kind == _SHT_ARM_ATTRIBUTES and not floats:
             new = _any_float_abi(data[file_at : file_at + size])
             head += bytes(-len(head) % 4)
             struct.pack_into("<II", head, at + 16, len(head), len(new))
