@@ -43,7 +43,7 @@ def test_everything_is_there_and_the_manifest_says_so(tmp_path):
     manifest = _write(tmp_path / "a")
     tree = _tree(tmp_path / "a")
     assert set(tree) == {
-        *("include/toy.h", "lib/libtoy.a", "lib/shared/libtoy.so", "lib/cmake/toy/toy-config.cmake"),
+        *("include/toy.h", "include/toy.hpp", "lib/libtoy.a", "lib/shared/libtoy.so", "lib/cmake/toy/toy-config.cmake"),
         *("lib/pkgconfig/toy.pc", "toy.onnx", "report.html", "manifest.json"),
     }
     assert json.loads(tree["manifest.json"]) == manifest
