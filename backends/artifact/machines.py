@@ -25,7 +25,7 @@ from irc.targets.target import Target
 RUN_ERROR = 110
 """Exit code of a driver program for error 0 of NAME_run."""
 
-_PACKAGES = {
+PACKAGES = {
     "qemu-aarch64": "qemu-user",
     "qemu-arm": "qemu-user",
     "qemu-riscv64": "qemu-user",
@@ -90,7 +90,7 @@ def missing_tools(target: Target) -> str:
     absent = [tool for tool in tools if not tool or not shutil.which(tool)]
     if not absent:
         return ""
-    packages = [_PACKAGES[tool] for tool in absent if tool in _PACKAGES]
+    packages = [PACKAGES[tool] for tool in absent if tool in PACKAGES]
     hint = f" (Debian: {', '.join(dict.fromkeys(packages))})" if packages else ""
     return "not found: " + ", ".join(tool or "a linker" for tool in absent) + hint
 

@@ -59,7 +59,7 @@ def open_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
         raise OptionError(
             f"compiled for target '{facts.get('name')}': {reason}, and it cannot be emulated: {missing}",
             where=str(directory),
-            hint="--target native",
+            hint="installing that, or linking the library, which is there, into a program for the machine",
         )
     return Emulated.artifact(directory)
 

@@ -12,18 +12,15 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import irc
+from irc.backends.artifact.machines import PACKAGES
 from irc.backends.tvm.cache import default_cache_dir
-from irc.targets import get_target
+from irc.targets import all_targets, get_target
 
 State = Literal["good", "missing", "bad"]
 
 # Version pairs that work: a newer tvm-ffi crashes where this one raises a readable error.
 _PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 _LIBRARIES = ("onnx", "onnxruntime", "numpy", "ml_dtypes", "networkx", "rich")
-_TOOLS = {
-    "aarch64-linux-gnu-gcc": "links Arm programs, to check them here (Debian: gcc-aarch64-linux-gnu)",
-    "qemu-aarch64": "runs Arm programs here (Debian: qemu-user)",
-}
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,13 @@ def _cache() -> Finding:
 
 
 def _tools() -> Iterator[Finding]:
-    for tool, use in _TOOLS.items():
+    """What links and runs code for other machines, to check it here."""
+    for tool, packages in PACKAGES.items():
         path = shutil.which(tool)
-        yield Finding(tool, "good" if path else "missing", path or "not found", "" if path else use)
+        names = [name for name, target in all_targets().items() if tool in (target.qemu, target.linker)]
+        use = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        advice = f"checks {use} here (Debian: {packages})" if use else f"Debian: {packages}"
+        yield Finding(tool, "good" if path else "missing", path or "not found", "" if path else advice)
 
 
 def _openvino() -> Finding:
