@@ -258,9 +258,9 @@ class Node(Machine):
         return ["node", str(folder / "node.js"), str(folder / "network.wasm"), (folder / "network.json").read_text()]
 
 
-def sample_file(runs: int, inputs: bytes) -> bytes:
-    """What a one-shot program reads."""
-    return struct.pack("<I", runs) + inputs
+def sample_file(runs: int, inputs: bytes, *, inside: bool = False) -> bytes:
+    """What a one-shot program reads. `inside`: inputs and outputs take their places in the workspace."""
+    return struct.pack("<I", runs | (1 << 31 if inside else 0)) + inputs
 
 
 def _driver(name: str) -> str:
@@ -273,6 +273,12 @@ def _network_header(network: Network) -> str:
     lines += [f"#define ircnet_{f} {name}_{f}" for f in ("init", "run", "info", "inputs", "outputs")]
     constants = ("INPUTS", "OUTPUTS", "WORKSPACE_BYTES", "WORKSPACE_ALIGN", "INIT_RAM_BYTES")
     lines += [f"#define IRCNET_{c} {upper}_{c}" for c in constants]
+    for kind, ports in (("INPUT", network.inputs), ("OUTPUT", network.outputs)):
+        for i in range(len(ports)):  # the header has a place in the workspace for all ports, or for none
+            lines += [f"#ifndef {upper}_{kind}_{i}_OFFSET", f"#define {upper}_{kind}_{i}_OFFSET 0", "#endif"]
+        lines.append(
+            f"#define IRCNET_{kind}_PLACES {' '.join(f'{upper}_{kind}_{i}_OFFSET,' for i in range(len(ports)))}"
+        )
     return "\n".join([*lines, f"#define IRCNET_PORT_BYTES {network.port_bytes}", ""])
 
 

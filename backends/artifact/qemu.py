@@ -149,11 +149,13 @@ class Emulated:
         outputs = list(self.run({p.name: a for p, a in zip(self.inputs, arrays, strict=True)}).values())
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Arrays by input name -> arrays by output name. The emulated program stays for the next call."""
+    def run(self, feeds: Mapping[str, Array], *, inside: bool = False) -> dict[str, Array]:
+        """Arrays by input name -> arrays by output name. The emulated program stays for the next call. `inside`: on
+        boards, inputs and outputs take their places in the workspace."""
         data = self._pack(feeds)
         with self._lock:
-            out = self._once(data)[0] if self._machine.one_shot else self._exchange(b"\0" + data)
+            one_shot = self._machine.one_shot
+            out = self._once(data, inside=inside)[0] if one_shot else self._exchange(b"\0" + data)
         outputs, at = {}, 0
         for port in self.outputs:
             raw = np.frombuffer(out, np.uint8, port.nbytes, at)
@@ -209,10 +211,12 @@ class Emulated:
             raise VerificationError("the emulated network failed", where=self.name, got=reason)
         return done.stderr.decode(errors="replace")
 
-    def _once(self, data: bytes, *, runs: int = 1, arguments: tuple[str, ...] = ()) -> tuple[bytes, str]:
+    def _once(
+        self, data: bytes, *, runs: int = 1, inside: bool = False, arguments: tuple[str, ...] = ()
+    ) -> tuple[bytes, str]:
         """Runs a one-shot program; the bytes of its outputs, and what the emulator printed."""
         folder = Path(self._folder.name)
-        (folder / "in.bin").write_bytes(sample_file(runs, data))
+        (folder / "in.bin").write_bytes(sample_file(runs, data, inside=inside))
         (folder / "out.bin").unlink(missing_ok=True)
         command = [*self._machine.command(folder), *arguments]
         try:

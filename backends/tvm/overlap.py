@@ -6,8 +6,8 @@ grows over it. With distance 0 it works in place. A 3 x 3 convolution needs abou
 image and result, not both (Li et al., "Diagonal Memory Optimisation for Machine Learning on Micro-controllers", 2020).
 
 A kernel's specification says how its kernel goes through memory: a method `overlap()` gives {argument: distance} for
-those arguments that may share memory with the output, the first that the call writes. The functions here compute distances from
-orders. The kernel has to declare these arguments and the output as shared (`KernelBuilder.pointer`).
+those arguments that may share memory with the output, the first that the call writes. The functions here compute
+distances from orders. The kernel has to declare these arguments and the output as shared (`KernelBuilder.pointer`).
 
 A `step` of a kernel reads what it needs and writes what it has computed. `atomic` kernels read all that a step needs
 before its first write (into registers, or copied to the stack).

@@ -1,5 +1,6 @@
 /* A network on a Cortex-M board without an operating system. Semihosting brings samples in and results out:
-   in.bin holds the number of runs (4 bytes) and one sample's inputs; out.bin gets the outputs of the last run and the
+   in.bin holds the number of runs (4 bytes; with the top bit, inputs and outputs go to their places
+   in the workspace, which only the first run finds as they were) and one sample's inputs; out.bin gets the outputs of the last run and the
    bytes of stack that NAME_run used (4 bytes). Exit code as of the hosted program. */
 #include <stddef.h>
 #include <stdint.h>
@@ -61,6 +62,7 @@ static __attribute__((aligned(64), section(IRCNET_WORKSPACE_SECTION))) unsigned 
 static __attribute__((aligned(64), section(".irc_big"))) unsigned char ram[IRCNET_INIT_RAM_BYTES + 1];
 static __attribute__((aligned(64), section(".irc_big"))) unsigned char memory[IRCNET_PORT_BYTES];
 static ircnet_ctx ctx;
+static const size_t input_places[] = {IRCNET_INPUT_PLACES 0}, output_places[] = {IRCNET_OUTPUT_PLACES 0};
 
 /* Paints the stack below a frame, but for the few bytes of this function. */
 static __attribute__((noinline)) void paint(volatile unsigned char *frame)
@@ -88,15 +90,19 @@ int irc_main(void)
     const void *inputs[IRCNET_INPUTS + 1];
     void *outputs[IRCNET_OUTPUTS + 1];
     unsigned char *place = memory, *here = (unsigned char *)__builtin_frame_address(0);
-    uint32_t runs = 0, used = 0;
+    uint32_t runs = 0, used = 0, inside;
     int in = opened("in.bin", 1), out = opened("out.bin", 5), code = IRC_OK; /* "rb" and "wb" */
     if (in < 0 || out < 0 || transfer(READ, in, &runs, sizeof runs)) return 91;
-    for (int i = 0; i < IRCNET_INPUTS; place += (ircnet_inputs[i++].bytes + 63) & ~(size_t)63) {
-        inputs[i] = place;
-        if (transfer(READ, in, place, ircnet_inputs[i].bytes)) return 92;
-    }
-    for (int i = 0; i < IRCNET_OUTPUTS; place += (ircnet_outputs[i++].bytes + 63) & ~(size_t)63) outputs[i] = place;
+    inside = runs >> 31;
+    runs &= 0x7FFFFFFF;
     memset(workspace, 0xFF, sizeof workspace);
+    for (int i = 0; i < IRCNET_INPUTS; place += (ircnet_inputs[i++].bytes + 63) & ~(size_t)63) {
+        unsigned char *at = inside ? workspace + input_places[i] : place;
+        inputs[i] = at;
+        if (transfer(READ, in, at, ircnet_inputs[i].bytes)) return 92;
+    }
+    for (int i = 0; i < IRCNET_OUTPUTS; place += (ircnet_outputs[i++].bytes + 63) & ~(size_t)63)
+        outputs[i] = inside ? workspace + output_places[i] : place;
     code = ircnet_init(&ctx, ram, IRCNET_INIT_RAM_BYTES);
     if (code != IRC_OK) return 100 + code;
     paint(here);
