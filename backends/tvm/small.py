@@ -12,6 +12,10 @@ from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 PLAIN = "plain"
 PAIRS = "pairs"
 """The way that copies the windows of two places, as int16, before it computes all their channels."""
+SOURCE, SOURCE_WIDE = "source", "source-wide"
+"""Ways of C source: depthwise kernels copy the rows of the image first. Wide: some weight is -128."""
+CHUNKS, CHUNKS_WIDE = "chunks", "chunks-wide"
+"""The same for some of the channels at a time: all places of those, then the others."""
 
 
 def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
@@ -27,7 +31,7 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
 
 def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
     """`overlap` of a depthwise convolution: place after place, channel after channel."""
-    if spec.batch > 1:
+    if spec.batch > 1 or spec.way in (CHUNKS, CHUNKS_WIDE):
         return {}
     if spec.way == MVE:
         return {0: depthwise_distance(spec), **_operands(spec, 0)}

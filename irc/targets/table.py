@@ -397,6 +397,7 @@ CATALOGUE = (
         description="portable C99 source, for any compiler",
         arch="c",
         small=True,
+        small=True,
         runner="cc",
         triple="",
         cpu="",

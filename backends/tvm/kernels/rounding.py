@@ -95,6 +95,13 @@ def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float
         # this form becomes one saturating conversion where the bounds are those of the type
         level = tirx.Min(tirx.Max(level, const(int(low), "int32", lanes)), const(int(high), "int32", lanes))
         return cast(level, instr.dtype, lanes)
+    if math.isfinite(limit) and k.target is not None and k.target.arch == "c":
+        # Floats above 0 are in the order of their bits, and others have the sign's: C compilers know minima of integers.
+        bits = reinterpret(x + const(_MAGIC, "float32", lanes), vector_type("int32", lanes))
+        low_bits, high_bits = (const(_MAGIC_BITS + int(v) - zp, "int32", lanes) for v in (low, high))
+        return cast(
+            tirx.Min(tirx.Max(bits, low_bits), high_bits) - const(_MAGIC_BITS - zp, "int32", lanes), instr.dtype, lanes
+        )
     # NaN > low is false: it becomes the lowest value
     clamped = tirx.Max(x, const(low - zp, "float32", lanes))
     clamped = tirx.Min(clamped, const(high - zp, "float32", lanes))

@@ -24,6 +24,7 @@ from irc.backends.tvm.plan.kinds import kind_of
 from irc.backends.tvm.plan.planner import Planner, Pointer, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.small_pack import pack_conv, pack_depthwise
+from irc.backends.tvm.plan.source import source_depthwise, source_weights
 from irc.backends.tvm.plan.views import View, row_major, strides_in_order
 from irc.backends.tvm.plan.window import Window, window
 from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec, Strides
@@ -243,6 +244,9 @@ def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expressi
         w_size=w.size,
     )
     macs = batch * math.prod(spec.out) * w.size
+    if p.target.arch == "c":
+        _call(p, region, im, spec, source_weights(w), macs)
+        return
     packed = pack_conv(spec, np.ascontiguousarray(w), im.constants, p.target)
     _call(p, region, im, packed.spec, packed.weights, macs)
 
@@ -270,6 +274,9 @@ def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, exp
         w_size=w.size,
     )
     macs = batch * math.prod(spec.out) * w.size
+    if p.target.arch == "c":
+        _call(p, region, im, source_depthwise(spec, w), np.ascontiguousarray(w.transpose(1, 2, 0)), macs)
+        return
     packed = pack_depthwise(spec, np.ascontiguousarray(w.transpose(1, 2, 0)), im.constants, p.target)
     _call(p, region, im, packed.spec, packed.weights, macs)
 
