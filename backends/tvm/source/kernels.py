@@ -10,7 +10,7 @@ from tvm import tirx
 from irc.backends.c.arrays import array_text
 from irc.backends.c.numbers import ctype
 from irc.backends.tvm.source.printer import Printer
-from irc.backends.tvm.specs import LibrarySpec, Spec
+from irc.backends.tvm.specs import LibrarySpec, SmallConvSpec, SmallDepthwiseSpec, Spec
 from irc.targets.target import Target
 
 
@@ -19,7 +19,13 @@ def kernel_source(spec: Spec, target: Target, symbol: str) -> tuple[str, dict[st
     if isinstance(spec, LibrarySpec):
         return _library(spec, symbol)
     from irc.backends.tvm.kernels.table import build
+    from irc.backends.tvm.source.depthwise import depthwise_source
+    from irc.backends.tvm.source.window import conv_source
 
+    if isinstance(spec, SmallConvSpec):
+        return conv_source(symbol, spec, target), {}
+    if isinstance(spec, SmallDepthwiseSpec):
+        return depthwise_source(symbol, spec, target), {}
     return _built(build(symbol, spec, target), symbol), {}
 
 

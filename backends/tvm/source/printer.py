@@ -81,6 +81,8 @@ class Printer:
 
     def function(self, function: Any) -> str:
         """The whole definition, of internal linkage."""
+        apart = function.attrs is None or bool(function.attrs.get("tirx.noalias", True))
+        qualifier = "IRC_RESTRICT " if apart else ""
         parameters = []
         for p in function.params:
             kind = pointee(p)
@@ -95,10 +97,19 @@ class Printer:
         declared = []
         for name, kind in parameters:
             constant = "" if name in written else "const "
-            declared.append(f"{constant}{kind} *IRC_RESTRICT {name}")
+            declared.append(f"{constant}{kind} *{qualifier}{name}")
         unused = [f"    (void){n};" for n, _ in parameters if not re.search(rf"\b{n}\b", text)]
         head = f"static void {self.symbol}({', '.join(declared) or 'void'})"
         return "\n".join([head, "{", *unused, *body, "}", ""])
+
+    def fragment(self, function: Any, depth: int) -> list[str]:
+        """The statements of a function whose parameters keep their names: a part of a kernel that is written in C."""
+        self._depth = depth
+        for p in function.params:
+            self._names[p] = str(p.name)
+            self._taken.add(str(p.name))
+        self._statement(function.body)
+        return drop_unused(self._lines)
 
     def _written(self, body: Stmt) -> set[str]:
         found: set[str] = set()

@@ -1,0 +1,35 @@
+"""What the plan chooses for kernels of C source (`backends/tvm/source`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from irc.backends.tvm.small import CHUNKS, CHUNKS_WIDE, SOURCE, SOURCE_WIDE
+from irc.backends.tvm.specs import SmallDepthwiseSpec
+from irc.ir.types import Array
+
+_MOST = 8192
+"""Numbers in the copied rows of an image."""
+
+
+def chunk_of(spec: SmallDepthwiseSpec) -> int:
+    """Channels that are done at a time: all of them, or fewer where their rows would take much of the stack."""
+    width = (spec.out[1] - 1) * spec.stride[1] + (spec.kernel[1] - 1) * spec.dilation[1] + 1
+    each = spec.kernel[0] * width
+    fitting = [c for c in range(1, spec.channels + 1) if spec.channels % c == 0 and c * each <= _MOST]
+    return max(fitting, default=1)
+
+
+def source_weights(w: Array) -> Array:
+    """Weights [oc, kh, kw, ic] as dot products read them: up to 15 bytes beyond the last one."""
+    return np.concatenate([w.reshape(-1), np.zeros(15, w.dtype)])
+
+
+def source_depthwise(spec: SmallDepthwiseSpec, w: Array) -> SmallDepthwiseSpec:
+    """`spec` with the way in which its C kernel goes through the image."""
+    wide = spec.w_dtype == "int8" and bool((w == -128).any())
+    if chunk_of(spec) == spec.channels:
+        return replace(spec, way=SOURCE_WIDE if wide else SOURCE)
+    return replace(spec, way=CHUNKS_WIDE if wide else CHUNKS)

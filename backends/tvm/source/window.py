@@ -1,0 +1,293 @@
+"""Convolutions and matrix products of C source: written in C, with the expression of the specification printed.
+
+Windows of a few places are copied side by side first, bytes as 16-bit numbers, with the fill in the place of what lies
+outside of the image. What remains are dot products of contiguous arrays, which C compilers turn into the vector
+instructions that there are (`helpers.py`), and an expression over neighbouring channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from irc.backends.c.numbers import ctype
+from irc.backends.tvm.kernels.builder import KernelBuilder
+from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.magnitude import magnitudes, sum_limit
+from irc.backends.tvm.source.printer import Printer
+from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
+from irc.targets.target import Target
+
+CHANNELS = 16
+"""Output channels whose sums stand in an array before the expression is computed: a vector of bytes."""
+STEP = 16
+"""What dot products of bytes are padded to."""
+
+
+def places_at_once(places: int, reduction: int) -> int:
+    """How many windows are copied side by side: enough to use each weight often, few on small images and where they
+    would take much of the stack."""
+    if places == 1:
+        return 1
+    costs = {4: 0.55, 8: 0.45} if reduction <= 1024 else {4: 0.55}
+    return min(costs, key=lambda p: -(-places // p) * p * costs[p])
+
+
+class Epilogue:
+    """The expression of a kernel over neighbouring channels, printed."""
+
+    def __init__(self, spec: SmallConvSpec | SmallDepthwiseSpec, x_dtype: str, target: Target, symbol: str) -> None:
+        self.spec, self.target, self.symbol = spec, target, symbol
+        self.real = x_dtype == "float32"
+        reduction = spec.kernel[0] * spec.kernel[1] * (spec.ic if isinstance(spec, SmallConvSpec) else 1)
+        limit = math.inf if self.real else sum_limit(x_dtype, reduction)
+        self.limits = magnitudes(spec.expression, limit, [o.limit for o in spec.operands])
+
+    def parameters(self) -> list[str]:
+        """Declarations of the operands. Only constants have memory of their own."""
+        return [f"const {ctype(o.dtype)} *{self._qualifier(o)}e{i}" for i, o in enumerate(self.spec.operands)]
+
+    @staticmethod
+    def _qualifier(operand: Operand) -> str:
+        return "IRC_RESTRICT " if math.isfinite(operand.limit) else ""
+
+    def moving(self) -> list[int]:
+        """Operands that differ from place to place."""
+        return [i for i, o in enumerate(self.spec.operands) if any(o.strides[:-1])]
+
+    def lines(self, depth: int, target: str, index: str, acc: str) -> list[str]:
+        """`target` = expression of `acc` for channel `c`; operand i begins at f{i} (see `moving`), others at e{i}."""
+        k = KernelBuilder(self.symbol, self.target)
+        spec = self.spec
+        moving = self.moving()
+        channel = tirx.Var("c", "int32")
+        buffers = []
+        for i, o in enumerate(spec.operands):
+            buffers.append(k.pointer(f"f{i}" if i in moving else f"e{i}", o.dtype, o.size))
+        out = k.pointer("OUT", spec.y_dtype, max(spec.y_size, 1))
+        value = tirx.Var("ACC", "float32" if self.real else "int32")
+
+        def read(n: int, lanes: int) -> Any:
+            return k.load(buffers[n], channel if spec.operands[n].strides[-1] else 0)
+
+        result = emit_expression(k, spec.expression, 1, read, value, limits=self.limits)
+        k.store(out, channel, result)
+        body = tirx.SeqStmt([*k._declared, *k._blocks[0]])
+        function = tirx.PrimFunc([*k._params, channel, value], body).with_attr("global_symbol", self.symbol)
+        function = function.with_attr("tirx.noalias", True)
+        made = tvm.target.Target("c")
+        made = made.with_host(made)
+        passes = [tirx.transform.BindTarget(made), tirx.transform.StmtSimplify(), tirx.transform.LowerIntrin()]
+        module = tvm.ir.transform.Sequential(passes)(tvm.IRModule({self.symbol: function}))
+        lines = Printer(self.symbol).fragment(module[self.symbol], depth)
+        return [line.replace("OUT[c]", f"{target}[{index}]").replace("ACC", acc) for line in lines]
+
+
+class Text:
+    """Lines of a function, indented by their braces."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.depth = 0
+
+    def put(self, *lines: str) -> None:
+        for line in lines:
+            self.depth -= line.startswith("}")
+            self.lines.append("    " * self.depth + line)
+            self.depth += line.endswith("{")
+
+    def add(self, lines: list[str]) -> None:
+        """Lines that are indented already."""
+        self.lines += lines
+
+    def done(self) -> str:
+        return "\n".join([*self.lines, ""])
+
+
+def vectors(text: Text, count: int, lines: list[str]) -> None:
+    """`lines` for c = 0 to count - 1; in whole vectors of bytes, whose number of steps compilers can see, where the
+    count allows it."""
+    if count % CHANNELS or count == CHANNELS:
+        text.put(f"for (ptrdiff_t c = 0; c < {count}; c++) {{")
+        text.add(lines)
+        text.put("}")
+        return
+    text.put(f"for (ptrdiff_t k = 0; k < {count}; k += {CHANNELS}) {{")
+    text.put(f"for (ptrdiff_t l = 0; l < {CHANNELS}; l++) {{", "const ptrdiff_t c = k + l;")
+    text.add(["    " + line for line in lines])
+    text.put("}", "}")
+
+
+def offset(terms: list[tuple[str, int]]) -> str:
+    """Sum of name * stride without what is zero."""
+    parts = [name if stride == 1 else f"{name} * {stride}" for name, stride in terms if stride]
+    return " + ".join(parts) or "0"
+
+
+class ConvSource:
+    """`symbol(x, w, operands..., y)`. Bytes: weights [oc, kh, kw, ic] and STEP zeros. Real numbers: see `RealConv`."""
+
+    x_type = "int8_t"
+
+    def __init__(self, symbol: str, spec: SmallConvSpec, target: Target) -> None:
+        self.spec, self.symbol = spec, symbol
+        self.epilogue = Epilogue(spec, self.x_dtype, target, symbol)
+        self.reduction = spec.kernel[0] * spec.kernel[1] * spec.ic
+        self.total = spec.batch * spec.out[0] * spec.out[1]
+        self.places = places_at_once(self.total, self.reduction)
+        self.padded = -(-self.reduction // STEP) * STEP
+        self.t = Text()
+
+    @property
+    def x_dtype(self) -> str:
+        return "int8"
+
+    def build(self) -> str:
+        spec, t = self.spec, self.t
+        y = ctype(spec.y_dtype)
+        parameters = [
+            f"const {self.x_type} *x",
+            f"const {self.x_type} *IRC_RESTRICT w",
+            *self.epilogue.parameters(),
+            f"{y} *y",
+        ]
+        t.put(f"static void {self.symbol}({', '.join(parameters)})", "{")
+        self._declare()
+        self._walk()
+        t.put("}")
+        return t.done()
+
+    def _declare(self) -> None:
+        t, n = self.t, self.places
+        t.put(f"IRC_ALIGNED int16_t xs[N{n * self.padded}];")
+        t.put(f"int32_t acc[N{n * CHANNELS}];")
+        t.put(f"{ctype(self.spec.y_dtype)} out[{CHANNELS}];")
+        if self.padded != self.reduction:
+            t.put("memset(xs, 0, sizeof xs);")
+
+    def _walk(self) -> None:
+        """Places in groups: their windows, then their channels."""
+        spec, t, n = self.spec, self.t, self.places
+        if self.total == 1:
+            self._place_one()
+            self._channels("1")
+            return
+        t.put(f"{ctype(spec.y_dtype)} *ys[{n}];")
+        for i in self.epilogue.moving():
+            t.put(f"const {ctype(spec.operands[i].dtype)} *fs{i}[{n}];")
+        t.put("int32_t b = 0, h = 0, v = 0;")
+        t.put(f"for (int32_t place = 0; place < {self.total};) {{")
+        t.put("int32_t n = 0;")
+        t.put(f"for (; n < {n} && place < {self.total}; n++, place++) {{")
+        self._window("xs", f"n * {self.padded}")
+        t.put(f"ys[n] = y + ({self._at(spec.y_strides)});")
+        for i in self.epilogue.moving():
+            t.put(f"fs{i}[n] = e{i} + ({self._at(spec.operands[i].strides)});")
+        t.put(f"if (++v == {spec.out[1]}) {{", "v = 0;")
+        t.put(f"if (++h == {spec.out[0]}) {{", "h = 0;", "b++;", "}", "}", "}")
+        self._channels("n")
+        t.put("}")
+
+    def _place_one(self) -> None:
+        if not self._is_plain():
+            self.t.put("const int32_t h = 0, v = 0;")
+        self._window("xs", "0")
+
+    def _at(self, strides: tuple[int, ...]) -> str:
+        if self.total == 1:
+            return "0"
+        return offset([("b", strides[0] if self.spec.batch > 1 else 0), ("h", strides[1]), ("v", strides[2])])
+
+    def _is_plain(self) -> bool:
+        """Whether windows are single places of the image."""
+        spec = self.spec
+        inside = all((o - 1) * s < i for o, s, i in zip(spec.out, spec.stride, spec.image, strict=True))
+        return spec.kernel == (1, 1) and spec.pads == (0, 0) and inside
+
+    def _window(self, target: str, at: str) -> None:
+        spec = self.spec
+        kh, kw = spec.kernel
+        if self._is_plain():
+            n, h, w = spec.x_strides
+            place = "0" if self.total == 1 else self._at((n, h * spec.stride[0], w * spec.stride[1]))
+            self.t.put(f"irc_widen_s8({target} + {at}, x + ({place}), {spec.ic});")
+            return
+        image = offset([("b", spec.x_strides[0] if spec.batch > 1 else 0)])
+        row, column = f"h * {spec.stride[0]} - {spec.pads[0]}", f"v * {spec.stride[1]} - {spec.pads[1]}"
+        sh, sw = spec.x_strides[1:]
+        self.t.put(
+            f"{self._window_function()}({target} + {at}, x + ({image}), {row}, {column}, {kh}, {kw}, "
+            f"{spec.dilation[0]}, {spec.dilation[1]}, {spec.image[0]}, {spec.image[1]}, {sh}, {sw}, {spec.ic}"
+            f"{self._fill()});"
+        )
+
+    def _window_function(self) -> str:
+        return "irc_window_s8"
+
+    def _fill(self) -> str:
+        return f", {self.spec.fill}" if self.spec.fill >= 0 else f", ({self.spec.fill})"
+
+    def _channels(self, count: str) -> None:
+        spec, t = self.spec, self.t
+        t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {CHANNELS}) {{")
+        whole = spec.oc % CHANNELS == 0
+        t.put(f"const int32_t m = {CHANNELS};" if whole else f"const int32_t m = irc_least({spec.oc} - o, {CHANNELS});")
+        self._dots()
+        self._write(count)
+        t.put("}")
+
+    def _dots(self) -> None:
+        """Sums of the channels from o on, for all places."""
+        t = self.t
+        row = f"w + (ptrdiff_t)(o + c) * {self.reduction}"
+        t.put("int32_t c = 0;")
+        if self.places == 1:
+            t.put(f"for (; c + 4 <= m; c += 4) irc_rows4(xs, {self.padded // STEP}, {row}, {self.reduction}, acc + c);")
+            if self.spec.oc % 4 == 0:
+                return
+        t.put(f"for (; c < m; c++) irc_dot{self.places}(xs, {self.padded // STEP}, {row}, acc + c);")
+
+    def _write(self, count: str) -> None:
+        """Results of the sums in acc[place * CHANNELS + channel], channels o to o + m - 1."""
+        spec, t = self.spec, self.t
+        single = self.total == 1
+        if not single:
+            t.put(f"for (int32_t p = 0; p < {count}; p++) {{")
+        moving = self.epilogue.moving()
+        size = ctype(spec.y_dtype)
+        for i, o in enumerate(spec.operands):
+            if o.strides[-1]:
+                source = f"fs{i}[p]" if i in moving and not single else f"e{i}"
+                kind = "f" if i in moving else "g"
+                t.put(f"const {ctype(o.dtype)} *const {kind}{i} = {source} + o;")
+            elif i in moving:
+                t.put(f"const {ctype(o.dtype)} *const f{i} = {'e' + str(i) if single else f'fs{i}[p]'};")
+        base = "acc[c]" if single else f"acc[p * {CHANNELS} + c]"
+        lines = self.epilogue.lines(t.depth + 1, "out", "c", base)
+        per_channel = {i for i, o in enumerate(spec.operands) if o.strides[-1] and i not in moving}
+        for i in per_channel:
+            lines = [line.replace(f"e{i}[c]", f"g{i}[c]") for line in lines]
+        if spec.oc >= CHANNELS and spec.oc % CHANNELS:
+            t.put(f"if (m == {CHANNELS}) {{")
+            self._loop(f"c < {CHANNELS}", lines, 1)
+            t.put("} else {")
+            self._loop("c < m", lines, 1)
+            t.put("}")
+        else:
+            self._loop(f"c < {CHANNELS}" if spec.oc % CHANNELS == 0 else "c < m", lines, 0)
+        y = "y" if single else "ys[p]"
+        t.put(f"memcpy({y} + o, out, (size_t)m * sizeof({size}));")
+        if not single:
+            t.put("}")
+
+    def _loop(self, condition: str, lines: list[str], deeper: int) -> None:
+        self.t.put(f"for (ptrdiff_t c = 0; {condition}; c++) {{")
+        self.t.add(["    " * deeper + line for line in lines])
+        self.t.put("}")
+
+
+def conv_source(symbol: str, spec: SmallConvSpec, target: Target) -> str:
+    return ConvSource(symbol, spec, target).build()
