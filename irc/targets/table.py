@@ -397,7 +397,6 @@ CATALOGUE = (
         description="portable C99 source, for any compiler",
         arch="c",
         small=True,
-        small=True,
         runner="cc",
         triple="",
         cpu="",
