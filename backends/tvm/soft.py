@@ -248,7 +248,7 @@ FUNCTIONS = {
 `level(sum, factor)`: round(float(sum) * factor)."""
 
 _USED = re.compile(r"@(irc_soft_\w+)\(")
-_DEFINED = re.compile(r"^define internal i32 @(irc_soft_\w+)\(", re.MULTILINE)
+_DEFINED = re.compile(r"^define (?:internal )?i32 @(irc_soft_\w+)\(", re.MULTILINE)
 
 
 def with_soft_functions(text: str) -> str:

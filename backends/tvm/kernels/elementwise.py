@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 from tvm import tirx
@@ -53,13 +54,17 @@ def build_elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any
             with k.loop(tiles, "c") as t:
                 element(place, k.let(t * (vecs * size) + (low + start), "i"), size)
 
-    if len(shape) == 1 and width > _BLOCK:
+    if len(shape) == 1 and width > _BLOCK and target.threads:
         whole = width // _BLOCK
         with k.work(whole, "b") as block:
             row([], k.let(block * _BLOCK, "lo"), _BLOCK)
         if width % _BLOCK:
             with k.first_part():
                 row([], whole * _BLOCK, width % _BLOCK)
+        return k.finish()
+    if not target.threads:  # nothing to share out: loops, without divisions to find one's place
+        with ExitStack() as loops:
+            row([loops.enter_context(k.loop(d, "p")) for d in shape[:-1]], 0, width)
         return k.finish()
     # short rows: the items of work are rows of rows, so that finding one's place is not most of the work
     short = width <= _SHORT and math.prod(shape[:-2]) >= _ENOUGH

@@ -115,7 +115,8 @@ def _requantize_vfp(k: KernelBuilder, x: Expr, instr: Instr, limit: float, lanes
     low, high, zero_point, _ = instr.params
     level = reinterpret(intrinsic("llvm.arm.vcvtr", "float32", x), "int32") if lanes == 1 else _convert_mve(x)
     zero = const(int(zero_point), "int32", lanes)
-    if zero_point and limit < _CONVERTIBLE / 2:
+    # a plain sum of numbers makes LLVM clamp before it, with other bounds, hence in more instructions
+    if zero_point and lanes > 1 and limit < _CONVERTIBLE / 2:
         level = level + zero
     elif zero_point:
         level = intrinsic("llvm.sadd.sat", vector_type("int32", lanes), level, zero)
