@@ -12,6 +12,8 @@ from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 PLAIN = "plain"
 PAIRS = "pairs"
 """The way that copies the windows of two places, as int16, before it computes all their channels."""
+ROWS = "rows"
+"""The way of depthwise convolutions that copies the image row by row into a ring."""
 SOURCE, SOURCE_WIDE = "source", "source-wide"
 """Ways of C source: depthwise kernels copy the rows of the image first. Wide: some weight is -128."""
 CHUNKS, CHUNKS_WIDE = "chunks", "chunks-wide"
@@ -35,6 +37,8 @@ def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
         return {}
     if spec.way == MVE:
         return {0: depthwise_distance(spec), **_operands(spec, 0)}
+    if spec.way.startswith(ROWS):
+        return {0: ring_distance(spec)}
     return {0: _window(spec, spec.channels, held=False), **_operands(spec, 0)}
 
 
@@ -108,3 +112,19 @@ def leaves_image(spec: SmallConvSpec) -> bool:
         if spec.pads[axis] > 0 or last >= spec.image[axis]:
             return True
     return False
+
+
+def ring_columns(spec: SmallDepthwiseSpec) -> int:
+    """Columns of the ring: from the first that a window reads to the last."""
+    return (spec.out[1] - 1) * spec.stride[1] + spec.kernel[1]
+
+
+def ring_distance(spec: SmallDepthwiseSpec) -> int:
+    """A row of results is written when its last row of the image has been copied; a row copied is read no more."""
+    height, kernel = spec.image[0], spec.kernel[0]
+    rows = np.arange(spec.out[0])
+    written = (rows + 1) * spec.y_strides[1]
+    following = np.maximum(rows * spec.stride[0] - spec.pads[0] + kernel, 0)  # the first row not yet copied
+    read = np.minimum(following, height) * spec.x_strides[1]
+    needed = following < height
+    return int((written - read)[needed].max(initial=-(1 << 40)))

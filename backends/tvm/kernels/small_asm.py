@@ -8,7 +8,7 @@ Architecture (r4-r11 and s16-s31 belong to the caller).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from irc.targets.target import Target
@@ -123,3 +123,31 @@ def float_bits(value: float) -> int:
     import struct
 
     return int(struct.unpack("<I", struct.pack("<f", value))[0])
+
+
+def store_levels(
+    asm: Assembly, registers: Sequence[int], low: int, high: int, zero: int, *, saturate: bool = False
+) -> None:
+    """Rounded integers, four from each of `registers` on, without the zero point -> four bytes in each, clamped.
+
+    `saturate`: they may not fit 16 bits. Uses r2 and r3.
+    """
+    for first in registers:
+        if saturate:
+            asm(*(f"ssat r{r},#16,r{r}" for r in range(first, first + 4)))
+        asm(f"pkhbt r{first},r{first},r{first + 2},lsl #16", f"pkhbt r{first + 1},r{first + 1},r{first + 3},lsl #16")
+    pairs = [f"r{r}" for first in registers for r in (first, first + 1)]
+    if zero != -128:
+        asm.constant("r2", halves(zero + 128))
+        asm(*(f"qadd16 {pair},{pair},r2" for pair in pairs))
+    asm(*(f"usat16 {pair},#8,{pair}" for pair in pairs))
+    if low > -128:
+        asm.constant("r2", halves(low + 128))
+        for pair in pairs:
+            asm(f"usub16 r3,{pair},r2", f"sel {pair},{pair},r2")
+    if high < 127:
+        asm.constant("r2", halves(high + 128))
+        for pair in pairs:
+            asm(f"usub16 r3,{pair},r2", f"sel {pair},r2,{pair}")
+    for r in registers:
+        asm(f"orr r{r},r{r},r{r + 1},lsl #8", f"eor r{r},r{r},#0x80808080")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from irc.backends.tvm.kernels.small_asm import Assembly, float_bits, halves
+from irc.backends.tvm.kernels.small_asm import Assembly, float_bits, halves, store_levels
 from irc.backends.tvm.small import leaves_image, row_steps, window_rows
 from irc.backends.tvm.small_epilogue import Epilogue, Residual, epilogue_of
 from irc.backends.tvm.specs import SmallConvSpec
@@ -382,7 +382,8 @@ class _Pairs:
         last = e.last
         if e.residual is not None:
             self._add_other(e.residual)
-        self._bytes(int(last.params[0]), int(last.params[1]), int(last.params[2]), self.saturate)
+        low, high, zero = (int(v) for v in last.params[:3])
+        store_levels(asm, (4, 8), low, high, zero, saturate=self.saturate)
         self._write(channels)
 
     def _rounded(self) -> None:
@@ -435,29 +436,6 @@ class _Pairs:
             if high < 127:
                 self.asm(f"cmn {register},#{-high}" if high < 0 else f"cmp {register},#{high}", "it gt")
                 self.asm(f"movgt {register},#{high}" if high >= 0 else f"mvngt {register},#{-high - 1}")
-
-    def _bytes(self, low: int, high: int, zero: int, saturate: bool) -> None:
-        """r4-r7 and r8-r11, without the zero point, -> the words r4 and r8 of four bytes."""
-        asm = self.asm
-        if saturate:
-            asm(*(f"ssat r{r},#16,r{r}" for r in range(4, 12)))
-        for r in (4, 8):
-            asm(f"pkhbt r{r},r{r},r{r + 2},lsl #16", f"pkhbt r{r + 1},r{r + 1},r{r + 3},lsl #16")
-        pairs = ("r4", "r5", "r8", "r9")
-        if zero != -128:
-            asm.constant("r2", halves(zero + 128))
-            asm(*(f"qadd16 {pair},{pair},r2" for pair in pairs))
-        asm(*(f"usat16 {pair},#8,{pair}" for pair in pairs))
-        if low > -128:
-            asm.constant("r2", halves(low + 128))
-            for pair in pairs:
-                asm(f"usub16 r3,{pair},r2", f"sel {pair},{pair},r2")
-        if high < 127:
-            asm.constant("r2", halves(high + 128))
-            for pair in pairs:
-                asm(f"usub16 r3,{pair},r2", f"sel {pair},r2,{pair}")
-        for r in (4, 8):
-            asm(f"orr r{r},r{r},r{r + 1},lsl #8", f"eor r{r},r{r},#0x80808080")
 
     def _second(self, spare: str) -> str:
         """Address of the second place of y, or of what lies like it, at r0."""

@@ -22,11 +22,12 @@ from irc.backends.tvm.kernels import (
     small_mve,
     small_pairs,
     small_plain,
+    small_rows,
     sparse,
     transpose,
     winograd,
 )
-from irc.backends.tvm.small import PAIRS
+from irc.backends.tvm.small import PAIRS, ROWS
 from irc.backends.tvm.small_mve import MVE
 from irc.backends.tvm.specs import (
     AttentionSpec,
@@ -100,4 +101,6 @@ def instructions(symbol: str, spec: Spec, target: Target) -> str | None:
     """LLVM IR text around the instructions of a hand-written kernel; None where there is no such kernel."""
     if isinstance(spec, SmallConvSpec) and spec.way.startswith(PAIRS):
         return small_pairs.build(symbol, spec, target)
+    if isinstance(spec, SmallDepthwiseSpec) and spec.way.startswith(ROWS):
+        return small_rows.build(symbol, spec, target)
     return None

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from irc.backends.tvm.plan.small_mve import mve_conv, mve_depthwise
-from irc.backends.tvm.small import PAIRS, pair_order, row_steps, scratch_bytes, window_rows
+from irc.backends.tvm.small import PAIRS, ROWS, pair_order, ring_columns, row_steps, scratch_bytes, window_rows
 from irc.backends.tvm.small_epilogue import Epilogue, channel_values, epilogue_of, streamed_operands
 from irc.backends.tvm.small_mve import MVE
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
@@ -17,6 +17,7 @@ from irc.ir.types import Array
 from irc.targets.target import Target
 
 _TILE = 4  # channels
+_WEIGHTS = 9  # taps of a depthwise kernel
 _SUM_BITS = 23
 _CONVERTIBLE = 2.0**30
 _HALF = 32000.0  # below, a sum of a result and its zero point fits 16 bits
@@ -49,7 +50,7 @@ def pack_depthwise(
     """The same of a depthwise convolution. w int8 or int16 [kh, kw, channels]."""
     if target.dot == MVE:
         return Packed(*(mve_depthwise(spec, w, constants) or (spec, w)))
-    return Packed(spec, w)
+    return pack_rows(spec, w, constants, target) or Packed(spec, w)
 
 
 def has_pairs(target: Target) -> bool:
@@ -86,6 +87,51 @@ def pack_pairs(
         w_size=stream.size,
     )
     return Packed(replace(made, scratch=scratch_bytes(made)), stream)
+
+
+def pack_rows(
+    spec: SmallDepthwiseSpec, w: Array, operands: Sequence[Array | None], target: Target
+) -> Packed[SmallDepthwiseSpec] | None:
+    """`spec` in the way "rows", or None where that kernel is not made for it. w [kh, kw, channels]."""
+    epilogue = epilogue_of(spec.expression)
+    if not has_pairs(target) or epilogue is None or not _fits_rows(spec):
+        return None
+    if epilogue.residual is not None or epilogue.addend >= 0 or epilogue.requantize.params[3] != 1.0:
+        return None
+    streamed = streamed_operands(spec.expression, epilogue)
+    if len(streamed) != len(spec.operands) or any(o is None for o in operands):
+        return None
+    known = [o for o in operands if o is not None]
+    bias, scale, addend = channel_values(spec.expression, epilogue, known, spec.channels)
+    low, high = _sums(np.moveaxis(w, -1, 0), bias)
+    largest = _largest(epilogue, low, high, scale, addend)
+    if largest >= _CONVERTIBLE:
+        return None
+    blocks = spec.channels // _TILE
+    order = w.reshape(-1, blocks, _TILE)[..., [0, 2, 1, 3]].astype(np.int16).transpose(1, 0, 2)
+    parts = [
+        scale.reshape(blocks, _TILE).view(np.int32),
+        _words(bias.reshape(blocks, _TILE)),
+        np.ascontiguousarray(order).reshape(blocks, -1).view(np.int32),
+    ]
+    stream = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
+    way = ROWS + ("/saturate" if largest >= _HALF else "")
+    scratch = spec.kernel[0] * ring_columns(spec) * spec.channels
+    made = replace(spec, way=way, streamed=len(streamed), scratch=scratch, w_size=stream.size)
+    return Packed(made, stream)
+
+
+_OFFSETS = 4096  # that a load has room for
+
+
+def _fits_rows(spec: SmallDepthwiseSpec) -> bool:
+    """A kernel whose weights fit the float registers, and rows of the image that loads reach from one address."""
+    (height, width), channels = spec.kernel, spec.channels
+    reach = (height - 1) * ring_columns(spec) * channels + (spec.stride[1] + width) * channels
+    strides = spec.stride[0] <= height and spec.stride[1] <= width and spec.dilation == (1, 1)
+    places = spec.x_strides[2] == spec.y_strides[2] == channels and spec.out[1] > 1 and spec.batch == 1
+    fits = height * width <= _WEIGHTS and channels % _TILE == 0 and reach < _OFFSETS
+    return strides and places and fits and spec.y_dtype == "int8"
 
 
 def _fits(spec: SmallConvSpec) -> bool:

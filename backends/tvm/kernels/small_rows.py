@@ -1,0 +1,239 @@
+"""Depthwise convolutions of bytes for cores with the DSP extension: rows of the image pass through a ring.
+
+The rows of the image that a row of results needs lie in a ring in the scratch, with zero points at both ends, so that
+no window leaves it; each row is copied there once. A result may therefore take the place of rows that were copied.
+Row r lies in slot r mod kh: where windows lie never changes, and what turns is the order in which the rows of the
+kernel are loaded.
+
+For each row of results, four channels at a time: their weights, as 16 bits, stay in float registers while two columns
+at a time run along the row. A word of four bytes widens to channels 0 and 2, and 1 and 3, and so lie the weights:
+SMLABB and SMLATT multiply them.
+
+The packed weights: for each four channels their scales, the first values of their sums, and for each tap the weights
+of channels 0, 2, 1, 3.
+"""
+
+from __future__ import annotations
+
+from irc.backends.tvm.kernels.small_asm import Assembly, store_levels
+from irc.backends.tvm.small import ring_columns
+from irc.backends.tvm.small_epilogue import epilogue_of
+from irc.backends.tvm.specs import SmallDepthwiseSpec
+from irc.targets.target import Target
+
+_BIAS, _SCALES, _WEIGHTS = 8, 4, 12  # first float registers
+_END = "s30"
+# words on the stack
+_X, _Y, _STREAM, _RING, _ROWS, _NEXT, _PHASE, _SLOT, _BLOCK, _FRAME = range(10)
+
+
+def build(symbol: str, spec: SmallDepthwiseSpec, target: Target) -> str:
+    """LLVM IR text of `symbol(x, stream, y, scratch)`."""
+    return _Rows(symbol, spec, target).build()
+
+
+class _Rows:
+    def __init__(self, symbol: str, spec: SmallDepthwiseSpec, target: Target) -> None:
+        self.symbol, self.spec, self.target = symbol, spec, target
+        self.asm = Assembly(16)
+        found = epilogue_of(spec.expression)
+        assert found is not None, "the plan has looked"
+        self.requantize = found.requantize
+        self.saturate = "saturate" in spec.way
+        self.row = ring_columns(spec) * spec.channels  # bytes of a slot
+        self.taps = spec.kernel[0] * spec.kernel[1]
+        self.block = 32 + 8 * self.taps  # bytes of the stream
+
+    def build(self) -> str:
+        asm = self.asm
+        asm.enter()
+        asm(f"sub sp,#{4 * _FRAME}")
+        self._start()
+        again = asm.label()
+        asm.place(again)
+        self._row()
+        self._after_row(again)
+        asm(f"add sp,#{4 * _FRAME}")
+        asm.leave()
+        return asm.function(self.symbol, self.target, 4)
+
+    def _load(self, register: str, word: int) -> None:
+        self.asm(f"ldr {register},[sp,#{4 * word}]")
+
+    def _save(self, register: str, word: int) -> None:
+        self.asm(f"str {register},[sp,#{4 * word}]")
+
+    def _start(self) -> None:
+        """State, the ring full of zero points, and the first rows but those that every row of results adds."""
+        asm, spec = self.asm, self.spec
+        for register, word in (("r0", _X), ("r1", _STREAM), ("r2", _Y), ("r3", _RING)):
+            self._save(register, word)
+        asm.constant("r4", (spec.fill & 0xFF) * 0x01010101)
+        asm("mov r5,r3")
+        with asm.repeated(spec.kernel[0] * self.row // 4, "r6"):
+            asm("str r4,[r5],#4")
+        asm.constant("r4", spec.out[0])
+        self._save("r4", _ROWS)
+        top = -spec.pads[0]
+        asm.constant("r4", top)
+        self._save("r4", _NEXT)  # the next row for the ring
+        asm.constant("r4", top % spec.kernel[0])
+        self._save("r4", _SLOT)
+        self._save("r4", _PHASE)  # slot of the first row of the kernel
+        if spec.kernel[0] > spec.stride[0]:
+            with asm.repeated(spec.kernel[0] - spec.stride[0], "lr"):
+                self._copy_row()
+
+    def _row(self) -> None:
+        """One row of results."""
+        asm, spec = self.asm, self.spec
+        with asm.repeated(spec.stride[0], "lr"):
+            self._copy_row()
+        self._load("r0", _STREAM)
+        asm.constant("r1", 0)
+        block = asm.label()
+        asm.place(block)
+        self._save("r1", _BLOCK)
+        asm(f"vldmia r0!,{{s{_SCALES}-s{_SCALES + 7}}}")
+        self._load_weights()
+        self._load("r2", _RING)
+        self._load("lr", _Y)
+        asm("add r0,r2,r1", "add lr,lr,r1")
+        self._columns()
+        self._load("r1", _BLOCK)
+        self._load("r0", _STREAM)
+        asm("adds r1,#4")
+        asm.constant("r2", self.block // 4)
+        asm("mla r0,r1,r2,r0")
+        asm.constant("r2", spec.channels)
+        asm("cmp r1,r2", f"bne {block}")
+
+    def _load_weights(self) -> None:
+        """Kernel row k for slot (phase + k) mod kh. r0: row 0 of the kernel; r1 is kept."""
+        asm, (height, width) = self.asm, self.spec.kernel
+        words = 2 * width
+        self._load("r3", _PHASE)
+        done = asm.label()
+        cases = [asm.label() for _ in range(height)]
+        for phase in range(1, height):
+            asm(f"cmp r3,#{phase}", f"beq {cases[phase]}")
+        for phase in range(height):
+            asm.place(cases[phase])
+            for start, count in ((phase, height - phase), (0, phase)):
+                if count:
+                    first = _WEIGHTS + start * words
+                    asm(f"vldmia r0!,{{s{first}-s{first + count * words - 1}}}")
+            if phase + 1 < height:
+                asm(f"b {done}")
+        asm.place(done)
+
+    def _columns(self) -> None:
+        """Two columns at a time along the row; the last two again where their number is odd."""
+        asm, spec = self.asm, self.spec
+        step = 2 * spec.stride[1] * spec.channels
+        pairs, odd = divmod(spec.out[1], 2)
+        again = asm.label()
+        if odd or pairs > 1:
+            asm.add("r1", "r0", (pairs + odd) * step, "r1")
+            asm(f"vmov {_END},r1")
+        asm.place(again)
+        self._pair()
+        yw = spec.y_strides[2]
+        if not odd and pairs == 1:
+            return
+        asm.add("r0", "r0", step, "r1")
+        asm.add("lr", "lr", 2 * yw, "r1")
+        asm(f"vmov r1,{_END}")
+        if not odd:
+            asm("cmp r0,r1", f"bne {again}")
+            return
+        last = asm.label()
+        asm("subs r1,r1,r0", f"beq {last}")
+        asm.constant("r2", step)
+        asm("cmp r1,r2", f"bne {again}")
+        # one column is left: the pair that ends with it
+        asm.add("r0", "r0", -step // 2, "r1")
+        asm.add("lr", "lr", -yw, "r1")
+        asm(f"vmov r1,{_END}")
+        asm.add("r1", "r1", -step // 2, "r2")
+        asm(f"vmov {_END},r1", f"b {again}")
+        asm.place(last)
+
+    def _pair(self) -> None:
+        asm, spec = self.asm, self.spec
+        for place in range(2):
+            for i in range(0, 4, 2):
+                r = 4 + 4 * place + i
+                asm(f"vmov r{r},r{r + 1},s{_BIAS + i},s{_BIAS + i + 1}")
+        width, stride = spec.kernel[1], spec.stride[1]
+        for slot in range(spec.kernel[0]):
+            for column in range(stride + width):
+                users = [(p, column - p * stride) for p in range(2) if 0 <= column - p * stride < width]
+                if users:
+                    asm(f"ldr r1,[r0,#{slot * self.row + column * spec.channels}]")
+                    asm("sxtb16 r2,r1,ror #8", "sxtb16 r1,r1")
+                for place, tap in users:
+                    w = _WEIGHTS + 2 * (slot * width + tap)
+                    a = 4 + 4 * place
+                    asm(f"vmov r3,r12,s{w},s{w + 1}")
+                    asm(f"smlabb r{a},r1,r3,r{a}", f"smlatt r{a + 2},r1,r3,r{a + 2}")
+                    asm(f"smlabb r{a + 1},r2,r12,r{a + 1}", f"smlatt r{a + 3},r2,r12,r{a + 3}")
+        for a in (4, 8):
+            asm(f"vmov s0,s1,r{a},r{a + 1}", f"vmov s2,s3,r{a + 2},r{a + 3}")
+            asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(4)))
+            asm(*(f"vmul.f32 s{i},s{i},s{_SCALES + i}" for i in range(4)))
+            asm(*(f"vcvtr.s32.f32 s{i},s{i}" for i in range(4)))
+            asm(f"vmov r{a},r{a + 1},s0,s1", f"vmov r{a + 2},r{a + 3},s2,s3")
+        low, high, zero = (int(v) for v in self.requantize.params[:3])
+        store_levels(asm, (4, 8), low, high, zero, saturate=self.saturate)
+        asm("str r4,[lr]", f"str r8,[lr,#{spec.y_strides[2]}]")
+
+    def _after_row(self, again: str) -> None:
+        asm, spec = self.asm, self.spec
+        self._load("r0", _Y)
+        asm.add("r0", "r0", spec.y_strides[1], "r1")
+        self._save("r0", _Y)
+        height = spec.kernel[0]
+        self._load("r0", _PHASE)
+        asm(f"adds r0,#{spec.stride[0] % height}", f"cmp r0,#{height}", "it ge", f"subge r0,#{height}")
+        self._save("r0", _PHASE)
+        self._load("r0", _ROWS)
+        asm("subs r0,#1")
+        self._save("r0", _ROWS)
+        asm(f"bne {again}")
+
+    def _copy_row(self) -> None:
+        """The next row of the image, or of zero points, into its slot. Keeps lr."""
+        asm, spec = self.asm, self.spec
+        missing, done = asm.label(), asm.label()
+        bytes_ = self._copied_columns() * spec.channels
+        self._load("r0", _NEXT)
+        self._load("r2", _SLOT)
+        self._load("r3", _RING)
+        asm.constant("r4", self.row)
+        asm("mla r3,r2,r4,r3")
+        asm.add("r3", "r3", spec.pads[1] * spec.channels, "r4")
+        asm("adds r2,#1", f"cmp r2,#{spec.kernel[0]}", "it eq", "moveq r2,#0")
+        self._save("r2", _SLOT)
+        asm("adds r1,r0,#1")
+        self._save("r1", _NEXT)
+        asm.constant("r4", spec.image[0])
+        asm("cmp r0,r4", f"bhs {missing}")
+        asm.constant("r4", spec.x_strides[1])
+        self._load("r1", _X)
+        asm("mla r1,r0,r4,r1")
+        words = bytes_ // 4
+        unroll = max(u for u in range(1, 9) if words % u == 0)
+        with asm.repeated(words // unroll, "r12"):
+            asm(*(f"ldr r{4 + i},[r1],#4" for i in range(unroll)))
+            asm(f"stm r3!,{{r4-r{3 + unroll}}}" if unroll > 1 else "str r4,[r3],#4")
+        asm(f"b {done}")
+        asm.place(missing)
+        asm.constant("r4", (spec.fill & 0xFF) * 0x01010101)
+        with asm.repeated(words, "r12"):
+            asm("str r4,[r3],#4")
+        asm.place(done)
+
+    def _copied_columns(self) -> int:
+        """Columns of the image that some window reads."""
+        return min(self.spec.image[1], ring_columns(self.spec) - self.spec.pads[1])
