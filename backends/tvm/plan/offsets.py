@@ -1,7 +1,9 @@
 """Offsets for pieces of memory whose lifetimes are known (dynamic storage allocation), as a problem of numbers.
 
-Two items that live at the same time lie apart, with one exception: `behind[x, y]` = d says that x may start as little
-as d bytes behind the start of y, although the two then share bytes (`irc.backends.tvm.overlap`).
+Two items that live at the same time lie apart. Not all of an item needs to live as long as the item: its parts may be
+born and die one after the other. And `behind[x, y, t]` = d says that at step t, with which parts of x die and parts of
+y are born, x may start as little as d bytes behind the start of y, although these parts then share bytes
+(`irc.backends.tvm.overlap`).
 
 Placing items in the order of their offsets, each as low as it can, gives an optimal placement for one of the orders.
 So orders are searched: several rules (greedy by size and by breadth: Pisarchyk and Lee, "Efficient Memory Management
@@ -18,14 +20,31 @@ from dataclasses import dataclass, field
 _WORK = 400_000
 """Comparisons of offsets that a search may make: some tenths of a second."""
 
+Interval = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes `start` to `end` (not included) of an item, needed from step `first` to step `last`, both included."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
 
 @dataclass(frozen=True)
 class Item:
-    """`nbytes` that are needed from step `first` to step `last`, both included."""
+    """`nbytes` that are needed from step `first` to step `last`, both included; all of them without `parts`."""
 
     nbytes: int
     first: int
     last: int
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[Part, ...]:
+        return self.parts or (Part(0, self.nbytes, self.first, self.last),)
 
     def meets(self, other: Item) -> bool:
         return self.first <= other.last and other.first <= self.last
@@ -37,35 +56,62 @@ class Problem:
 
     items: tuple[Item, ...]
     alignment: int = 64
-    behind: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    behind: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
 
     def size(self, number: int) -> int:
         """Bytes with those that alignment adds."""
         return -(-self.items[number].nbytes // self.alignment) * self.alignment
 
-    def separation(self, above: int, below: int) -> int:
-        """The least offset of `above` minus that of `below`, when it is the one that lies above."""
-        apart = self.size(below)
-        given = self.behind.get((above, below))
-        return apart if given is None else min(apart, -(-given // self.alignment) * self.alignment)
+    def forbidden(self, a: int, b: int) -> list[Interval]:
+        """Open intervals in which the offset of `a` minus that of `b` may not lie."""
+        found: list[Interval] = []
+        for p in self.items[a].pieces:
+            for q in self.items[b].pieces:
+                if p.first > q.last or q.first > p.last:
+                    continue
+                low, high = q.start - p.end, q.end - p.start
+                if p.last == q.first and (a, b, p.last) in self.behind:
+                    high = min(high, self.behind[a, b, p.last])
+                if q.last == p.first and (b, a, q.last) in self.behind:
+                    low = max(low, -self.behind[b, a, q.last])
+                low, high = low // self.alignment * self.alignment, -(-high // self.alignment) * self.alignment
+                if low < high:
+                    found.append((low, high))
+        return _merged(found)
+
+
+def _merged(intervals: list[Interval]) -> list[Interval]:
+    """The union of open intervals; those that only touch leave their common end free."""
+    found: list[Interval] = []
+    for low, high in sorted(intervals):
+        if found and low < found[-1][1]:
+            found[-1] = (found[-1][0], max(high, found[-1][1]))
+        else:
+            found.append((low, high))
+    return found
 
 
 def lower_bound(problem: Problem) -> int:
     """The most bytes in use at one step: no placement can need less."""
-    born: dict[int, list[tuple[int, int]]] = {}
-    for x, y in problem.behind:
-        born.setdefault(problem.items[y].first, []).append((x, y))
+    pieces = [(n, p) for n, item in enumerate(problem.items) for p in item.pieces]
+    whole = [problem.size(n) if not item.parts else 0 for n, item in enumerate(problem.items)]
     most = 0
-    for step in {i.first for i in problem.items}:
-        alive = [n for n, i in enumerate(problem.items) if i.first <= step <= i.last]
+    for step in {p.first for _, p in pieces}:
+        alive = [(n, p) for n, p in pieces if p.first <= step <= p.last]
+        used = sum(whole[n] or p.end - p.start for n, p in alive)
         shared = 0
-        pairs = born.get(step, [])
-        for y in {y for _, y in pairs}:
-            inputs = [x for x, of in pairs if of == y]
-            least = max(0, min(problem.separation(x, y) for x in inputs))
-            shared += min(problem.size(y) - least, sum(problem.size(x) for x in inputs))
-        most = max(most, sum(problem.size(n) for n in alive) - shared)
-    return most
+        for y, q in alive:
+            if q.first != step:
+                continue
+            both = 0
+            for x, p in alive:
+                if p.last == step and (x, y, step) in problem.behind:
+                    size = whole[y] or q.end - q.start
+                    into = size - max(0, problem.behind[x, y, step] + p.start - q.start)
+                    both += max(0, min(into, whole[x] or p.end - p.start))
+            shared += min(both, whole[y] or q.end - q.start)
+        most = max(most, used - shared)
+    return -(-most // problem.alignment) * problem.alignment
 
 
 def solve(problem: Problem, *, work: int = _WORK) -> tuple[list[int], int]:
@@ -85,15 +131,14 @@ class _Search:
         self.problem = problem
         self.work = work
         self.sizes = [problem.size(n) for n in range(len(problem.items))]
-        # For each item those it meets: (other, least offset above it, least offset of the other above this one).
-        self.near: list[list[tuple[int, int, int]]] = [
-            [
-                (b, problem.separation(a, b), problem.separation(b, a))
-                for b, other in enumerate(problem.items)
-                if a != b and item.meets(other)
-            ]
-            for a, item in enumerate(problem.items)
-        ]
+        # For each item those it meets, with the offsets that it may not have less the other's.
+        self.near: list[list[tuple[int, list[Interval]]]] = [[] for _ in problem.items]
+        for a, item in enumerate(problem.items):
+            for b in range(a):
+                intervals = problem.forbidden(a, b) if item.meets(problem.items[b]) else []
+                if intervals:
+                    self.near[a].append((b, intervals))
+                    self.near[b].append((a, [(-high, -low) for low, high in intervals]))
         self.bound = lower_bound(problem)
         self.best: list[int] = []
         self.total = -1
@@ -162,10 +207,10 @@ class _Search:
     def _forbidden(self, n: int, placed: Sequence[int | None]) -> list[tuple[int, int]]:
         """Open intervals in which the offset of `n` may not lie, by their ends."""
         found = []
-        for other, above, below in self.near[n]:
+        for other, intervals in self.near[n]:
             at = placed[other]
-            if at is not None and at - below < at + above:
-                found.append((at - below, at + above))
+            if at is not None:
+                found += [(at + low, at + high) for low, high in intervals]
         self.work -= len(found) + 1
         return found
 
