@@ -18,12 +18,14 @@ SOURCE, SOURCE_WIDE = "source", "source-wide"
 """Ways of C source: depthwise kernels copy the rows of the image first. Wide: some weight is -128."""
 CHUNKS, CHUNKS_WIDE = "chunks", "chunks-wide"
 """The same for some of the channels at a time: all places of those, then the others."""
+REAL = "real"
+"""C source for real numbers: data, weights and sums are float32."""
 
 
 def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
     """`overlap` of a convolution. Its kernel goes from place to place; the plain one reads a place's window until its
     last channel, the one in pairs has read two of them before it writes the first."""
-    if spec.batch > 1:
+    if spec.batch > 1 or spec.way == REAL:
         return {}
     if spec.way == MVE:
         return {0: conv_distance(spec), **_operands(spec, spec.oc if conv_places(spec) > 1 else 0)}
@@ -33,7 +35,7 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
 
 def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
     """`overlap` of a depthwise convolution: place after place, channel after channel."""
-    if spec.batch > 1 or spec.way in (CHUNKS, CHUNKS_WIDE):
+    if spec.batch > 1 or spec.way in (CHUNKS, CHUNKS_WIDE, REAL):
         return {}
     if spec.way == MVE:
         return {0: depthwise_distance(spec), **_operands(spec, 0)}

@@ -23,6 +23,7 @@ from irc.backends.tvm.plan.pack import pack_depthwise, pack_for, share_bytes, sm
 from irc.backends.tvm.plan.planner import Demand, Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.small_conv import small_weights
+from irc.backends.tvm.plan.source_real import is_real_source
 from irc.backends.tvm.plan.tiles import (
     Product,
     choose_order,
@@ -49,7 +50,7 @@ def conv_demand(p: Planner, node: Node, index: int) -> Demand | None:
     """What a Conv wants of its data input: None for other operators, other inputs, or when nothing is special."""
     if index != 0 or not node.is_op("Conv") or kind_of(node) not in ("linear", "depthwise"):
         return None
-    if small_weights(node, p.target) is not None:
+    if small_weights(node, p.target) is not None or is_real_source(node, p.target):
         return None  # microcontrollers look after the edges of images themselves
     shape = node.need(0).static_shape()
     g = _geometry(node)

@@ -26,6 +26,7 @@ from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.regions import Region, find_regions
 from irc.backends.tvm.plan.regroup import regroup
 from irc.backends.tvm.plan.small_conv import lower_small, small_weights
+from irc.backends.tvm.plan.source_real import is_real_source, lower_real
 from irc.backends.tvm.plan.stored import keep_stored
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, row_major
@@ -47,6 +48,9 @@ def _lower_linear(p: Planner, region: Region) -> None:
     integer = small_weights(region.root, p.target)
     if integer is not None:
         lower_small(p, region, integer)
+        return
+    if is_real_source(region.root, p.target):
+        lower_real(p, region)
         return
     choice = winograd_choice(region, p.target)
     if choice is not None:
