@@ -77,8 +77,8 @@ def _bits() -> dict[str, str]:
 
 _WINDOW = """\
 /* Rows of an image from `row`, `column` on, side by side: kh rows of kw places of `count` channels. */
-static IRC_APART void irc_window_@S@(@T@ *IRC_RESTRICT to, const @F@ *x, int32_t row, int32_t column, int32_t kh, int32_t kw,
-    int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh, int32_t sw, int32_t count@FILL@)
+static IRC_APART void irc_window_@S@(@T@ *IRC_RESTRICT to, const @F@ *x, int32_t row, int32_t column, int32_t kh,
+    int32_t kw, int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh, int32_t sw, int32_t count@FILL@)
 {
     for (int32_t i = 0; i < kh; i++, row += dh) {
         for (int32_t j = 0; j < kw;) {
@@ -140,7 +140,125 @@ static IRC_APART void irc_rows4(const int16_t *x, ptrdiff_t n, const int8_t *w, 
     acc[0] = s0; acc[1] = s1; acc[2] = s2; acc[3] = s3;
 }"""
 
+_VECTORS = """\
+/* Vectors of four where the machine has them and small code was not asked for; define IRC_NO_VECTORS to do without. */
+#if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__) && !defined(IRC_NO_VECTORS) && \\
+    (defined(__SSE2__) || defined(__ARM_NEON) || defined(__wasm_simd128__) || defined(__VSX__))
+#define IRC_VECTORS
+typedef float irc_v4 __attribute__((vector_size(16)));
+typedef float irc_u4 __attribute__((vector_size(16), aligned(4), may_alias));
+#endif
+"""
+
+
+def _tile(places: int) -> str:
+    """Sums over n of `places` arrays times 8 columns of weights."""
+    each = range(places)
+    declared = ", ".join(f"a{p} = zero, b{p} = zero" for p in each)
+    arrays = ", ".join(f"*const x{p} = x[{p}]" for p in each)
+    steps = "\n        ".join(f"a{p} += u * x{p}[i]; b{p} += v * x{p}[i];" for p in each)
+    ends = "\n    ".join(f"*(irc_u4 *)(acc + {8 * p}) = a{p}; *(irc_u4 *)(acc + {8 * p + 4}) = b{p};" for p in each)
+    return f"""\
+/* Sums over n of {places} arrays times 8 columns of weights. */
+static IRC_APART void irc_tile{places}(const float *const *x, const float *w, int32_t n, float *acc)
+{{
+#ifdef IRC_VECTORS
+    const irc_v4 zero = {{0.0f, 0.0f, 0.0f, 0.0f}};
+    irc_v4 {declared};
+    const float {arrays};
+    for (ptrdiff_t i = 0; i < n; i++, w += 8) {{
+        const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
+        {steps}
+    }}
+    {ends}
+#else
+    irc_columns(x, {places}, w, n, acc);
+#endif
+}}"""
+
+
+_COLUMNS = """\
+#ifndef IRC_VECTORS
+static IRC_APART void irc_columns(const float *const *x, int32_t places, const float *w, int32_t n, float *acc)
+{
+    for (int32_t p = 0; p < places; p++) {
+        for (int32_t c = 0; c < 8; c += 4, acc += 4) {
+            const float *from = w + c, *data = x[p];
+            float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+            for (int32_t i = 0; i < n; i++, from += 8) {
+                const float t = *data++;
+                s0 += t * from[0];
+                s1 += t * from[1];
+                s2 += t * from[2];
+                s3 += t * from[3];
+            }
+            acc[0] = s0;
+            acc[1] = s1;
+            acc[2] = s2;
+            acc[3] = s3;
+        }
+    }
+}
+#endif"""
+
+_REST = """\
+/* The same for fewer columns. */
+static IRC_APART void irc_rest(const float *const *x, int32_t places, const float *w, int32_t n, int32_t columns,
+    float *acc)
+{
+    for (int32_t p = 0; p < places; p++) {
+        for (int32_t c = 0; c < columns; c++) {
+            float s = 0.0f;
+            for (int32_t i = 0; i < n; i++) s += x[p][i] * w[i * columns + c];
+            acc[p * 8 + c] = s;
+        }
+    }
+}"""
+
+_DEPTHWISE = """\
+/* Sums of the taps of a window that are inside of the image, for each channel. */
+static IRC_APART void irc_depthwise(const float *x, const float *w, int32_t row, int32_t column, int32_t kh, int32_t kw,
+    int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh, int32_t sw, int32_t count, float *acc)
+{
+    int32_t i0 = 0, i1 = kh, j0 = 0, j1 = kw, c = 0;
+    while (i0 < i1 && row + i0 * dh < 0) i0++;
+    while (i1 > i0 && row + (i1 - 1) * dh >= height) i1--;
+    while (j0 < j1 && column + j0 * dw < 0) j0++;
+    while (j1 > j0 && column + (j1 - 1) * dw >= width) j1--;
+    x += (row + i0 * dh) * sh + (column + j0 * dw) * sw;
+    w += (i0 * kw + j0) * count;
+    i1 -= i0;
+    j1 -= j0;
+#ifdef IRC_VECTORS
+    for (; c + 8 <= count; c += 8) {
+        irc_v4 a = {0.0f, 0.0f, 0.0f, 0.0f}, b = a;
+        for (ptrdiff_t i = 0; i < i1; i++) {
+            const float *p = x + i * dh * sh + c, *q = w + i * kw * count + c;
+            for (ptrdiff_t j = 0; j < j1; j++, p += dw * sw, q += count) {
+                a += *(const irc_u4 *)p * *(const irc_u4 *)q;
+                b += *(const irc_u4 *)(p + 4) * *(const irc_u4 *)(q + 4);
+            }
+        }
+        *(irc_u4 *)(acc + c) = a;
+        *(irc_u4 *)(acc + c + 4) = b;
+    }
+#endif
+    for (; c < count; c++) {
+        float s = 0.0f;
+        for (int32_t i = 0; i < i1; i++) {
+            const float *p = x + i * dh * sh + c, *q = w + i * kw * count + c;
+            for (int32_t j = 0; j < j1; j++, p += dw * sw, q += count) s += *p * *q;
+        }
+        acc[c] = s;
+    }
+}"""
+
 _HELPERS = {
+    "irc_columns": _COLUMNS,
+    "irc_tile1": _tile(1),
+    "irc_tile4": _tile(4),
+    "irc_rest": _REST,
+    "irc_depthwise": _DEPTHWISE,
     "irc_rows4": _ROWS,
     "irc_widen_s8": _window("s8", "int16_t", "int8_t", True, widen=True),
     "irc_widen_f32": _window("f32", "float", "float", False, widen=True),
@@ -172,6 +290,8 @@ def preamble(code: str) -> str:
     out = [PREAMBLE]
     if words & {"IRC_ALIGNED", "IRC_APART"}:
         out.append(_ALIGNED)
+    if "IRC_VECTORS" in words:
+        out.append(_VECTORS)
     if "IRC_FENCE" in words:
         out.append(_FENCE)
     out += [text for name, text in _HELPERS.items() if name in words]

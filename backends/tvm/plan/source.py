@@ -27,6 +27,12 @@ def source_weights(w: Array) -> Array:
     return np.concatenate([w.reshape(-1), np.zeros(15, w.dtype)])
 
 
+def real_weights(w: Array) -> Array:
+    """Float weights [oc, kh, kw, ic] in tiles of 8 channels, [kh, kw, ic, 8], the last of as many as there are."""
+    flat = w.reshape(w.shape[0], -1)
+    return np.concatenate([np.ascontiguousarray(flat[i : i + 8].T).reshape(-1) for i in range(0, len(flat), 8)])
+
+
 def source_depthwise(spec: SmallDepthwiseSpec, w: Array) -> SmallDepthwiseSpec:
     """`spec` with the way in which its C kernel goes through the image."""
     wide = spec.w_dtype == "int8" and bool((w == -128).any())

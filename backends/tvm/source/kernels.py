@@ -9,6 +9,7 @@ from tvm import tirx
 
 from irc.backends.c.arrays import array_text
 from irc.backends.c.numbers import ctype
+from irc.backends.tvm.small import REAL
 from irc.backends.tvm.source.printer import Printer
 from irc.backends.tvm.specs import LibrarySpec, SmallConvSpec, SmallDepthwiseSpec, Spec
 from irc.targets.target import Target
@@ -20,8 +21,14 @@ def kernel_source(spec: Spec, target: Target, symbol: str) -> tuple[str, dict[st
         return _library(spec, symbol)
     from irc.backends.tvm.kernels.table import build
     from irc.backends.tvm.source.depthwise import depthwise_source
+    from irc.backends.tvm.source.real import RealConv, RealDepthwise
     from irc.backends.tvm.source.window import conv_source
 
+    if isinstance(spec, SmallConvSpec | SmallDepthwiseSpec) and spec.way == REAL:
+        made = (
+            RealConv(symbol, spec, target) if isinstance(spec, SmallConvSpec) else RealDepthwise(symbol, spec, target)
+        )
+        return made.build(), {}
     if isinstance(spec, SmallConvSpec):
         return conv_source(symbol, spec, target), {}
     if isinstance(spec, SmallDepthwiseSpec):

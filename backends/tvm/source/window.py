@@ -56,7 +56,9 @@ class Epilogue:
 
     def moving(self) -> list[int]:
         """Operands that differ from place to place."""
-        return [i for i, o in enumerate(self.spec.operands) if any(o.strides[:-1])]
+        several = [n > 1 for n in (self.spec.batch, *self.spec.out)]
+        strides = [o.strides[:-1] for o in self.spec.operands]
+        return [i for i, s in enumerate(strides) if any(a and b for a, b in zip(s, several, strict=True))]
 
     def lines(self, depth: int, target: str, index: str, acc: str) -> list[str]:
         """`target` = expression of `acc` for channel `c`; operand i begins at f{i} (see `moving`), others at e{i}."""

@@ -1,0 +1,90 @@
+"""Float convolutions and matrix products with constant weights -> kernels of C source, without borders of images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from irc.backends.tvm.expression import ExpressionBuilder
+from irc.backends.tvm.plan.integer import FusedQuantize, IntegerWeights, float_weights, integer_weights, start_sum
+from irc.backends.tvm.plan.kinds import is_weight, kind_of
+from irc.backends.tvm.plan.planner import Planner, RegionOperands
+from irc.backends.tvm.plan.regions import Region
+from irc.backends.tvm.plan.small_conv import _bias, _geometry, _images, _Images, _nhw, _operands, _plain_gemm
+from irc.backends.tvm.plan.source import real_weights
+from irc.backends.tvm.plan.window import Window
+from irc.backends.tvm.small import REAL
+from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
+from irc.ir.graph import Node
+from irc.ir.types import Array, DType
+from irc.targets.target import Target
+
+
+def is_real_source(node: Node, target: Target) -> bool:
+    """Whether an operator of real numbers becomes a kernel of C source."""
+    if target.arch != "c" or not node.is_op("Conv", "Gemm", "MatMul"):
+        return False
+    x, w = node.need(0), node.need(1)
+    if x.dtype is not DType.FLOAT or not is_weight(w) or integer_weights(node) is not None:
+        return False
+    if node.op_type == "Conv":
+        return kind_of(node) in ("linear", "depthwise")
+    return len(w.static_shape()) == 2 and len(x.static_shape()) >= 2 and (node.op_type == "MatMul" or _plain_gemm(node))
+
+
+def lower_real(p: Planner, region: Region) -> None:
+    """One call; of a convolution in groups one for each group."""
+    node = region.root
+    groups = node.get_int("group", 1) if node.op_type == "Conv" else 1
+    g = _geometry(node)
+    w = _weights(node)
+    w = w.reshape(w.shape[0], -1, *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
+    b, operands = ExpressionBuilder(), RegionOperands()
+    start = start_sum(b, operands, None, FusedQuantize(1, _bias(node)), None)
+    expression = b.finish(p.translate(region, b, operands, start))
+    data = IntegerWeights(node.need(0), 0, w, np.ones(1), None)  # of which only the data is asked for
+    images = _images(p, region, data, operands.values)
+    oc, ic = w.shape[0] // groups, w.shape[3]
+    if node.op_type == "Conv" and kind_of(node) == "depthwise":
+        _call(p, region, images, g, np.ascontiguousarray(w[..., 0].transpose(1, 2, 0)), expression, depthwise=True)
+        return
+    for i in range(groups):
+        _call(p, region, images.group(i, ic, oc), g, w[i * oc : (i + 1) * oc], expression, depthwise=False)
+
+
+def _weights(node: Node) -> Array:
+    """[oc, ...]."""
+    w = float_weights(node.need(1)).astype(np.float32)
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and node.get_int("transB", 0)):
+        return w
+    return np.ascontiguousarray(w.T)
+
+
+def _call(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: object, *, depthwise: bool) -> None:
+    batch, height, width, ic = im.x.shape
+    out = (im.out.shape[1], im.out.shape[2])
+    packed = w.reshape(-1) if depthwise else real_weights(w)
+    weights = p.constant(packed, region.root.need(1).name)
+    common = {
+        "stride": g.stride,
+        "dilation": g.dilation,
+        "pads": g.pads[:2],
+        "expression": expression,
+        "operands": _operands(p, im.operands),
+        "way": REAL,
+        "x_size": im.x.extent,
+        "y_size": im.out.extent,
+        "w_size": weights.extent,
+    }
+    where = (_nhw(im.x), _nhw(im.out))
+    spec: SmallConvSpec | SmallDepthwiseSpec
+    if depthwise:
+        spec = SmallDepthwiseSpec(im.out.dtype, batch, (height, width), out, g.kernel, ic, *where, **common)  # type: ignore[arg-type]  # of both
+    else:
+        spec = SmallConvSpec(im.out.dtype, batch, (height, width), out, g.kernel, ic, w.shape[0], *where, **common)  # type: ignore[arg-type]  # of both
+    args = [p.pointer(v) for v in (im.x, weights, *im.operands, im.out)]
+    p.call(spec, args, (im.out.storage,), region.label, macs=batch * math.prod(out) * w.size)
+
+
+__all__ = ["is_real_source", "lower_real"]
