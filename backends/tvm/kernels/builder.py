@@ -84,6 +84,14 @@ class KernelBuilder:
     def store(self, buffer: Buffer, index: Expr, value: Expr, lanes: int = 1) -> None:
         self.emit(tirx.BufferStore(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)]))
 
+    def unknown(self, count: int) -> Expr:
+        """`count` as a number that LLVM's optimizer does not know: a loop of so many steps stays a loop. It costs an
+        instruction or two before the loop. In C source it is the number itself."""
+        if self.target is not None and self.target.arch == "c":
+            return count
+        bits = reinterpret(const(count, "int32"), "float32")  # of no meaning as a float
+        return self.let(reinterpret(intrinsic("llvm.arithmetic.fence", "float32", bits), "int32"), "n")
+
     def prefetch(self, buffer: Buffer, index: Expr) -> None:
         """Asks for the cache line of an element to be brought to the second-level cache; it need not exist."""
         address = tirx.address_of(self.load(buffer, index))

@@ -109,7 +109,7 @@ def _values(
             value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]  # only with a table
         elif instr.op == "requantize":
             source, limit = _requantize_source(expression, values, instr, lanes, limits)
-            number = _is_number(expression, instr.args[0])
+            number = math.isfinite(limit) or _is_number(expression, instr.args[0])
             value = k.let(rounding.requantize(k, source, instr, lanes, limit, is_number=number))
         else:
             args, sources = [values[a] for a in instr.args], [expression[a] for a in instr.args]
@@ -190,7 +190,7 @@ def _emit(
     if op == "select":
         return tirx.Select(args[0] != const(0, sources[0].dtype, lanes), args[1], args[2])
     if op == "clip":
-        return _clip(args[0], instr.params[0], instr.params[1], dtype, lanes)
+        return _clip(args[0], instr.params[0], instr.params[1], dtype, lanes, k)
     if op in _BINARY:
         value = _BINARY[op](args[0], args[1], dtype, sources[0].dtype, lanes)
         return fence(value, lanes) if exact and op == "mul" and dtype == "float32" else value
@@ -227,8 +227,17 @@ def _requantize_source(
     return x, limit
 
 
-def _clip(x: Expr, low: float, high: float, dtype: str, lanes: int) -> Expr:
+def _keeps_nan(k: KernelBuilder | None, dtype: str) -> bool:
+    """Whether one instruction gives the larger of two reals, or NaN if either is."""
+    return dtype == "float32" and k is not None and k.target is not None and k.target.arch == "aarch64"
+
+
+def _clip(x: Expr, low: float, high: float, dtype: str, lanes: int, k: KernelBuilder | None = None) -> Expr:
     """min(max(x, low), high). Max(a, b) is `a > b ? a : b`, so x stands second: NaN compares false and stays."""
+    if _keeps_nan(k, dtype):
+        kind = vector_type(dtype, lanes)
+        x = intrinsic("llvm.maximum", kind, x, const(low, dtype, lanes)) if low > -math.inf else x
+        return intrinsic("llvm.minimum", kind, x, const(high, dtype, lanes)) if high < math.inf else x
     if low > -math.inf:
         x = tirx.Max(const(low, dtype, lanes), x)
     if high < math.inf:
@@ -303,7 +312,7 @@ def _unary(k: KernelBuilder, op: str, x: Expr, dtype: str, lanes: int, exact: bo
     if op == "abs":
         return tirx.Max(x, c(0) - x) if "int" in dtype else _bits_and(x, 0x7FFFFFFF, lanes)
     if op == "relu":
-        return tirx.Max(c(0), x)
+        return _clip(x, 0.0, math.inf, dtype, lanes, k)
     if op == "not":
         return x ^ c(1)
     if op == "sign":

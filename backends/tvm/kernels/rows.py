@@ -66,6 +66,8 @@ def reduce_row(
     k: KernelBuilder, kind: str, dtype: str, width: int, lanes: int, value: Callable[[Expr, int], Expr]
 ) -> Expr:
     """The reduction of value(i, lanes) over i in [0, width)."""
+    if k.target is not None and k.target.small and lanes == 1:
+        return _reduce_row_small(k, kind, dtype, width, value)
     whole = width // lanes
     chains = max(1, min(_CHAINS, whole))
     acc = k.local(chains * lanes, dtype)
@@ -85,6 +87,22 @@ def reduce_row(
     return fold_lanes(k, k.let(total), kind, lanes)
 
 
+def _reduce_row_small(k: KernelBuilder, kind: str, dtype: str, width: int, value: Callable[[Expr, int], Expr]) -> Expr:
+    """The same in the same order, as one loop: the code of `value` stands there once."""
+    chains = _CHAINS if dtype.startswith("float") and kind in ("sum", "prod") else 1  # any order does for the others
+    acc = k.local(chains, dtype)
+    for c in range(chains):
+        k.store(acc, c, const(_start(kind, dtype), dtype))
+    with k.loop(k.unknown(width), "j") as i:
+        element = k.let(value(i, 1))
+        at = i & (chains - 1) if chains > 1 else 0
+        k.store(acc, at, _COMBINE[kind](k.load(acc, at), element))
+    total = k.load(acc, 0)
+    for c in range(1, chains):
+        total = k.let(_COMBINE[kind](total, k.load(acc, c)))
+    return k.let(total)
+
+
 def build_rows(symbol: str, spec: RowsSpec, target: Target) -> Any:
     """`symbol(x, operands..., y, part, parts)`."""
     k = KernelBuilder(symbol, target)
@@ -94,33 +112,44 @@ def build_rows(symbol: str, spec: RowsSpec, target: Target) -> Any:
     scratch = k.local(spec.width, "float32", "row")
     lanes = lanes_of(target)
     rows = math.prod(spec.shape)
+    # a softmax of integers is a number; one element at a time, that saves instructions
+    whole = spec.kind == "softmax" and lanes == 1 and any(i.op == "dequantize" for i in spec.prologue)
+    limits = magnitudes(spec.expression, 2.0, [o.limit for o in spec.operands]) if whole else None
     with k.work(rows, "r") as item:
         place = _unravel(k, item, spec.shape)
         x_at = k.let(_offset(place, spec.x_strides), "xa")
         y_at = k.let(_offset(place, spec.y_strides), "ya")
 
+        def raw(i: Expr, size: int, first: Expr = x_at) -> Expr:
+            return k.load(x, first + i, size)
+
         def source(i: Expr, size: int) -> Expr:
-            value = k.load(x, x_at + i, size)
+            value = raw(i, size)
             if not spec.prologue:
                 return value
             return emit_expression(k, spec.prologue, size, lambda n, lanes: value)
 
         scale_and_write = _softmax if spec.kind in ("softmax", "log_softmax") else _normalize
-        result = scale_and_write(k, spec, lanes, source, scratch)
+        result = scale_and_write(k, spec, lanes, source, raw, scratch)
         for start, tiles, _, size in channel_pieces(spec.width, lanes, 1):
-            with k.loop(tiles, "j") as t:
+            with k.loop(k.unknown(tiles) if lanes == 1 and target.small else tiles, "j") as t:
                 i = k.let(t * size + start, "i")
                 value = k.let(result(i, size))
                 read = operand_reader(k, operands, spec.operands, place, i)
-                k.store(y, y_at + i, emit_expression(k, spec.expression, size, read, value), size)
+                k.store(y, y_at + i, emit_expression(k, spec.expression, size, read, value, limits=limits), size)
     return k.finish()
 
 
 def _softmax(
-    k: KernelBuilder, spec: RowsSpec, lanes: int, source: Callable[[Expr, int], Expr], scratch: Buffer
+    k: KernelBuilder,
+    spec: RowsSpec,
+    lanes: int,
+    source: Callable[[Expr, int], Expr],
+    raw: Callable[[Expr, int], Expr],
+    scratch: Buffer,
 ) -> Callable[[Expr, int], Expr]:
     """exp(x - max) / sum: three passes over the row, the middle one stores the exponentials."""
-    top = reduce_row(k, "max", "float32", spec.width, lanes, source)
+    top = _largest(k, spec, lanes, source, raw)
 
     def exponential(i: Expr, size: int) -> Expr:
         shifted = k.let(source(i, size) - broadcast(top, size))
@@ -136,8 +165,23 @@ def _softmax(
     return lambda i, size: k.load(scratch, i, size) - broadcast(log_total, size)
 
 
+def _largest(
+    k: KernelBuilder, spec: RowsSpec, lanes: int, source: Callable[[Expr, int], Expr], raw: Callable[[Expr, int], Expr]
+) -> Expr:
+    """The maximum of a row. Without vectors, that of integers before they become real."""
+    if lanes > 1 or [i.op for i in spec.prologue] != ["operand", "dequantize"] or spec.prologue[1].params[0] <= 0:
+        return reduce_row(k, "max", "float32", spec.width, lanes, source)
+    top = reduce_row(k, "max", "int32", spec.width, 1, lambda i, size: cast(raw(i, size), "int32"))
+    return k.let(emit_expression(k, spec.prologue, 1, lambda n, lanes: top))
+
+
 def _normalize(
-    k: KernelBuilder, spec: RowsSpec, lanes: int, source: Callable[[Expr, int], Expr], scratch: Buffer
+    k: KernelBuilder,
+    spec: RowsSpec,
+    lanes: int,
+    source: Callable[[Expr, int], Expr],
+    raw: Callable[[Expr, int], Expr],
+    scratch: Buffer,
 ) -> Callable[[Expr, int], Expr]:
     """(x - mean) / sqrt(variance + epsilon), two-pass variance; without the mean for rms_norm."""
     inverse = tirx.const(1.0 / spec.width, "float32")
