@@ -16,11 +16,16 @@ from irc.backends.tvm.geometry import (
     spans,
 )
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, cast, const
-from irc.backends.tvm.kernels.emit import emit_expression
+from irc.backends.tvm.kernels.emit import emit_expression, emit_levels
+from irc.backends.tvm.kernels.linear import split_start
+from irc.backends.tvm.kernels.rounding import pack, packs
 from irc.backends.tvm.kernels.steps import column_weights
-from irc.backends.tvm.magnitude import count_limit, magnitudes
+from irc.backends.tvm.magnitude import count_limit, magnitudes, sum_limit
 from irc.backends.tvm.specs import DepthwiseSpec, Operand, PoolSpec
 from irc.targets.target import Target
+
+
+_BYTES = 16  # of a vector of 64-bit Arm
 
 
 def channel_pieces(channels: int, lanes: int, vectors: int) -> list[tuple[int, int, int, int]]:
@@ -63,12 +68,26 @@ def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
     real = spec.x_dtype == "float32"
     acc_dtype = "float32" if real else "int32"
     columns, vectors = spec.tile
+    arm = target.arch == "aarch64"
+    start, expression = split_start(spec) if arm else (None, spec.expression)
+    limits = None
+    if arm:
+        limit = sum_limit(spec.x_dtype, spec.kernel[0] * spec.kernel[1]) if spec.w_dtype != "int16" else math.inf
+        limit += spec.operands[start].limit if start is not None else 0.0
+        limits = magnitudes(expression, limit, [o.limit for o in spec.operands])
+    narrow = lanes  # of the results' arithmetic
+    if arm and spec.x_dtype in ("int8", "uint8") and spec.w_dtype in ("int8", "int4"):  # 16 bytes a load
+        lanes, vectors = _BYTES, max(vectors * lanes // _BYTES, 1)
     acc = k.local(columns * vectors * lanes, acc_dtype)
     sn, sh, sw = spec.x_strides
 
     def tile(n: Expr, h: Expr, col: Expr, channel: Expr, count: int, vecs: int, size: int) -> None:
-        for i in range(count * vecs):
-            k.store(acc, i * size, const(0, acc_dtype, size), size)
+        for v in range(vecs):
+            first = const(0, acc_dtype, size)
+            if start is not None:
+                first = k.let(k.load(operands[start], channel + v * size, size), "f")
+            for c in range(count):
+                k.store(acc, (c * vecs + v) * size, first, size)
         base = k.let(n * sn + h * (spec.stride[0] * sh) + col * (spec.stride[1] * sw) + channel, "xb")
         with k.loop(spec.kernel[0], "kh") as kh:
             for kw in range(spec.kernel[1]):
@@ -81,22 +100,34 @@ def build_depthwise(symbol: str, spec: DepthwiseSpec, target: Target) -> Any:
                         at = (c * vecs + v) * size
                         value = k.load(x, x_at + c * spec.stride[1] * sw + v * size, size)
                         k.store(acc, at, k.load(acc, at, size) + _product(value, weight, spec, size), size)
+        yn, yh, yw = spec.y_strides
         for c in range(count):
             for v in range(vecs):
-                place = k.let(channel + v * size, "ch")
-                read = operand_reader(k, operands, spec.operands, [n, h, col + c], place)
-                value = emit_expression(k, spec.expression, size, read, k.load(acc, (c * vecs + v) * size, size))
-                yn, yh, yw = spec.y_strides
-                k.store(y, n * yn + h * yh + (col + c) * yw + place, value, size)
+                at = k.let(n * yn + h * yh + (col + c) * yw + channel + v * size, "yb")
+                pieces = range(0, size, min(size, narrow))
+                readers = [
+                    operand_reader(k, operands, spec.operands, [n, h, col + c], k.let(channel + (v * size + i), "ch"))
+                    for i in pieces
+                ]
+                first, each = (c * vecs + v) * size, min(size, narrow)
+                totals = [k.load(acc, first + i, each) for i in pieces]
+                if size == 4 * narrow and packs(k, narrow, expression) and limits is not None:
+                    found = [
+                        emit_levels(k, expression, narrow, r, s, limits) for r, s in zip(readers, totals, strict=True)
+                    ]
+                    k.store(y, at, pack(k, found, expression[-1], narrow), size)
+                    continue
+                for i, read, total in zip(pieces, readers, totals, strict=True):
+                    k.store(y, at + i, emit_expression(k, expression, each, read, total, limits=limits), each)
 
     pieces = channel_pieces(spec.channels, lanes, vectors)
     with k.shares(spec.batch * spec.out[0], sum(p[1] for p in pieces), True, "r") as (item, low, high):
         n = k.let(item // spec.out[0], "n")
         h = k.let(item % spec.out[0], "h")
         before = 0
-        for start, count, vecs, size in pieces:
+        for begin, count, vecs, size in pieces:
             with k.between(before, count, low, high, "c") as t:
-                channel = k.let(t * (vecs * size) + start, "ch")
+                channel = k.let(t * (vecs * size) + begin, "ch")
                 for first, tiles, wide in spans(spec.out[1], columns):
                     with k.loop(tiles, "x") as column:
                         tile(n, h, k.let(column * wide + first, "col"), channel, wide, vecs, size)

@@ -44,6 +44,7 @@ _SPLIT = 0.9  # cycles per vector of bytes that are made numbers of 16 bits
 _UNPACK = (0.2, 0.3)  # cycles per vector of weights that is taken out of bytes it shares; of 64 bytes
 _LOOKUP = 0.5  # more cycles where it is an index into a codebook
 _CONFLICT = 0.1  # cycles per place whose cache line is gone when its next channel is read
+_ARM_COLUMNS = 6  # of a depthwise tile: what neighbours share is loaded once, and stays in registers
 _LINE, _PAGE = 64, 4096  # bytes of a cache line, and of a way of the first-level cache
 
 
@@ -120,8 +121,8 @@ def _tiles(target: Target, product: Product) -> Iterator[TileChoice]:
                 if r > 1 and c < out[1]:
                     continue  # several rows only where a row is narrower than a tile
                 places = r * c
-                if places * (v + sums) + v + _kept(product, v) > free:
-                    break
+                if places * v > 1 and places * (v + sums) + v + _kept(product, v) > free:
+                    break  # the smallest tile is always there
                 conflict = _CONFLICT if share_a_set(r, c, product.apart) > ways else 0.0
                 stay = v * product.steps * target.vector_bytes <= target.l1_bytes * product.fields
                 weights = _WEIGHTS[0 if stay else 1]
@@ -139,7 +140,7 @@ def _arm_tiles(target: Target, product: Product) -> Iterator[TileChoice]:
             for c in range(1, min(out[1], 28) + 1):
                 if r > 1 and c < out[1]:
                     continue
-                if tiles_arm.registers(kind, r * c, v) > target.vector_registers:
+                if tiles_arm.registers(kind, r * c, v) >= target.vector_registers:
                     break
                 total, bound = 0.0, dict.fromkeys(("multiply-adds", "loads", "latency", "caches", "epilogue"), 0.0)
                 for n_r, rows in _parts(out[0], r):
@@ -217,6 +218,8 @@ def choose_order(target: Target, weight_bytes: int, activation_bytes: int, rows:
 
 def depthwise_tile(target: Target, x_dtype: str, w_dtype: str, channels: int, columns: int) -> tuple[int, int]:
     """(columns, vectors of channels) of a depthwise kernel's register tile."""
+    if target.arch == "aarch64" and x_dtype == "float32":
+        return min(columns, _ARM_COLUMNS), min(max(channels // lanes_of(target), 1), 2)
     by_rows = depthwise_rows(x_dtype, w_dtype, target)
     vectors = min(max(channels // lanes_of(target), 1), 4 if by_rows == 1 else target.vector_registers // 16)
     halves = by_rows > 1 and (by_rows == 2 or target.dot == "pmaddwd")  # two registers of weights a tap

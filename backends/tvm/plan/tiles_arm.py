@@ -20,7 +20,6 @@ _OPERANDS = 2.0  # for each vector of channels of a tile: first sums and factors
 _TILE = 25.0  # addresses and loops
 _PIECE = 1.0  # where a place has fewer vectors than are stored together
 _EPILOGUE = 3.0  # instructions that take a cycle of the model for x86
-_SCRATCH = 2  # registers for weights on their way
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,11 @@ class Kind:
 
 
 def registers(kind: Kind, places: int, vectors: int) -> int:
-    """Registers of a tile."""
+    """Registers of a tile: sums, data of its places, the weights of a step and one that the scheduler wants."""
     even = places + places % 2 if kind.pairs else places
     unpacked = vectors + 1 if kind.fields > 1 else 0
-    return even * vectors + (places * kind.sums) + places + unpacked + _SCRATCH * (2 if kind.pairs else 1) - 1
+    weights = 3 if kind.pairs else vectors
+    return even * vectors + places * kind.sums + places + weights + unpacked + 1
 
 
 def step_cycles(places: int, vectors: int) -> float:

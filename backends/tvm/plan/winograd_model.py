@@ -108,7 +108,7 @@ def _blocks(
         for block in range(1, min(most, tiles) + 1):
             for columns in range(1, min(block, 28) + 1):
                 arm = target.arch == "aarch64"
-                used = registers(Kind(ic), columns, v) - 1 if arm else columns * v + v
+                used = registers(Kind(ic), columns, v) if arm else columns * v + v
                 if used > target.vector_registers - 1:
                     break
                 yield (block, columns, v), _product_cycles(tiles, vectors, ic, lanes, block, columns, v, arm)
