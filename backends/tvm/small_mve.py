@@ -6,11 +6,11 @@ Shared by the code that packs (`plan/small_mve.py`), the kernels (`kernels/small
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from irc.backends.tvm.overlap import window_distance
+from irc.backends.tvm.overlap import safe_distance, window_distance
 from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 
 MVE = "mve"
@@ -23,7 +23,7 @@ TILE = 4
 """Output channels that are computed together: their sums are one vector."""
 
 _HELD = 4
-"""Vectors of a window that stay in registers (there are eight)."""
+"""Vectors of windows that stay in registers (there are eight)."""
 
 
 def flattened(spec: SmallConvSpec) -> SmallConvSpec:
@@ -53,7 +53,12 @@ def steps_of(spec: SmallConvSpec) -> int:
 
 def conv_places(spec: SmallConvSpec) -> int:
     """Neighbouring places that are computed together."""
-    return 2 if steps_of(spec) > _HELD and flattened(spec).out[1] > 1 else 1
+    return 2 if flattened(spec).out[1] > 1 and steps_of(spec) not in (_HELD - 1, _HELD) else 1
+
+
+def is_held(spec: SmallConvSpec, places: int) -> bool:
+    """Whether the windows of so many places stay in registers while all channels pass."""
+    return places * steps_of(spec) <= _HELD
 
 
 def conv_scratch(spec: SmallConvSpec) -> int:
@@ -77,13 +82,44 @@ def pairs_of_places(spec: SmallDepthwiseSpec) -> bool:
     return narrow and operands and spec.stride[1] == 1 and spec.out[1] > 1
 
 
+@dataclass(frozen=True)
+class Ring:
+    """Rows of an image that a depthwise kernel keeps in its scratch memory, with the columns outside of the image:
+    `rows` of `columns` places each, the image from column `left` on. Row r of the image, counted from the first one
+    that a window needs, is the ring's row r modulo `rows`."""
+
+    rows: int
+    columns: int
+    left: int
+    taken: int  # columns of the image
+
+    def row_bytes(self, channels: int) -> int:
+        return self.columns * channels
+
+    def nbytes(self, channels: int) -> int:
+        return self.rows * self.row_bytes(channels) + BYTES  # the last vectors may end behind the last channel
+
+
+def ring(spec: SmallDepthwiseSpec) -> Ring | None:
+    """None where all windows lie in the image, and the vectors that hold them in the data."""
+    rows, columns = ((k - 1) * d + 1 for k, d in zip(spec.kernel, spec.dilation, strict=True))
+    wide = (spec.out[1] - 1) * spec.stride[1] + columns
+    high = (spec.out[0] - 1) * spec.stride[0] + rows
+    inside = spec.pads == (0, 0) and high <= spec.image[0] and wide <= spec.image[1]
+    if inside and (spec.channels % BYTES == 0 or (pairs_of_places(spec) and spec.out[1] % 2 == 0)):
+        return None
+    return Ring(rows, wide, spec.pads[1], min(spec.image[1], wide - spec.pads[1]))
+
+
+def new_rows(spec: SmallDepthwiseSpec, rows: int) -> int:
+    """Rows that a row of the output reads and the one before does not."""
+    return min(spec.stride[0], rows)
+
+
 def depthwise_scratch(spec: SmallDepthwiseSpec) -> int:
-    """Bytes for the copy of a window, where any may leave the image or end with the data."""
-    inside = spec.pads == (0, 0) and spec.channels % BYTES == 0
-    for axis in (0, 1):
-        reach = (spec.out[axis] - 1) * spec.stride[axis] + (spec.kernel[axis] - 1) * spec.dilation[axis]
-        inside = inside and reach < spec.image[axis]
-    return 0 if inside else math.prod(spec.kernel) * blocks(spec.channels) * BYTES
+    """Bytes of the ring."""
+    kept = ring(spec)
+    return 0 if kept is None else kept.nbytes(spec.channels)
 
 
 def block_bytes(spec: SmallDepthwiseSpec) -> int:
@@ -96,18 +132,45 @@ def is_streamed(operands: tuple[Operand, ...]) -> bool:
     return bool(operands) and all(o.strides == (0, 0, 0, 1) and np.dtype(o.dtype).itemsize == 4 for o in operands)
 
 
+def in_blocks(spec: SmallConvSpec) -> bool:
+    """Whether 16 channels are narrowed together: where weights leave registers for that."""
+    return spec.streamed > 0 and conv_places(spec) * steps_of(spec) <= _HELD // 2
+
+
+def tile_bytes(spec: SmallConvSpec) -> int:
+    """Bytes of four channels: weights, then their constants."""
+    return (steps_of(spec) * TILE + spec.streamed) * BYTES
+
+
+def tile_channels(oc: int, blocks: bool) -> list[list[int]]:
+    """The channels of each tile: neighbours, but in `blocks` of 16 every fourth, as narrowing brings them in order.
+    Channels from `oc` on do not exist."""
+    whole = oc // BYTES * BYTES if blocks else 0
+    found = [[start + g + TILE * i for i in range(TILE)] for start in range(0, whole, BYTES) for g in range(TILE)]
+    return found + [list(range(c, c + TILE)) for c in range(whole, oc, TILE)]
+
+
 def conv_distance(spec: SmallConvSpec) -> int:
     """`overlap` of the data. Windows are copied, or held in registers, before the first result of their places is
     written; long ones that are read where they lie are read until the last one is."""
     flat = flattened(spec)
-    held = not is_direct(spec) or steps_of(spec) <= _HELD
+    held = not is_direct(spec) or is_held(spec, conv_places(spec))
     return _window(flat, flat.oc, conv_places(spec), held=held)
 
 
 def depthwise_distance(spec: SmallDepthwiseSpec) -> int:
-    """`overlap` of the data: place after place, 16 channels after 16."""
-    two = pairs_of_places(spec)
-    return _window(spec, spec.channels, 2 if two else 1, held=spec.channels <= BYTES and not two)
+    """`overlap` of the data: with a ring row after row, of which the new ones are read first; without one place after
+    place, 16 channels after 16."""
+    kept = ring(spec)
+    if kept is None:
+        two = pairs_of_places(spec)
+        return _window(spec, spec.channels, 2 if two else 1, held=spec.channels <= BYTES and not two)
+    item = np.dtype(spec.y_dtype).itemsize
+    h = np.arange(spec.out[0])
+    written = (h * spec.y_strides[1] + (spec.out[1] - 1) * spec.y_strides[2] + spec.channels) * item
+    first = h * spec.stride[0] - spec.pads[0] + kept.rows - new_rows(spec, kept.rows)
+    first[0] = 0
+    return safe_distance(written, np.clip(first, 0, spec.image[0]) * spec.x_strides[1], atomic=True)
 
 
 def _window(spec: SmallConvSpec | SmallDepthwiseSpec, channels: int, columns: int, *, held: bool) -> int:

@@ -20,24 +20,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from irc.backends.tvm.expression import Instr
 from irc.backends.tvm.geometry import chunks
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, cast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.channels import operand_reader
-from irc.backends.tvm.kernels.emit import emit_expression, emit_levels
+from irc.backends.tvm.kernels.emit import emit_expression, emit_levels, fence
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.small_mve import (
     BYTES,
     TILE,
+    Ring,
     block_bytes,
-    blocks,
     conv_places,
     flattened,
+    in_blocks,
     is_direct,
+    is_held,
+    new_rows,
     pairs_of_places,
+    ring,
     steps_of,
+    tile_bytes,
 )
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
@@ -57,12 +63,17 @@ class _Kernel:
         self.spec = spec
         k = self.k = KernelBuilder(symbol, target)
         self.x = k.pointer("x", "int8", spec.x_size, shared=True)
-        self.w = k.pointer("w", "int8", spec.w_size)
+        self.w = k.pointer("w", "int32", spec.w_size // 4)  # loads of words reach further from an address
         given = list(enumerate(spec.operands))[spec.streamed :]
         self.operands: list[Any] = [None] * spec.streamed
         self.operands += [k.pointer(f"e{i}", o.dtype, o.size, shared=o.strides[1] != 0) for i, o in given]
         self.y = k.pointer("y", spec.y_dtype, spec.y_size, shared=True)
         self.scratch = k.pointer("scratch", "int8", spec.scratch) if spec.scratch else None
+
+    def weights(self, at: Expr) -> Expr:
+        """16 bytes from byte `at` on, a multiple of 16."""
+        words = self.k.load(self.w, tirx.truncdiv(at, 4), TILE)
+        return self.k.let(reinterpret(words, f"int8x{BYTES}"), "w")
 
     def first(self, n: Expr, h: Expr, col: Expr) -> tuple[Expr, Expr, Expr]:
         """(first element of a place's window, its row, its column)."""
@@ -191,49 +202,112 @@ class _Conv(_Kernel):
     def _channels(self, x: Buffer, starts: list[Expr], places: list[list[Expr]]) -> None:
         """All output channels of places whose windows start at `starts`."""
         k, spec = self.k, self.conv
-        held = len(starts) == 1 and self.steps <= TILE
-        data = [k.let(k.load(x, starts[0] + i * BYTES, BYTES), "d") for i in range(self.steps)] if held else None
-        whole, rest = divmod(spec.oc, TILE)
+        data = None
+        if is_held(spec, len(starts)):
+            data = [[k.let(k.load(x, s + i * BYTES, BYTES), "d") for i in range(self.steps)] for s in starts]
+        done = 0
+        if in_blocks(spec):
+            done = spec.oc // BYTES * BYTES
+            with k.loop(spec.oc // BYTES, "b") as block:
+                self._block(x, starts, data, places, block)
+        whole, rest = divmod(spec.oc - done, TILE)
         with k.loop(whole, "g") as group:
-            self._sums(x, starts, data, group)
-            self._write(places, k.let(group * TILE, "ch"), TILE)
+            tile = k.let(group + done // TILE, "g")
+            self._sums(x, starts, data, tile)
+            self._write(places, tile, k.let(tile * TILE, "ch"), TILE)
         if rest:
-            self._sums(x, starts, data, const(whole, "int32"))
-            self._write(places, const(whole * TILE, "int32"), rest)
+            tile = const(done // TILE + whole, "int32")
+            self._sums(x, starts, data, tile)
+            self._write(places, tile, const(done + whole * TILE, "int32"), rest)
 
-    def _sums(self, x: Buffer, starts: list[Expr], data: list[Expr] | None, group: Expr) -> None:
-        """The sums of four channels for each place. Weights: [pair of channels, step, channel, 16 bytes]."""
+    def _block(
+        self, x: Buffer, starts: list[Expr], data: list[list[Expr]] | None, places: list[list[Expr]], block: Expr
+    ) -> None:
+        """16 channels: four tiles of every fourth one, narrowed together."""
+        k, spec = self.k, self.conv
+        limits = magnitudes(spec.expression, sum_limit("int8", _terms(spec)), [o.limit for o in spec.operands])
+        levels: list[list[Expr]] = [[] for _ in places]
+        for g in (0, 2, 1, 3):
+            tile = k.let(block * TILE + g, "g")
+            self._sums(x, starts, data, tile)
+            read = self._constants(tile)
+            for p in range(len(places)):
+                level = emit_levels(k, spec.expression, TILE, read, self._total(p), limits)
+                if g >= 2:  # the even lanes of the half came with the tile before
+                    level = _half(k, levels[p].pop(), level, spec.expression[-1])
+                levels[p].append(level)
+        yn, yh, yw = spec.y_strides
+        for p, place in enumerate(places):
+            base = k.let(place[0] * yn + place[1] * yh + place[2] * yw + block * BYTES, "yb")
+            k.store(self.y, base, _bytes(levels[p][0], levels[p][1], spec.expression[-1]), BYTES)
+
+    def _constants(self, tile: Expr) -> Callable[[int, int], Expr]:
+        """Reads the constants that stand behind a tile's weights."""
+        k, spec = self.k, self.conv
+        base = k.let(tile * tile_bytes(spec) + self.steps * TILE * BYTES, "cb")
+
+        def read(n: int, lanes: int) -> Expr:
+            return reinterpret(self.weights(base + n * BYTES), f"{spec.operands[n].dtype}x{lanes}")
+
+        return read
+
+    def _total(self, place: int) -> Expr:
+        """The sums of a tile. One by one: a load of a vector would make LLVM keep them in vectors all the time."""
         k = self.k
-        pair = self.steps * 2 * BYTES
-        base = k.let(group * (2 * pair), "wb")
+        sums = [k.let(k.load(self.acc, place * TILE + c), "s") for c in range(TILE)]
+        return k.let(tirx.Shuffle(sums, [const(i, "int32") for i in range(TILE)]), "s")
+
+    def _sums(self, x: Buffer, starts: list[Expr], data: list[list[Expr]] | None, tile: Expr) -> None:
+        """The sums of four channels for each place. Weights: [half of the tile, step, channel, 16 bytes]."""
+        k = self.k
+        half = self.steps * 2 * BYTES
+        base = k.let(tile * tile_bytes(self.conv), "wb")
         for i in range(len(starts) * TILE):
             k.store(self.acc, i, const(0, "int32"))
-        tiles = [(0, 1, 2, 3)] if len(starts) == 1 else [(0, 1), (2, 3)]
+        tiles = [(0, 2, 1, 3)] if len(starts) == 1 else [(0, 2), (1, 3)]
         for channels in tiles:
-            with k.loop(1 if data is not None else self.steps, "i") as i:
+            with k.loop(1 if data is not None else self._count(), "i") as i:
                 for step in range(self.steps if data is not None else 1):
                     at = k.let(i * BYTES, "i") if data is None else const(0, "int32")
-                    vectors = [k.let(k.load(x, s + at, BYTES), "d") for s in starts] if data is None else [data[step]]
+                    if data is None:
+                        vectors = [k.let(k.load(x, s + at, BYTES), "d") for s in starts]
+                    else:
+                        vectors = [d[step] for d in data]
                     for c in channels:
-                        offset = c // 2 * pair + c % 2 * BYTES + step * 2 * BYTES
-                        weights = k.let(k.load(self.w, base + offset + at * 2, BYTES), "w")
+                        offset = c % 2 * half + c // 2 * BYTES + step * 2 * BYTES
+                        weights = self.weights(base + offset + at * 2)
                         for p, vector in enumerate(vectors):
                             place = p * TILE + c
                             k.store(self.acc, place, _dot(k.load(self.acc, place), vector, weights))
 
-    def _write(self, places: list[list[Expr]], channel: Expr, count: int) -> None:
+    def _count(self) -> Expr:
+        """The steps, as a number that LLVM does not know: it would make copies of the loop's body."""
+        bits = np.array(self.steps, np.int32).view(np.float32)
+        return self.k.let(reinterpret(fence(const(float(bits), "float32"), 1), "int32"), "steps")
+
+    def _write(self, places: list[list[Expr]], tile: Expr, channel: Expr, count: int) -> None:
+        """The results of a tile, or of `count` of its channels."""
         k, spec = self.k, self.conv
         yn, yh, yw = spec.y_strides
         for p, place in enumerate(places):
             base = k.let(place[0] * yn + place[1] * yh + place[2] * yw + channel, "yb")
+            if spec.streamed:
+                value = k.let(emit_expression(k, spec.expression, TILE, self._constants(tile), self._total(p)), "q")
+                if count == TILE:
+                    k.store(self.y, base, value, TILE)
+                    continue
+                for c in range(count):
+                    k.store(self.y, base + c, tirx.Shuffle([value], [const(c, "int32")]))
+                continue
             size = TILE if count == TILE else 1
             for c in range(0, count, size):
                 read = operand_reader(k, self.operands, spec.operands, place, channel + c if c else channel)
-                sums = [k.let(k.load(self.acc, p * TILE + c + i), "s") for i in range(size)]
-                # one by one: a load of a vector would make LLVM keep sums in vectors all the time
-                total = sums[0] if size == 1 else tirx.Shuffle(sums, [const(i, "int32") for i in range(size)])
-                value = emit_expression(k, spec.expression, size, read, total)
-                k.store(self.y, base + c, value, size)
+                total = self._total(p) if size == TILE else k.load(self.acc, p * TILE + c)
+                k.store(self.y, base + c, emit_expression(k, spec.expression, size, read, total), size)
+
+
+def _terms(spec: SmallConvSpec) -> int:
+    return spec.kernel[0] * spec.kernel[1] * spec.ic
 
 
 class _Depthwise(_Kernel):
@@ -242,52 +316,91 @@ class _Depthwise(_Kernel):
         self.depthwise = spec
         self.taps = spec.kernel[0] * spec.kernel[1]
         self.acc = self.k.local(BYTES, "int32")
+        self.ring = ring(spec)
         self.two = pairs_of_places(spec)
 
     def build(self) -> Any:
         spec, k = self.depthwise, self.k
-        step = 2 if self.two else 1
-        with k.loop(spec.batch, "n") as n, k.loop(spec.out[0], "h") as h:
-            pairs, rest = divmod(spec.out[1], step)
-            with k.loop(pairs, "w") as pair:
-                self._some(n, h, k.let(pair * step, "col"), step)
-            if rest:
-                self._some(n, h, const(spec.out[1] - 1, "int32"), 1)
+        with k.loop(spec.batch, "n") as n:
+            if self.ring is not None:
+                self._fill(const(0, "int32"), self.ring.nbytes(spec.channels))
+            with k.loop(spec.out[0], "h") as h:
+                if self.ring is not None:
+                    self._new_rows(self.ring, n, h)
+                self._row(n, h)
         return k.finish()
 
-    def _some(self, n: Expr, h: Expr, col: Expr, count: int) -> None:
-        """All channels of a place, or of two."""
-        k, spec = self.k, self.depthwise
-        _, sh, sw = spec.x_strides
-        columns = [k.let(col + i, "col") for i in range(count)]
-        at, top, left = self.first(n, h, columns[0])
-        last = (spec.kernel[0] - 1) * spec.dilation[0] * sh + (spec.kernel[1] - 1) * spec.dilation[1] * sw
-        inside = self.whole(at, top, left, last + blocks(spec.channels) * BYTES)
-        if count == 2:  # the second place as well
-            end = left + 1 + (spec.kernel[1] - 1) * spec.dilation[1] < spec.image[1]
-            inside = end if inside is None else tirx.all(inside, end)
+    def _row(self, n: Expr, h: Expr) -> None:
+        spec, k = self.depthwise, self.k
+        sn, sh, sw = spec.x_strides
+        buffer, column = self.x, sw
+        if self.ring is None:
+            first = k.let(n * sn + h * (spec.stride[0] * sh), "xr")
+            rows = [first + kh * (spec.dilation[0] * sh) for kh in range(spec.kernel[0])]
+        else:
+            buffer, column = self.scratch, spec.channels
+            numbers = [h * spec.stride[0] + kh * spec.dilation[0] for kh in range(spec.kernel[0])]
+            rows = [k.let(number % self.ring.rows * self.ring.row_bytes(spec.channels), "xr") for number in numbers]
 
-        def tap(at: Expr, channel: Expr) -> Callable[[int], Expr]:
-            def load(t: int) -> Expr:
-                kh, kw = divmod(t, spec.kernel[1])
-                return k.load(self.x, at + channel + (kh * spec.dilation[0] * sh + kw * spec.dilation[1] * sw), BYTES)
+        def places(col: Expr, count: int) -> None:
+            at = [k.let(row + col * (spec.stride[1] * column), "at") for row in rows]
 
-            return load
+            def data(channel: Expr) -> Callable[[int], Expr]:
+                def load(t: int) -> Expr:
+                    kh, kw = divmod(t, spec.kernel[1])
+                    return k.load(buffer, at[kh] + channel + kw * (spec.dilation[1] * column), BYTES)
 
-        with k.when(inside):
-            self._blocks([n, h, columns[0]], lambda channel: tap(at, channel), count)
-        if inside is None:
-            return
-        with k.when(tirx.Not(inside)):
-            stride = blocks(spec.channels) * BYTES
-            for column in columns:
-                at, top, left = self.first(n, h, column)
-                self.copy_taps(at, top, left, const(0, "int32"), spec.channels, stride)
+                return load
 
-                def kept(channel: Expr) -> Callable[[int], Expr]:
-                    return lambda t: k.load(self.scratch, channel + t * stride, BYTES)
+            self._blocks([n, h, col], data, count)
 
-                self._blocks([n, h, column], kept, 1)
+        step = 2 if self.two else 1
+        whole, rest = divmod(spec.out[1], step)
+        with k.loop(whole, "w") as pair:
+            places(k.let(pair * step, "col"), step)
+        if rest:
+            places(const(spec.out[1] - 1, "int32"), 1)
+
+    def _each_piece(self, count: int, do: Callable[[Expr, int], None]) -> None:
+        """`do(first byte, bytes)` for the vectors, and parts of one, that make up `count` bytes."""
+        k = self.k
+        with k.loop(count // BYTES, "v") as i:
+            do(k.let(i * BYTES, "v"), BYTES)
+        for offset, size in self._pieces(count % BYTES, False):
+            do(const(count // BYTES * BYTES + offset, "int32"), size)
+
+    def _fill(self, to: Expr, count: int) -> None:
+        def store(at: Expr, size: int) -> None:
+            self.k.store(self.scratch, to + at, const(self.spec.fill, "int8", size), size)
+
+        self._each_piece(count, store)
+
+    def _copy(self, at: Expr, to: Expr, count: int) -> None:
+        def move(offset: Expr, size: int) -> None:
+            self.k.store(self.scratch, to + offset, self.k.load(self.x, at + offset, size), size)
+
+        self._each_piece(count, move)
+
+    def _new_rows(self, kept: Ring, n: Expr, h: Expr) -> None:
+        """Brings the rows into the ring that row `h` of the output is the first to need."""
+        spec, k = self.depthwise, self.k
+        sn, sh, sw = spec.x_strides
+        new = new_rows(spec, kept.rows)
+        count = k.let(tirx.Select(h == 0, const(kept.rows, "int32"), const(new, "int32")), "new")
+        with k.loop(count, "r") as i:
+            number = k.let(h * spec.stride[0] + (kept.rows - count) + i, "r")
+            row = k.let(number - spec.pads[0], "r")
+            to = k.let(number % kept.rows * kept.row_bytes(spec.channels) + kept.left * spec.channels, "to")
+            exists = tirx.all(row >= 0, row < spec.image[0])
+            with k.when(exists):
+                at = k.let(n * sn + row * sh, "xr")
+                if sw == spec.channels:
+                    self._copy(at, to, kept.taken * spec.channels)
+                else:
+                    with k.loop(kept.taken, "c") as c:
+                        self._copy(k.let(at + c * sw, "xc"), k.let(to + c * spec.channels, "to"), spec.channels)
+            with k.when(tirx.Not(exists)):
+                self._fill(to, kept.taken * spec.channels)
 
     def _blocks(self, place: list[Expr], data: Callable[[Expr], Callable[[int], Expr]], count: int) -> None:
         spec, k = self.depthwise, self.k
@@ -307,7 +420,7 @@ class _Depthwise(_Kernel):
         """`count` of 16 neighbouring results. Sums of channels 0, 4, 8, 12 are a vector, those of 1, 5, 9, 13, ..."""
         k, spec = self.k, self.depthwise
         last = spec.expression[-1]
-        whole = count == BYTES and spec.streamed > 0 and last.op == "requantize" and last.dtype == "int8"
+        whole = spec.streamed > 0 and last.op == "requantize" and last.dtype == "int8"
         after = self.taps * BYTES
         for i in range(TILE):
             k.store(self.acc, i * TILE, const(0, "int32", TILE), TILE)
@@ -323,14 +436,14 @@ class _Depthwise(_Kernel):
         yn, yh, yw = spec.y_strides
         base = k.let(place[0] * yn + place[1] * yh + place[2] * yw + channel, "yb")
         if whole:
-            self._write_block(base, weights + after)
+            self._write_block(base, weights + after, count)
         else:
             self._write_in_order(place, channel, base, count)
 
     def _products(self, x: Expr, weights: Expr, tap: int) -> tuple[Expr, Expr]:
         """Products of even channels and of odd ones, 16 bits."""
         k = self.k
-        x, w = k.let(x, "d"), k.let(k.load(self.w, weights + tap * BYTES, BYTES), "w")
+        x, w = k.let(x, "d"), self.weights(weights + tap * BYTES)
         return tuple(
             k.let(
                 intrinsic("llvm.arm.mve.vmull.int", f"int16x{_HALF}", x, w, const(0, "int32"), const(odd, "int32")), "p"
@@ -338,20 +451,25 @@ class _Depthwise(_Kernel):
             for odd in (0, 1)
         )
 
-    def _write_block(self, base: Expr, constants: Expr) -> None:
-        """16 results, with constants that are packed in the order of the sums."""
+    def _write_block(self, base: Expr, constants: Expr, count: int) -> None:
+        """16 results, or the first 8, with constants that are packed in the order of the sums."""
         k, spec = self.k, self.depthwise
         limits = magnitudes(spec.expression, sum_limit("int8", self.taps), [o.limit for o in spec.operands])
         levels = []
         for i in range(TILE):
 
             def read(n: int, lanes: int, i: int = i) -> Expr:
-                raw = k.load(self.w, constants + (n * TILE + i) * BYTES, BYTES)
+                raw = self.weights(constants + (n * TILE + i) * BYTES)
                 return reinterpret(raw, f"{spec.operands[n].dtype}x{lanes}")
 
             acc = k.load(self.acc, i * TILE, TILE)
             levels.append(emit_levels(k, spec.expression, TILE, read, acc, limits))
-        k.store(self.y, base, _narrowed(k, levels, spec.expression[-1]), BYTES)
+        last = spec.expression[-1]
+        halves = [_half(k, levels[i], levels[i + 2], last) for i in (0, 1)]
+        results = _bytes(halves[0], halves[1], last)
+        if count < BYTES:
+            results = tirx.Shuffle([results], [const(i, "int32") for i in range(count)])
+        k.store(self.y, base, results, count)
 
     def _write_in_order(self, place: list[Expr], channel: Expr, base: Expr, count: int) -> None:
         """Some of 16 results, or all where the constants are not packed, through memory."""
@@ -379,18 +497,19 @@ def _into(kind: str, narrow: Expr, wide: Expr, upper: int) -> Expr:
     return intrinsic("llvm.arm.mve.vqmovn", kind, narrow, wide, *flags)
 
 
-def _narrowed(k: KernelBuilder, levels: list[Expr], instr: Instr) -> Expr:
-    """Four vectors of every fourth channel -> 16 bytes in order, with the zero point, clamped. Saturation to 16 bits
-    on the way changes nothing: what it cuts is beyond every 8-bit value."""
-    low, high, zero_point, _ = instr.params
-    halves = []
-    for odd in (0, 1):
-        half = _into("int16x8", const(0, "int16", _HALF), levels[odd], 0)
-        half = _into("int16x8", half, levels[odd + 2], 1)
-        if zero_point:
-            half = intrinsic("llvm.sadd.sat", "int16x8", half, const(int(zero_point), "int16", _HALF))
-        halves.append(half)
-    packed = _into("int8x16", _into("int8x16", const(0, "int8", BYTES), halves[0], 0), halves[1], 1)
+def _half(k: KernelBuilder, even: Expr, odd: Expr, instr: Instr) -> Expr:
+    """Two vectors of rounded numbers side by side as 16 bits, with the zero point. Saturation changes nothing: what it
+    cuts is beyond every 8-bit value."""
+    half = _into("int16x8", _into("int16x8", const(0, "int16", _HALF), even, 0), odd, 1)
+    if instr.params[2]:
+        half = intrinsic("llvm.sadd.sat", "int16x8", half, const(int(instr.params[2]), "int16", _HALF))
+    return k.let(half, "q")
+
+
+def _bytes(even: Expr, odd: Expr, instr: Instr) -> Expr:
+    """Two halves as 16 bytes, clamped."""
+    low, high = instr.params[:2]
+    packed = _into("int8x16", _into("int8x16", const(0, "int8", BYTES), even, 0), odd, 1)
     if low > -128:
         packed = tirx.Max(packed, const(int(low), "int8", BYTES))
     if high < 127:

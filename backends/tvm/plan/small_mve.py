@@ -14,24 +14,46 @@ from irc.backends.tvm.small_mve import (
     blocks,
     conv_scratch,
     depthwise_scratch,
+    in_blocks,
     is_streamed,
     pairs_of_places,
     steps_of,
+    tile_channels,
 )
-from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
+from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.types import Array
 
 
-def mve_conv(spec: SmallConvSpec, w: Array) -> tuple[SmallConvSpec, Array]:
-    """`spec` for vectors, and its weights: w [oc, kh, kw, ic] -> [pair of channels, step, channel, 16 bytes]. Channels
-    are filled up to whole tiles and windows to whole vectors, with zeros."""
+def mve_conv(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> tuple[SmallConvSpec, Array]:
+    """`spec` for vectors, and its weights: w [oc, kh, kw, ic] -> [tile of four channels, half, step, channel, 16
+    bytes], and behind each tile's its constants of four bytes. A half is the first and third or the second and fourth
+    channel of a tile. Channels are filled up to whole tiles and windows to whole vectors, with zeros.
+
+    `constants`: the numbers of each operand where they are known.
+    """
     oc, steps = w.shape[0], steps_of(spec)
-    flat = w.reshape(oc, -1)
-    full = np.zeros((-(-oc // TILE) * TILE, steps * BYTES), np.int8)
-    full[:oc, : flat.shape[1]] = flat
-    packed = full.reshape(-1, 2, steps, BYTES).transpose(0, 2, 1, 3)
-    made = replace(spec, way=MVE, scratch=conv_scratch(spec), w_size=packed.size)
-    return made, np.ascontiguousarray(packed).reshape(-1)
+    last = spec.expression[-1]
+    bytes_out = last.op == "requantize" and last.dtype == "int8"
+    streamed = _streamed(spec.operands, constants, oc) if bytes_out else []
+    made = replace(spec, way=MVE, streamed=len(streamed), scratch=conv_scratch(spec))
+    tiles = tile_channels(oc, in_blocks(made))
+    order = np.asarray(tiles).reshape(-1)
+    full = np.zeros((max(order.max() + 1, oc), steps * BYTES), np.int8)
+    full[:oc, : w[0].size] = w.reshape(oc, -1)
+    halves = full[order].reshape(-1, 2, 2, steps, BYTES)  # tile, channel / 2, channel % 2
+    parts = [halves.transpose(0, 2, 3, 1, 4).reshape(len(tiles), -1)]
+    for values in streamed:
+        padded = np.zeros(len(full), values.dtype)
+        padded[:oc] = values
+        parts.append(padded[order].view(np.int8).reshape(len(tiles), -1))
+    packed = np.ascontiguousarray(np.concatenate(parts, axis=1)).reshape(-1)
+    return replace(made, w_size=packed.size), packed
+
+
+def _streamed(operands: tuple[Operand, ...], constants: Sequence[Array | None], channels: int) -> list[Array]:
+    """The constants of an expression that reads nothing else, or none."""
+    known = [c for c in constants if c is not None and c.size == channels]
+    return known if len(known) == len(operands) and is_streamed(operands) else []
 
 
 def mve_depthwise(
@@ -51,13 +73,13 @@ def mve_depthwise(
     if pairs_of_places(spec):
         taps[:, channels:] = taps[:, :channels]
     parts = [taps.reshape(-1, blocks(channels), BYTES).transpose(1, 0, 2).reshape(blocks(channels), -1)]
-    known = [c for c in constants if c is not None and c.size == channels]
-    streamed = len(known) if len(known) == len(constants) and is_streamed(spec.operands) else 0
-    if channels % BYTES:
-        streamed = 0
-    for values in known if streamed else ():
-        ordered = values.reshape(-1, TILE, TILE).transpose(0, 2, 1)
+    streamed = _streamed(spec.operands, constants, channels)
+    if channels % BYTES and not pairs_of_places(spec):
+        streamed = []
+    for values in streamed:
+        both = np.concatenate([values, values]) if channels < BYTES else values
+        ordered = both.reshape(-1, TILE, TILE).transpose(0, 2, 1)
         parts.append(np.ascontiguousarray(ordered).view(np.int8).reshape(blocks(channels), -1))
     packed = np.concatenate(parts, axis=1).reshape(-1)
-    made = replace(spec, way=MVE, streamed=streamed, w_size=packed.size)
+    made = replace(spec, way=MVE, streamed=len(streamed), w_size=packed.size)
     return replace(made, scratch=depthwise_scratch(made)), np.ascontiguousarray(packed)

@@ -40,7 +40,7 @@ def pack_conv(
     """The fastest way for `spec`. w int8 [oc, kh, kw, ic]; `constants`: operands in the expression's order, None for
     those that are not one number of each channel."""
     if target.dot == MVE:
-        return Packed(*mve_conv(spec, w))
+        return Packed(*mve_conv(spec, w, constants))
     return pack_pairs(spec, w, constants, target) or Packed(spec, w)
 
 
