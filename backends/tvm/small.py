@@ -3,6 +3,8 @@ their output may reach into their inputs (`overlap.py`)."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from irc.backends.tvm.overlap import window_distance
@@ -30,7 +32,8 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
     if spec.way == MVE:
         return {0: conv_distance(spec), **_operands(spec, spec.oc if conv_places(spec) > 1 else 0)}
     pairs = spec.way.startswith(PAIRS)
-    return {0: _window(spec, spec.oc, held=pairs), **_operands(spec, spec.oc if pairs else 0)}
+    held = pairs and spec.scratch > 0
+    return {0: _window(spec, spec.oc, held=held), **_operands(spec, spec.oc if pairs else 0)}
 
 
 def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
@@ -99,9 +102,21 @@ def pair_order(run: int) -> list[tuple[int, int]]:
     return found
 
 
+SINGLE_TILE = 8
+
+
+def tile_channels(spec: SmallConvSpec) -> int:
+    """Channels that the way "pairs" computes together: of two places four, of a single one eight."""
+    single = math.prod(spec.out) == 1 and spec.kernel == (1, 1) and spec.ic % 4 == 0 and spec.pads == (0, 0)
+    residual = any(i.op == "dequantize" for i in spec.expression)
+    return SINGLE_TILE if single and not residual else 4
+
+
 def scratch_bytes(spec: SmallConvSpec) -> int:
     """Memory of a kernel in the way "pairs": the steps of two places, and at the edge of images a row of zero points
     and one row of each place."""
+    if tile_channels(spec) == SINGLE_TILE:
+        return 0
     rows, run = window_rows(spec)
     return 8 * rows * row_steps(run) + (3 * -(-run // 4) * 4 if leaves_image(spec) else 0)
 

@@ -9,6 +9,9 @@ with its low bytes (SXTB16) it sums a, and the difference is 256 times the sum o
 weights. It is exact where the sums of b fit 24 bits and 256 * b + a fit 16, which the packer has looked at; otherwise
 (way with "wide") both channels are unpacked. A step takes 16 cycles for 16 products.
 
+One place alone, which is what fully connected layers have, has no scratch: eight channels at a time, 20 cycles for 16
+products.
+
 The packed weights are a stream in the order of use: for each tile of four channels the first values of its sums, its
 steps, its scales, and the numbers added after them, if there are any.
 """
@@ -19,11 +22,12 @@ import math
 from dataclasses import dataclass
 
 from irc.backends.tvm.kernels.small_asm import Assembly, float_bits, halves, store_levels
-from irc.backends.tvm.small import leaves_image, row_steps, window_rows
+from irc.backends.tvm.small import SINGLE_TILE, leaves_image, row_steps, tile_channels, window_rows
 from irc.backends.tvm.small_epilogue import Epilogue, Residual, epilogue_of
 from irc.backends.tvm.specs import SmallConvSpec
 from irc.targets.target import Target
 
+_TILE = 4  # channels of two places
 _UNROLL = 16  # steps of straight code, at most
 _STATE = 16  # float registers that hold what the sums leave no room for
 _X, _TOP, _LEFT, _SCRATCH, _Y, _STREAM, _END, _STEPS_END = (f"s{16 + i}" for i in range(8))
@@ -65,9 +69,12 @@ class _Pairs:
         assert found is not None, "the plan has looked"
         self.epilogue: Epilogue = found
         self.wide, self.saturate = "wide" in spec.way, "saturate" in spec.way
+        self.tile = tile_channels(spec)
 
     def build(self) -> str:
         asm, shape = self.asm, self.shape
+        if self.tile == SINGLE_TILE:
+            return self._single()
         self._start()
         pair, done = asm.label(), asm.label()
         asm.place(pair)
@@ -366,25 +373,96 @@ class _Pairs:
     def _finish(self, channels: int) -> None:
         """Sums in r4-r7 (first place) and r8-r11 -> bytes."""
         asm, e = self.asm, self.epilogue
-        if not self.wide:
-            asm("sub r5,r5,r4", "sub r7,r7,r6", "sub r9,r9,r8", "sub r11,r11,r10")
-        for i in range(0, 8, 2):
-            asm(f"vmov s{i},s{i + 1},r{4 + i},r{5 + i}")
-        asm("vldmia r1!,{s8-s11}")
-        asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(8)))
-        asm(*(f"vmul.f32 s{i},s{i},s{8 + i % 4}" for i in range(8)))
-        if e.addend >= 0:
-            asm("vldmia r1!,{s8-s11}")
-            asm(*(f"vadd.f32 s{i},s{i},s{8 + i % 4}" for i in range(8)))
-        if e.requantize.params[3] != 1.0:
-            asm(*(f"vmul.f32 s{i},s{i},{_FACTOR}" for i in range(8)))
-        self._rounded()
+        self._round(_TILE)
         last = e.last
         if e.residual is not None:
             self._add_other(e.residual)
         low, high, zero = (int(v) for v in last.params[:3])
         store_levels(asm, (4, 8), low, high, zero, saturate=self.saturate)
         self._write(channels)
+
+    def _round(self, different: int) -> None:
+        """Sums in r4-r11 -> rounded integers there. `different` channels: then they repeat."""
+        asm, e = self.asm, self.epilogue
+        if not self.wide:
+            asm("sub r5,r5,r4", "sub r7,r7,r6", "sub r9,r9,r8", "sub r11,r11,r10")
+        for i in range(0, 8, 2):
+            asm(f"vmov s{i},s{i + 1},r{4 + i},r{5 + i}")
+        constants = f"s8-s{7 + different}"
+        asm(f"vldmia r1!,{{{constants}}}")
+        asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(8)))
+        asm(*(f"vmul.f32 s{i},s{i},s{8 + i % different}" for i in range(8)))
+        if e.addend >= 0:
+            asm(f"vldmia r1!,{{{constants}}}")
+            asm(*(f"vadd.f32 s{i},s{i},s{8 + i % different}" for i in range(8)))
+        if e.requantize.params[3] != 1.0:
+            asm(*(f"vmul.f32 s{i},s{i},{_FACTOR}" for i in range(8)))
+        self._rounded()
+
+    # One place
+    def _single(self) -> str:
+        """All channels of one place, eight at a time; its bytes are widened as they are read."""
+        asm, spec = self.asm, self.spec
+        asm.enter()
+        asm(f"vmov {_X},r0", f"vmov {_Y},r2")
+        asm.add("r3", "r0", spec.ic, "r3")
+        asm(f"vmov {_STEPS_END},r3")
+        self._float(_FACTOR, self.epilogue.requantize.params[3])
+        whole, rest = divmod(spec.oc, SINGLE_TILE)
+        if whole:
+            asm.constant("r3", whole * self._single_bytes())
+            asm("add r3,r3,r1", f"vmov {_END},r3")
+            again = asm.label()
+            asm.place(again)
+            self._single_tile(SINGLE_TILE)
+            if whole > 1:
+                asm(f"vmov r2,{_END}", "cmp r1,r2", f"bne {again}")
+        if rest:
+            self._single_tile(rest)
+        asm.leave()
+        return asm.function(self.symbol, self.target, 3)
+
+    def _single_bytes(self) -> int:
+        return 4 * SINGLE_TILE * (2 + (self.epilogue.addend >= 0)) + SINGLE_TILE * self.spec.ic
+
+    def _single_tile(self, channels: int) -> None:
+        asm = self.asm
+        asm("ldm r1!,{r4-r11}", f"vmov r0,{_X}")
+        words = self.spec.ic // 4
+        unroll = max(u for u in range(1, 9) if words % u == 0)
+        again = asm.label()
+        asm.place(again)
+        for _ in range(unroll):
+            asm("ldr r3,[r0],#4", "sxtb16 r2,r3", "sxtb16 r3,r3,ror #8")
+            for x in ("r2", "r3"):
+                self._single_step(x)
+        if unroll < words:
+            asm(f"vmov r2,{_STEPS_END}", "cmp r0,r2", f"bne {again}")
+        self._round(SINGLE_TILE)
+        last = self.epilogue.last
+        store_levels(asm, (4, 8), *(int(v) for v in last.params[:3]), saturate=self.saturate)
+        asm(f"vmov r0,{_Y}")
+        for first in range(0, channels, 4):
+            word = f"r{4 + first}"
+            if channels - first >= 4:
+                asm(f"str {word},[r0],#4")
+                continue
+            for i in range(channels - first):
+                asm(*([f"lsr {word},{word},#8"] if i else []), f"strb {word},[r0],#1")
+        asm(f"vmov {_Y},r0")
+
+    def _single_step(self, x: str) -> None:
+        asm = self.asm
+        for first in range(4, 12, 4):
+            if self.wide:
+                for a in (first, first + 2):
+                    asm("ldr r12,[r1],#4", "sxtb16 lr,r12,ror #8", "sxtb16 r12,r12")
+                    asm(f"smlad r{a},{x},r12,r{a}", f"smlad r{a + 1},{x},lr,r{a + 1}")
+                continue
+            asm("ldrd r12,lr,[r1],#8")
+            asm(f"smlad r{first + 1},{x},r12,r{first + 1}", "sxtb16 r12,r12")
+            asm(f"smlad r{first + 3},{x},lr,r{first + 3}", "sxtb16 lr,lr")
+            asm(f"smlad r{first},{x},r12,r{first}", f"smlad r{first + 2},{x},lr,r{first + 2}")
 
     def _rounded(self) -> None:
         """s0-s7 rounded to integers in r4-r11."""

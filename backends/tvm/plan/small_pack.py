@@ -9,7 +9,16 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from irc.backends.tvm.plan.small_mve import mve_conv, mve_depthwise
-from irc.backends.tvm.small import PAIRS, ROWS, pair_order, ring_columns, row_steps, scratch_bytes, window_rows
+from irc.backends.tvm.small import (
+    PAIRS,
+    ROWS,
+    pair_order,
+    ring_columns,
+    row_steps,
+    scratch_bytes,
+    tile_channels,
+    window_rows,
+)
 from irc.backends.tvm.small_epilogue import Epilogue, channel_values, epilogue_of, streamed_operands
 from irc.backends.tvm.small_mve import MVE
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
@@ -170,7 +179,9 @@ def _shares_words(w: Array, low: Array, high: Array) -> bool:
     """Whether 256 * b + a fits 16 bits for all pairs of channels, and all sums of b fit 24."""
     limit = 1 << _SUM_BITS
     fits = low[1::2].min(initial=0) >= -limit and high[1::2].max(initial=0) < limit
-    return bool(fits) and int(w.min(initial=0)) > -128
+    flat = w.reshape(w.shape[0], -1)
+    borrows = (flat[1::2] == -128) & (flat[: len(flat) // 2 * 2 : 2] < 0)
+    return bool(fits) and not borrows.any()
 
 
 def _largest(epilogue: Epilogue, low: Array, high: Array, scale: Array, addend: Array) -> float:
@@ -199,22 +210,23 @@ def _collapsed(spec: SmallConvSpec) -> SmallConvSpec:
 def _stream(spec: SmallConvSpec, w: Array, bias: Array, scale: Array, addend: Array | None, wide: bool) -> Array:
     """int32 words: for each tile the first values of the sums, the steps, the scales, the addends."""
     rows, run = window_rows(spec)
-    tiles = -(-spec.oc // _TILE)
-    missing = tiles * _TILE - spec.oc
+    tile = tile_channels(spec)
+    tiles = -(-spec.oc // tile)
+    missing = tiles * tile - spec.oc
     flat = np.pad(w.reshape(spec.oc, rows, run), ((0, missing), (0, 0), (0, 0))).astype(np.int32)
     bias = np.pad(bias, (0, missing))
     scale = np.pad(scale.astype(np.float32), (0, missing))
-    steps = np.zeros((tiles * _TILE, rows, row_steps(run), 2), np.int32)
+    steps = np.zeros((tiles * tile, rows, row_steps(run), 2), np.int32)
     for number, (first, second) in enumerate(pair_order(run)):
         steps[:, :, number, 0] = flat[:, :, first]
         if second >= 0:
             steps[:, :, number, 1] = flat[:, :, second]
-    pairs = steps.reshape(tiles, _TILE // 2, 2, -1, 2)  # tile, pair of channels, a or b, step, half
+    pairs = steps.reshape(tiles, tile // 2, 2, -1, 2)  # tile, pair of channels, a or b, step, half
     a, b = pairs[:, :, 0], pairs[:, :, 1]
     half = (a & 0xFF) | (b & 0xFF) << 8 if wide else (256 * b + a) & 0xFFFF
     words = (half[..., 0] | half[..., 1] << 16).transpose(0, 2, 1).reshape(tiles, -1)  # step by step, pair by pair
-    starts = bias.reshape(tiles, 2, 2).astype(np.int64)
-    factors = scale.reshape(tiles, 2, 2).copy()
+    starts = bias.reshape(tiles, tile // 2, 2).astype(np.int64)
+    factors = scale.reshape(tiles, tile // 2, 2).copy()
     if not wide:
         starts = np.stack([starts[..., 0], 256 * starts[..., 1] + starts[..., 0]], -1)
         factors[..., 1] *= np.float32(1 / 256)
