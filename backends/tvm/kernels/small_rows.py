@@ -22,7 +22,7 @@ from irc.backends.tvm.specs import SmallDepthwiseSpec
 from irc.targets.target import Target
 
 _BIAS, _SCALES, _WEIGHTS = 8, 4, 12  # first float registers
-_END = "s30"
+_END, _PLACE = "s30", "s31"
 # words on the stack
 _X, _Y, _STREAM, _RING, _ROWS, _NEXT, _PHASE, _SLOT, _BLOCK, _FRAME = range(10)
 
@@ -98,7 +98,7 @@ class _Rows:
         self._load_weights()
         self._load("r2", _RING)
         self._load("lr", _Y)
-        asm("add r0,r2,r1", "add lr,lr,r1")
+        asm("add r0,r2,r1", "add lr,lr,r1", f"vmov {_PLACE},lr")
         self._columns()
         self._load("r1", _BLOCK)
         self._load("r0", _STREAM)
@@ -143,7 +143,7 @@ class _Rows:
             return
         asm.add("r0", "r0", step, "r1")
         asm.add("lr", "lr", 2 * yw, "r1")
-        asm(f"vmov r1,{_END}")
+        asm(f"vmov r1,{_END}", f"vmov {_PLACE},lr")
         if not odd:
             asm("cmp r0,r1", f"bne {again}")
             return
@@ -154,7 +154,7 @@ class _Rows:
         # one column is left: the pair that ends with it
         asm.add("r0", "r0", -step // 2, "r1")
         asm.add("lr", "lr", -yw, "r1")
-        asm(f"vmov r1,{_END}")
+        asm(f"vmov r1,{_END}", f"vmov {_PLACE},lr")
         asm.add("r1", "r1", -step // 2, "r2")
         asm(f"vmov {_END},r1", f"b {again}")
         asm.place(last)
@@ -165,19 +165,8 @@ class _Rows:
             for i in range(0, 4, 2):
                 r = 4 + 4 * place + i
                 asm(f"vmov r{r},r{r + 1},s{_BIAS + i},s{_BIAS + i + 1}")
-        width, stride = spec.kernel[1], spec.stride[1]
         for slot in range(spec.kernel[0]):
-            for column in range(stride + width):
-                users = [(p, column - p * stride) for p in range(2) if 0 <= column - p * stride < width]
-                if users:
-                    asm(f"ldr r1,[r0,#{slot * self.row + column * spec.channels}]")
-                    asm("sxtb16 r2,r1,ror #8", "sxtb16 r1,r1")
-                for place, tap in users:
-                    w = _WEIGHTS + 2 * (slot * width + tap)
-                    a = 4 + 4 * place
-                    asm(f"vmov r3,r12,s{w},s{w + 1}")
-                    asm(f"smlabb r{a},r1,r3,r{a}", f"smlatt r{a + 2},r1,r3,r{a + 2}")
-                    asm(f"smlabb r{a + 1},r2,r12,r{a + 1}", f"smlatt r{a + 3},r2,r12,r{a + 3}")
+            self._slot(slot)
         for a in (4, 8):
             asm(f"vmov s0,s1,r{a},r{a + 1}", f"vmov s2,s3,r{a + 2},r{a + 3}")
             asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(4)))
@@ -186,7 +175,40 @@ class _Rows:
             asm(f"vmov r{a},r{a + 1},s0,s1", f"vmov r{a + 2},r{a + 3},s2,s3")
         low, high, zero = (int(v) for v in self.requantize.params[:3])
         store_levels(asm, (4, 8), low, high, zero, saturate=self.saturate)
-        asm("str r4,[lr]", f"str r8,[lr,#{spec.y_strides[2]}]")
+        asm(f"vmov lr,{_PLACE}", "str r4,[lr]", f"str r8,[lr,#{spec.y_strides[2]}]")
+
+    def _slot(self, slot: int) -> None:
+        """A row of both windows. With stride 1 a weight serves both places at once, as neighbouring columns of x stay
+        in registers: channels 0 and 2, and 1 and 3, of the even columns in r1 and r2, of the odd ones in r3 and lr."""
+        asm, spec = self.asm, self.spec
+        width, stride = spec.kernel[1], spec.stride[1]
+
+        def load(column: int, even: str, odd: str) -> None:
+            asm(f"ldr {even},[r0,#{slot * self.row + column * spec.channels}]")
+            asm(f"sxtb16 {odd},{even},ror #8", f"sxtb16 {even},{even}")
+
+        if stride == 1:
+            held = (("r1", "r2"), ("r3", "lr"))
+            load(0, *held[0])
+            for tap in range(width):
+                load(tap + 1, *held[(tap + 1) % 2])
+                w = _WEIGHTS + 2 * (slot * width + tap)
+                for half in range(2):
+                    asm(f"vmov r12,s{w + half}")
+                    for place in range(2):
+                        a, x = 4 + 4 * place + half, held[(tap + place) % 2][half]
+                        asm(f"smlabb r{a},{x},r12,r{a}", f"smlatt r{a + 2},{x},r12,r{a + 2}")
+            return
+        for column in range(stride + width):
+            users = [(p, column - p * stride) for p in range(2) if 0 <= column - p * stride < width]
+            if users:
+                load(column, "r1", "r2")
+            for place, tap in users:
+                w = _WEIGHTS + 2 * (slot * width + tap)
+                for half, x in enumerate(("r1", "r2")):
+                    a = 4 + 4 * place + half
+                    asm(f"vmov r3,s{w + half}")
+                    asm(f"smlabb r{a},{x},r3,r{a}", f"smlatt r{a + 2},{x},r3,r{a + 2}")
 
     def _after_row(self, again: str) -> None:
         asm, spec = self.asm, self.spec
