@@ -178,6 +178,10 @@ function(irc_add_model name)
 
   if(ARG_TARGET STREQUAL "c")
     add_library(${name} STATIC "${library}")
+    get_property(languages GLOBAL PROPERTY ENABLED_LANGUAGES)
+    if(NOT C IN_LIST languages)
+      set_source_files_properties("${library}" PROPERTIES LANGUAGE CXX)  # it is C++ as well
+    endif()
     target_include_directories(${name} SYSTEM PUBLIC "${folder}/include")
     target_link_libraries(${name} PUBLIC m)
   else()
