@@ -11,7 +11,7 @@ from irc.backends.tvm.plan.integer import FusedQuantize, IntegerWeights, float_w
 from irc.backends.tvm.plan.kinds import is_weight, kind_of
 from irc.backends.tvm.plan.planner import Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.small_conv import _bias, _geometry, _images, _Images, _nhw, _operands, _plain_gemm
+from irc.backends.tvm.plan.small_conv import _bias, _geometry, _Images, _images, _nhw, _operands, _plain_gemm
 from irc.backends.tvm.plan.source import real_weights
 from irc.backends.tvm.plan.window import Window
 from irc.backends.tvm.small import REAL

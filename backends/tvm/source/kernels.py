@@ -40,7 +40,7 @@ def _built(function: Any, symbol: str) -> str:
     """A function of `KernelBuilder`: flat buffers, explicit vectors."""
     made = tvm.target.Target("c")
     made = made.with_host(made)
-    passes = [tirx.transform.BindTarget(made), tirx.transform.StmtSimplify(), tirx.transform.LowerIntrin()]
+    passes = [tirx.transform.BindTarget(made), tirx.transform.LowerIntrin()]
     module = tvm.ir.transform.Sequential(passes)(tvm.IRModule({symbol: function}))
     return Printer(symbol).function(module[symbol])
 

@@ -18,7 +18,7 @@ from irc.backends.tvm.kernels.builder import KernelBuilder
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.source.printer import Printer
-from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
+from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
 
 CHANNELS = 16
@@ -47,12 +47,12 @@ class Epilogue:
         self.limits = magnitudes(spec.expression, limit, [o.limit for o in spec.operands])
 
     def parameters(self) -> list[str]:
-        """Declarations of the operands. Only constants have memory of their own."""
-        return [f"const {ctype(o.dtype)} *{self._qualifier(o)}e{i}" for i, o in enumerate(self.spec.operands)]
-
-    @staticmethod
-    def _qualifier(operand: Operand) -> str:
-        return "IRC_RESTRICT " if math.isfinite(operand.limit) else ""
+        """Declarations of the operands. What differs from place to place may lie where the output does."""
+        moving = self.moving()
+        return [
+            f"const {ctype(o.dtype)} *{'' if i in moving else 'IRC_RESTRICT '}e{i}"
+            for i, o in enumerate(self.spec.operands)
+        ]
 
     def moving(self) -> list[int]:
         """Operands that differ from place to place."""
@@ -82,7 +82,7 @@ class Epilogue:
         function = function.with_attr("tirx.noalias", True)
         made = tvm.target.Target("c")
         made = made.with_host(made)
-        passes = [tirx.transform.BindTarget(made), tirx.transform.StmtSimplify(), tirx.transform.LowerIntrin()]
+        passes = [tirx.transform.BindTarget(made), tirx.transform.LowerIntrin()]
         module = tvm.ir.transform.Sequential(passes)(tvm.IRModule({self.symbol: function}))
         lines = Printer(self.symbol).fragment(module[self.symbol], depth)
         return [line.replace("OUT[c]", f"{target}[{index}]").replace("ACC", acc) for line in lines]
