@@ -19,6 +19,7 @@ from irc.backends.tvm.plan.kinds import dequantized
 from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, peak, place_plan
+from irc.backends.tvm.plan.patches import Patching, patched
 from irc.backends.tvm.plan.planner import Call, Pointer
 from irc.backends.tvm.plan.waits import waits, worth_sharing, worth_threads
 from irc.backends.tvm.specs import LibrarySpec, Spec, key, to_json
@@ -53,17 +54,23 @@ def build_program(
     progress: Progress = _quiet,
     compiler: Compiler | None = None,
     tuning: Records | None = None,
+    workspace_limit: int | None = None,
 ) -> Program:
     """Compile `model` (static shapes, cleaned) for `target`, with measured choices where `tuning` has them.
 
     `cache_dir` None compiles everything anew. `compiler`: running workers for the same target, to be used (with
-    their cache) instead of new ones; they go on running. Raises ShapeError for unknown shapes, UnsupportedError with
-    every node that has no kernel, InternalError with a reproducer where a kernel cannot be compiled.
+    their cache) instead of new ones; they go on running. `workspace_limit`: where the plan of a small target needs
+    more bytes, its first layers run in strips (`plan/patches.py`). Raises ShapeError for unknown shapes,
+    UnsupportedError with every node that has no kernel, InternalError with a reproducer where a kernel cannot be
+    compiled.
     """
     check_machine(target)
     check_model(model)
     ports = _ports(model.graph)
     progress("plan", 0, 1)
+    patching = None
+    if workspace_limit is not None and target.small:
+        model, patching = _patched(model, target, workspace_limit)
     plan = make_plan(clone(model).graph, planning_target(target))
     tuned = None if tuning is None else apply_records(plan, target, tuning)
     ask_ahead(plan.planner, plan.calls, planning_target(target))
@@ -74,7 +81,21 @@ def build_program(
     program = _assemble(name, target, ports, plan, kernels, compiled)
     if tuned is not None:
         program.statistics["tuned"] = tuned
+    if patching is not None:
+        program.statistics["patched"] = {"exit": patching.exit, "strips": patching.strips}
+        program.statistics["recomputed_macs"] = patching.recomputed
     return program
+
+
+def _patched(model: Model, target: Target, limit: int) -> tuple[Model, Patching | None]:
+    """The model in a form whose workspace is at most `limit`, as far as that can be had."""
+
+    def workspace(tried: Model) -> int:
+        plan = make_plan(clone(tried).graph, planning_target(target))
+        return place_plan(plan.calls, plan.planner.storages, target.alignment, small=True).nbytes
+
+    needed = workspace(model)
+    return (model, None) if needed <= limit else patched(model, limit, workspace, needed)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def compile_model(
         report.steps = [StepRow(s.label or s.symbol, s.nodes, s.macs, s.parallel) for s in done.program.steps]
         report.sizes = _program_sizes(done.program)
         report.notes.extend(lower.tuning_notes(options, done.program))
-        report.notes.extend(lower.coding_notes(done.program))
+        report.notes.extend((*lower.coding_notes(done.program), *lower.patching_notes(done.program)))
     if options.stop_after == "kernels":
         return done
 

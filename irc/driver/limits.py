@@ -64,8 +64,11 @@ def _ram_error(program: Program, found: Footprint, limit: int) -> LimitError:
     parts += [f"decoded weights and threads {found.decoded}"] if found.decoded else []
     peak = sorted(program.statistics.get("peak", ()), key=lambda row: -int(row[1]))[:_NAMED]
     layers = "; ".join(f"{short_name(name)} {size}" for name, size in peak)
+    patched = program.statistics.get("patched")
+    strips = f"; the first layers run in {patched['strips']} strips already" if patched else ""
     return LimitError(
-        f"the network needs more RAM than it may use ({', '.join(parts)}; most of it at one time: {layers or 'none'})",
+        f"the network needs more RAM than it may use ({', '.join(parts)}; most of it at one time: {layers or 'none'}"
+        f"{strips})",
         where=program.name,
         expected=f"at most {limit} bytes",
         got=f"{found.ram} bytes, {found.ram - limit} too many",
@@ -80,9 +83,6 @@ def _ram_hints(program: Program, found: Footprint, limit: int) -> list[str]:
     if _bytes_of(program, "float32") > _bytes_of(program, "int8"):
         others = found.ram - found.workspace
         hints.append(_estimate("8 bits for data (--passes quantize)", others + found.workspace // 4, limit))
-    patched = program.statistics.get("patched")
-    if patched:
-        hints.append(f"more than patching gives (the first layers run in {patched['strips']} strips already)")
     share = max(0.0, limit - (found.ram - found.workspace)) / max(found.workspace, 1)
     hints.append(f"fewer channels (prune-channels, about {share:.0%} of them) or a smaller input (--shape)")
     return hints

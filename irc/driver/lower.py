@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irc.backends.program import Program
+from irc.driver.limits import ram_limit, short_name
 from irc.driver.load import load_data, load_static
 from irc.driver.options import CompileOptions
 from irc.driver.runners import measure_stack
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
+_BESIDE_WORKSPACE = 256
+"""Bytes of RAM that are kept for stack and context while it is decided whether the workspace is small enough."""
+
 
 def build_program(model: Model, target: Target, options: CompileOptions, progress: Progress) -> Program:
     """Kernels of `model` for `target`. Raises the IrcError of the backend, with the name of the model."""
@@ -34,9 +38,17 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
     folder = cache_folder(options)
     count = workers(options)
     records = tuning(options)
+    limit = ram_limit(options)
     try:
         program = build(
-            model, target, name=options.name, cache_dir=folder, workers=count, progress=progress, tuning=records
+            model,
+            target,
+            name=options.name,
+            cache_dir=folder,
+            workers=count,
+            progress=progress,
+            tuning=records,
+            workspace_limit=None if limit is None else max(0, limit - _BESIDE_WORKSPACE),
         )
     except IrcError as error:
         raise error.at(model.name) from None
@@ -87,6 +99,19 @@ def tuning_notes(options: CompileOptions, program: Program) -> list[str]:
             "irc tune measures again"
         )
     return notes
+
+
+def patching_notes(program: Program) -> list[str]:
+    """Which layers run in strips, and what that costs."""
+    done = program.statistics.get("patched")
+    if done is None:
+        return []
+    again = program.statistics["recomputed_macs"]
+    share = again / max(program.statistics["macs"] - again, 1)
+    return [
+        f"the layers before '{short_name(done['exit'])}' run in {done['strips']} strips to save RAM: "
+        f"{again} multiply-adds ({share:.1%}) are done again"
+    ]
 
 
 def coding_notes(program: Program) -> list[str]:

@@ -83,6 +83,22 @@ def test_overlaps_change_nothing_but_the_size(monkeypatch: pytest.MonkeyPatch, k
             np.testing.assert_array_equal(values, expected[name])
 
 
+@needs_board
+def test_strips_give_the_same_bits_in_less_memory(kernel_cache: Path) -> None:
+    model, feeds, expected = images(2)
+    whole = built(2, kernel_cache).workspace_bytes
+    limit = whole * 9 // 10
+    program = build_program(model, M4, name="net", cache_dir=kernel_cache, workers=1, workspace_limit=limit)
+    assert program.workspace_bytes < whole
+    assert program.statistics["patched"]["strips"] > 1
+    assert (
+        program.statistics["macs"] - program.statistics["recomputed_macs"] == built(2, kernel_cache).statistics["macs"]
+    )
+    with Emulated(program, glue_object(program, kernel_cache)) as network:
+        for name, values in network.run(feeds, inside=True).items():
+            np.testing.assert_array_equal(values, expected[name])
+
+
 def test_ports_lie_inside_the_workspace(kernel_cache: Path) -> None:
     program = built(2, kernel_cache)
     for ports, places in ((program.inputs, program.input_places), (program.outputs, program.output_places)):
