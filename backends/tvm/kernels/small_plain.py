@@ -6,11 +6,13 @@ is stored, and no place is read that does not exist. Other windows are summed by
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 
+from irc.backends.tvm.geometry import spans
 from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, cast, const
 from irc.backends.tvm.kernels.channels import operand_reader
 from irc.backends.tvm.kernels.emit import emit_expression
@@ -26,16 +28,23 @@ def build_conv(symbol: str, spec: SmallConvSpec, target: Target) -> Any:
     w = k.pointer("w", "int8", spec.oc * taps * spec.ic)
     operands = [k.pointer(f"e{i}", o.dtype, o.size, shared=o.strides[1] != 0) for i, o in enumerate(spec.operands)]
     y = k.pointer("y", spec.y_dtype, spec.y_size, shared=True)
-    acc = k.local(1, "int32")
+    together = _channels_together(spec.oc)
+    acc = k.local(together, "int32")
+    each = taps * spec.ic  # weights of a channel
     _, sh, sw = spec.x_strides
     row = spec.kernel[1] * spec.ic if spec.dilation[1] == 1 and sw == spec.ic else 0  # bytes of a row of the window
 
     def add(value: Expr, weight: Expr) -> None:
-        k.store(acc, 0, k.load(acc, 0) + cast(value, "int32") * cast(k.load(w, weight), "int32"))
+        wide = k.let(cast(value, "int32"))
+        for c in range(together):
+            k.store(acc, c, k.load(acc, c) + wide * cast(k.load(w, weight + c * each), "int32"))
 
     def dot(at: Expr, weights: Expr, count: int) -> None:
-        with k.loop(count, "i") as i:
-            add(k.load(x, at + i), weights + i)
+        for first, turns, size in spans(count, min(_STEPS, count)):
+            with k.loop(turns, "i") as turn:
+                start = k.let(turn * size + first, "i")
+                for i in range(size):
+                    add(k.load(x, at + start + i), weights + start + i)
 
     def inside(at: Expr, weights: Expr) -> None:
         with k.loop(spec.kernel[0], "kh") as kh:
@@ -58,16 +67,27 @@ def build_conv(symbol: str, spec: SmallConvSpec, target: Target) -> Any:
             with k.when(tirx.Not(here)), k.loop(spec.ic, "i") as i:
                 add(const(spec.fill, "int8"), first + i)
 
-    with _places(k, spec) as (n, h, col, at, top, left, whole), k.loop(spec.oc, "c") as c:
-        k.store(acc, 0, const(0, "int32"))
-        weights = k.let(c * (taps * spec.ic), "wb")
+    with _places(k, spec) as (n, h, col, at, top, left, whole), k.loop(spec.oc // together, "c") as t:
+        c = k.let(t * together, "c")
+        for i in range(together):
+            k.store(acc, i, const(0, "int32"))
+        weights = k.let(c * each, "wb")
         with k.when(whole):
             inside(at, weights)
         if whole is not None:
             with k.when(tirx.Not(whole)):
                 crossing(at, weights, top, left)
-        _write(k, spec, operands, y, [n, h, col], c, k.load(acc, 0))
+        for i in range(together):
+            _write(k, spec, operands, y, [n, h, col], c + i, k.load(acc, i))
     return k.finish()
+
+
+_STEPS = 4  # of a sum in one turn of the loop
+
+
+def _channels_together(channels: int) -> int:
+    """Channels that are summed side by side: what is loaded of the data serves all of them."""
+    return next(n for n in (4, 3, 2, 1) if channels % n == 0)
 
 
 def build_depthwise(symbol: str, spec: SmallDepthwiseSpec, target: Target) -> Any:
@@ -99,7 +119,10 @@ def build_depthwise(symbol: str, spec: SmallDepthwiseSpec, target: Target) -> An
 
         k.store(acc, 0, const(0, "int32"))
         with k.when(whole):
-            window(at, c, lambda kh, kw: None)
+            for kh, kw in itertools.product(*map(range, spec.kernel)):
+                tap = k.load(x, at + (kh * (spec.dilation[0] * sh) + kw * (spec.dilation[1] * sw)) + c)
+                weight = k.load(w, (kh * spec.kernel[1] + kw) * spec.channels + c)
+                k.store(acc, 0, k.load(acc, 0) + cast(tap, "int32") * cast(weight, "int32"))
         if whole is not None:
             with k.when(tirx.Not(whole)):
                 window(at, c, exists)
