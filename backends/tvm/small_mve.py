@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from irc.backends.tvm.overlap import safe_distance, window_distance
-from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
+from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 
 MVE = "mve"
 """The way of kernels that use vectors."""
@@ -127,14 +127,9 @@ def block_bytes(spec: SmallDepthwiseSpec) -> int:
     return (math.prod(spec.kernel) + spec.streamed * 4) * BYTES
 
 
-def is_streamed(operands: tuple[Operand, ...]) -> bool:
-    """Whether the operands are numbers of four bytes per channel, which may stand among the weights."""
-    return bool(operands) and all(o.strides == (0, 0, 0, 1) and np.dtype(o.dtype).itemsize == 4 for o in operands)
-
-
 def in_blocks(spec: SmallConvSpec) -> bool:
     """Whether 16 channels are narrowed together: where weights leave registers for that."""
-    return spec.streamed > 0 and conv_places(spec) * steps_of(spec) <= _HELD // 2
+    return 0 < spec.streamed == len(spec.operands) and conv_places(spec) * steps_of(spec) <= _HELD // 2
 
 
 def tile_bytes(spec: SmallConvSpec) -> int:

@@ -292,7 +292,12 @@ class _Conv(_Kernel):
         for p, place in enumerate(places):
             base = k.let(place[0] * yn + place[1] * yh + place[2] * yw + channel, "yb")
             if spec.streamed:
-                value = k.let(emit_expression(k, spec.expression, TILE, self._constants(tile), self._total(p)), "q")
+                kept, given = self._constants(tile), operand_reader(k, self.operands, spec.operands, place, channel)
+
+                def read_any(n: int, lanes: int, kept: Any = kept, given: Any = given) -> Expr:
+                    return (kept if n < spec.streamed else given)(n, lanes)
+
+                value = k.let(emit_expression(k, spec.expression, TILE, read_any, self._total(p)), "q")
                 if count == TILE:
                     k.store(self.y, base, value, TILE)
                     continue

@@ -15,12 +15,11 @@ from irc.backends.tvm.small_mve import (
     conv_scratch,
     depthwise_scratch,
     in_blocks,
-    is_streamed,
     pairs_of_places,
     steps_of,
     tile_channels,
 )
-from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
+from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.types import Array
 
 
@@ -34,7 +33,9 @@ def mve_conv(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -
     oc, steps = w.shape[0], steps_of(spec)
     last = spec.expression[-1]
     bytes_out = last.op == "requantize" and last.dtype == "int8"
-    streamed = _streamed(spec.operands, constants, oc) if bytes_out else []
+    streamed = _streamed(constants, oc) if bytes_out else []
+    if len(streamed) < len(spec.operands) and oc % TILE:  # operands of elements end with the last channel
+        streamed = []
     made = replace(spec, way=MVE, streamed=len(streamed), scratch=conv_scratch(spec))
     tiles = tile_channels(oc, in_blocks(made))
     order = np.asarray(tiles).reshape(-1)
@@ -50,10 +51,14 @@ def mve_conv(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -
     return replace(made, w_size=packed.size), packed
 
 
-def _streamed(operands: tuple[Operand, ...], constants: Sequence[Array | None], channels: int) -> list[Array]:
-    """The constants of an expression that reads nothing else, or none."""
-    known = [c for c in constants if c is not None and c.size == channels]
-    return known if len(known) == len(operands) and is_streamed(operands) else []
+def _streamed(constants: Sequence[Array | None], channels: int) -> list[Array]:
+    """The first operands of an expression, as far as they are numbers of four bytes for each channel."""
+    found = []
+    for values in constants:
+        if values is None or values.size != channels or values.itemsize != 4:
+            break
+        found.append(values)
+    return found
 
 
 def mve_depthwise(
@@ -73,8 +78,8 @@ def mve_depthwise(
     if pairs_of_places(spec):
         taps[:, channels:] = taps[:, :channels]
     parts = [taps.reshape(-1, blocks(channels), BYTES).transpose(1, 0, 2).reshape(blocks(channels), -1)]
-    streamed = _streamed(spec.operands, constants, channels)
-    if channels % BYTES and not pairs_of_places(spec):
+    streamed = _streamed(constants, channels)
+    if len(streamed) < len(spec.operands) or (channels % BYTES and not pairs_of_places(spec)):
         streamed = []
     for values in streamed:
         both = np.concatenate([values, values]) if channels < BYTES else values
