@@ -173,10 +173,17 @@ class Printer:
         self._by_lanes(lanes, lambda lane: f"{name}[{lane}] = {bare(self._expr(s.value))};")
 
     def _by_lanes(self, lanes: int, line: Callable[[str], str]) -> None:
-        self._lane = "l"
-        text = line("l")
-        self._lane = ""
-        self._put(f"for (int l = 0; l < {lanes}; l++) {text}")
+        """One loop over the lanes; a line for each where they do not all do the same."""
+        before = self._lane
+        try:
+            self._lane = "l"
+            self._put(f"for (int l = 0; l < {lanes}; l++) {line('l')}")
+        except _Apart:
+            for i in range(lanes):
+                self._lane = str(i)
+                self._put(line(str(i)))
+        finally:
+            self._lane = before
 
     def _on_bufferstore(self, s: Stmt) -> None:
         (index,) = s.indices
@@ -329,12 +336,27 @@ class Printer:
         return f"irc_floormod({bare(self._expr(e.a))}, {bare(self._expr(e.b))})"
 
     def _expr_shuffle(self, e: Expr) -> str:
-        if len(e.indices) == 1 and len(e.vectors) == 1 and kind_of(e)[1] == 1:
-            before, self._lane = self._lane, str(literal(e.indices[0]))
-            text = self._expr(e.vectors[0])
+        number = literal(e.indices[self._number() if kind_of(e)[1] > 1 else 0])
+        assert number is not None
+        for vector in e.vectors:
+            lanes = kind_of(vector)[1]
+            if number < lanes:
+                return self._at_lane(vector, number)
+            number -= lanes
+        raise UnsupportedError("a shuffle takes lanes that are not there")
+
+    def _number(self) -> int:
+        """The lane that is printed, where it has to be a number."""
+        if not self._lane.isdigit():
+            raise _Apart
+        return int(self._lane)
+
+    def _at_lane(self, e: Expr, lane: int) -> str:
+        before, self._lane = self._lane, str(lane)
+        try:
+            return self._expr(e)
+        finally:
             self._lane = before
-            return text
-        raise UnsupportedError("shuffles of vectors have no C form")
 
     def _expr_lshift(self, e: Expr) -> str:
         return self._left(e.a, e.b, kind_of(e)[0])
@@ -402,7 +424,7 @@ class Printer:
         dtype, lanes = kind_of(e)
         source, source_lanes = kind_of(value)
         if lanes != source_lanes:
-            raise UnsupportedError("vectors that change their number of lanes have no C form")
+            return self._parts(value, dtype, lanes)
         if dtype == source:
             return self._expr(value)
         if dtype.startswith("float") or source.startswith("float"):
@@ -414,6 +436,30 @@ class Printer:
                 return f"irc_{dtype}_of_bits((uint{dtype[-2:]}_t){self._expr(value)})"
             return f"(({ctype(dtype)})irc_bits_of_{source}({bare(self._expr(value))}))"
         return f"(({ctype(dtype)}){self._expr(value)})"
+
+
+    def _parts(self, value: Expr, dtype: str, lanes: int) -> str:
+        """Bits of narrow numbers as those of wider ones, the first lowest, or the other way round."""
+        source, source_lanes = kind_of(value)
+        if source.startswith("float") or dtype.startswith("float") or max(width(source), width(dtype)) > 32:
+            raise UnsupportedError(f"vectors of {source} as {dtype} have no C form")
+        lane = self._number() if lanes > 1 else 0
+        if lanes > source_lanes:
+            ratio = lanes // source_lanes
+            whole = f"(uint32_t){self._at_lane(value, lane // ratio)}"
+            return f"(({ctype(dtype)})({whole} >> {width(dtype) * (lane % ratio)}))"
+        ratio, bits = source_lanes // lanes, width(source)
+        parts = [f"(uint32_t)(uint{bits}_t){self._at_lane(value, lane * ratio + i)}" for i in range(ratio)]
+        return f"(({ctype(dtype)})({' | '.join(f'{p} << {bits * i}' if i else p for i, p in enumerate(parts))}))"
+
+
+class _Apart(Exception):
+    """The lanes of a vector do different things."""
+
+
+def width(dtype: str) -> int:
+    """Bits of a number of this type."""
+    return int("".join(c for c in dtype if c.isdigit()))
 
 
 def drop_unused(lines: list[str]) -> list[str]:
