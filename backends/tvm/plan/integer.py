@@ -253,7 +253,7 @@ def start_sum(
 
 def _sum_limits(integer: IntegerWeights, extra: Array) -> Array:
     """A limit of the sum of each channel."""
-    bits = integer.x.dtype.bits
+    bits = integer.x.tensor.dtype.bits
     w = np.abs(integer.full_weights().reshape(len(integer.scale), -1).astype(np.int64)).sum(1)
     return np.asarray((w * ((1 << bits) - 1) + np.abs(extra)).astype(np.float64))
 
