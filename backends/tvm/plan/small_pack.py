@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from irc.backends.tvm.plan.small_mve import mve_conv, mve_depthwise
+from irc.backends.tvm.reference import requantize
 from irc.backends.tvm.small import (
     PAIRS,
     ROWS,
@@ -81,6 +82,7 @@ def pack_pairs(
         return None
     known = [np.zeros(1) if o is None else o for o in operands]
     bias, scale, addend = channel_values(spec.expression, epilogue, known, spec.oc)
+    bias, scale = _constant_channels(epilogue, w, bias, scale)
     low, high = _sums(w, bias)
     largest = _largest(epilogue, low, high, scale, addend)
     if largest >= _CONVERTIBLE:
@@ -165,6 +167,17 @@ def _streams(spec: SmallConvSpec, epilogue: Epilogue, operands: Sequence[Array |
     _, h, w, c = others[0].strides
     gapless = c == 1 and (w == spec.oc or spec.out[1] == 1) and (h == spec.out[1] * spec.oc or spec.out[0] == 1)
     return others[0].dtype == "int8" and gapless
+
+
+def _constant_channels(epilogue: Epilogue, w: Array, bias: Array, scale: Array) -> tuple[Array, Array]:
+    """Bias and scale with other numbers for channels without weights, whose biases may be so large that all sums of
+    the layer would need more bits: 1 and the result that the channel has everywhere."""
+    instr = epilogue.requantize
+    dead = ~w.reshape(w.shape[0], -1).any(1)
+    if epilogue.addend >= 0 or instr.params[3] != 1.0 or not dead.any():
+        return bias, scale
+    result = requantize(bias.astype(np.int32).astype(np.float32) * scale, instr).astype(np.float32)
+    return np.where(dead, 1, bias), np.where(dead, result - np.float32(instr.params[2]), scale)
 
 
 def _sums(w: Array, bias: Array) -> tuple[Array, Array]:

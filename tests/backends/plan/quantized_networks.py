@@ -467,6 +467,37 @@ def _int16_others(n: Network) -> None:
     n.output(n.product(z, 10, "int8", 0))
 
 
+def _fours(n: Network) -> None:
+    """Channels in fours, as kernels of microcontrollers like them; places at every edge, even and odd rows of them."""
+    edge = (1, 1, 1, 1)
+    x = n.conv(
+        n.input((1, 3, 11, 9), "int8", 0.02, -5),
+        12,
+        (3, 3),
+        "int8",
+        -128,
+        stride=2,
+        pads=(0, 0, 1, 1),
+        activation="relu",
+    )
+    x = n.conv(x, 12, (3, 3), "int8", -128, pads=edge, group=12, activation="relu")
+    y = n.add(x, n.conv(x, 12, (3, 3), "int8", 7, pads=edge), "int8", 0.04, -10)
+    y = n.conv(y, 12, (3, 3), "int8", -20, stride=2, pads=edge, group=12, activation="clip")
+    n.output(n.conv(y, 18, (1, 1), "int8", 3, w_zero=0))
+
+
+def _odd_fours(n: Network) -> None:
+    x = n.conv(n.input((1, 2, 8, 7), "int8", 0.02, 9), 8, (3, 2), "int8", 30, pads=(1, 0, 0, 2))
+    x = n.conv(x, 8, (3, 3), "int8", 11, pads=(2, 1, 0, 1), group=8)
+    x = n.conv(x, 8, (3, 3), "int8", -7, pads=(1, 1, 1, 1), w_zero=0)
+    n.output(n.conv(x, 16, (1, 1), "int8", 3, stride=2, activation="clip"))
+
+
+def _single_row(n: Network) -> None:
+    x = n.product(n.bytes((1, 40), "int8", 0.04, 11), 20, "int8", -128, activation="relu", each=False)
+    n.output(n.product(x, 6, "int8", 0, gemm=True))
+
+
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
@@ -495,6 +526,9 @@ NETWORKS: dict[str, Callable[[Network], None]] = {
     "int2": _int2,
     "int16": _int16,
     "int16_others": _int16_others,
+    "fours": _fours,
+    "odd_fours": _odd_fours,
+    "single_row": _single_row,
 }
 
 
