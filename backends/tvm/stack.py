@@ -82,13 +82,11 @@ def _functions(assembly: str) -> tuple[dict[str, _Function], set[str]]:
         label = _LABEL.match(line)
         if label and label[1] in typed:
             current = found[label[1]] = _Function(label[1])
-        elif line.lstrip().startswith((".section", ".size", ".type")):
-            if not line.lstrip().startswith(".type") or ".L" not in line:
-                current = None if line.lstrip().startswith((".section", ".size")) else current
-        elif current is not None:
+        elif line.lstrip().startswith((".section", ".size")):
+            current = None
+        elif current is not None and not line.lstrip().startswith((".globl", ".type")):
             current.lines.append(line)
-            if not line.lstrip().startswith((".globl", ".fnstart")):
-                current.names |= set(_WORD.findall(_without_comment(line)))
+            current.names |= set(_WORD.findall(_without_comment(line)))
     return found, public
 
 
