@@ -1,8 +1,8 @@
 """`irc COMMAND ...`: finds the command, runs it, and turns errors into a few lines and an exit code.
 
 Exit codes: 0 done; 1 a defect of irc (with a file for the report); 2 something the user can mend; 3 over the accuracy
-budget; 4 over a limit of RAM or flash; 130 interrupted; 128 + N ended by signal N. Nothing but the standard library is imported here: `irc --help`
-must be instant.
+budget; 4 over a limit of RAM or flash; 130 interrupted; 128 + N ended by signal N. Nothing but the standard library is
+imported here: `irc --help` must be instant.
 """
 
 from __future__ import annotations
