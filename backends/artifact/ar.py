@@ -55,6 +55,49 @@ def archive(members: Sequence[Member]) -> list[elf.Bytes]:
     return out
 
 
+def bsd_archive(members: Sequence[Member]) -> list[elf.Bytes]:
+    """The archive in pieces, as Apple's linker wants it: BSD's format, members at multiples of 8 bytes.
+
+    Specification: Apple's <mach-o/ranlib.h> and <ar.h>. Symbols are given as the object has them.
+    """
+    names = [s.encode() + b"\0" for m in members for s in m.symbols]
+    text = b"".join(names)
+    text += bytes(-len(text) % 8)
+    index_name = b"__.SYMDEF SORTED"
+    index_size = len(index_name) + 4 + 8 * len(names) + 4 + len(text)
+    at, offsets = len(MAGIC) + 60 + index_size, []
+    for m in members:
+        offsets.append(at)
+        at += 60 + _padded_name(m.name, at) + _up8(elf.total_size(m.chunks))
+    entries, string = [], 0
+    for m, offset in zip(members, offsets, strict=True):
+        for symbol in m.symbols:
+            entries.append((symbol, struct.pack("<II", string, offset)))
+            string += len(symbol.encode()) + 1
+    table = b"".join(entry for _, entry in sorted(entries))
+    index = index_name + struct.pack("<I", len(table)) + table + struct.pack("<I", len(text)) + text
+    out: list[elf.Bytes] = [MAGIC, _bsd_header(len(index_name), index_size), index]
+    for m, offset in zip(members, offsets, strict=True):
+        name = m.name.encode().ljust(_padded_name(m.name, offset), b"\0")
+        size = elf.total_size(m.chunks)
+        out += [_bsd_header(len(name), len(name) + _up8(size)), name, *m.chunks, bytes(_up8(size) - size)]
+    return out
+
+
+def _up8(n: int) -> int:
+    return -(-n // 8) * 8
+
+
+def _padded_name(name: str, at: int) -> int:
+    """Bytes of a member's name, so that its contents begin at a multiple of 8."""
+    start = at + 60 + len(name.encode()) + 1
+    return len(name.encode()) + 1 + -start % 8
+
+
+def _bsd_header(name_bytes: int, size: int) -> bytes:
+    return f"{f'#1/{name_bytes}':<16}{0:<12}{0:<6}{0:<6}{644:<8}{size:<10}`\n".encode()
+
+
 def _is_long(name: str) -> bool:
     return len(name.encode()) > 15
 

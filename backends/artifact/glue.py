@@ -58,7 +58,7 @@ def glue_ll(program: Program) -> str:
     text = _Glue(program).text()
     if program.target.linking != "module":
         return text
-    return module.merged_text(program.kernels, text, program.target)
+    return module.merged_text(program.kernels, text, program.target, data_layout(program.target))
 
 
 class _Glue:
@@ -75,7 +75,7 @@ class _Glue:
         p = self.p
         out = [
             f'source_filename = "{self.n}"',
-            *([] if self.is_module and p.kernels else [f'target datalayout = "{_data_layout(p.target)}"']),
+            *([] if self.is_module else [f'target datalayout = "{data_layout(p.target)}"']),
             f'target triple = "{p.target.triple}"',
             "",
         ]
@@ -603,7 +603,7 @@ class _Glue:
         ]
 
 
-def _data_layout(target: Target) -> str:
+def data_layout(target: Target) -> str:
     """LLVM's, as its TargetParser computes them; kernels' texts carry their own."""
     if target.arch == "x86-64":
         return _DATALAYOUT["x86-64"].replace("m:e", "m:w" if target.object_format == "coff" else "m:e")

@@ -59,8 +59,8 @@ class _Merged:
         return self.attributes.setdefault(text.strip(), len(self.attributes))
 
 
-def merged_text(kernels: Mapping[str, bytes], glue: str, target: Target) -> str:
-    """One module of the kernels' texts (symbol -> UTF-8) and the glue's.
+def merged_text(kernels: Mapping[str, bytes], glue: str, target: Target, layout: str) -> str:
+    """One module of the kernels' texts (symbol -> UTF-8) and the glue's. `layout`: of data, where no text says it.
 
     Raises InternalError for text that cannot be merged: a name defined twice, a named type, two data layouts.
     """
@@ -72,7 +72,7 @@ def merged_text(kernels: Mapping[str, bytes], glue: str, target: Target) -> str:
     if missing:
         raise InternalError("the module refers to names that it does not declare", got=", ".join(missing[:5]))
     _refuse_foreign(set(merged.declarations) - merged.defined)
-    head = [f'target datalayout = "{merged.layout}"'] if merged.layout else []
+    head = [f'target datalayout = "{merged.layout or layout}"']
     declared = [line for name, line in sorted(merged.declarations.items()) if name not in merged.defined]
     groups = [f"attributes #{number} = {{ {text} }}" for text, number in merged.attributes.items()]
     head += [f'target triple = "{target.triple}"', ""]

@@ -30,7 +30,7 @@ from typing import Any
 
 from irc.backends.artifact import elf
 from irc.backends.artifact import interface as abi
-from irc.backends.artifact.ar import Member, archive
+from irc.backends.artifact.ar import Member, archive, bsd_archive
 from irc.backends.artifact.cpp import cpp_text
 from irc.backends.artifact.features import target_facts
 from irc.backends.artifact.footprint import memory_facts
@@ -134,7 +134,10 @@ def artifact_files(program: Program, obj: Linked, glue_object: bytes, emit: Coll
 
 def archive_chunks(program: Program, obj: Linked) -> list[elf.Bytes]:
     """libNAME.a in pieces."""
-    return archive([Member(f"{program.name}.o", object_chunks(obj), public_symbols(program))])
+    names = public_symbols(program)
+    if program.target.object_format == "macho":
+        return bsd_archive([Member(f"{program.name}.o", object_chunks(obj), tuple(f"_{n}" for n in names))])
+    return archive([Member(f"{program.name}.o", object_chunks(obj), names)])
 
 
 def interface_facts(program: Program) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Unknown ones would not stop LLVM: it compiles for the most general machine, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from irc.errors import OptionError, suggest
 from irc.targets.target import Target
 
@@ -20,7 +22,7 @@ def check_machine(target: Target) -> None:
         return {str(word) for word in tvm.get_global_func(f"target.{name}")(spec)}
 
     cpus = of("llvm_get_cpu_archlist", "generic")
-    if target.cpu not in cpus:
+    if target.cpu not in cpus and not _is_other_name(target, of):
         raise OptionError(
             f"LLVM knows no processor '{target.cpu}' of this architecture",
             where=f"target {target.name}: cpu",
@@ -36,3 +38,9 @@ def check_machine(target: Target) -> None:
                 where=f"target {target.name}: features",
                 hint=suggest(feature[1:], features),
             )
+
+
+def _is_other_name(target: Target, of: Callable[[str, str], set[str]]) -> bool:
+    """LLVM has second names for some processors (apple-m1), which its list leaves out; a name that it does not know
+    has the features of no processor in particular."""
+    return of("llvm_get_cpu_features", target.cpu) != of("llvm_get_cpu_features", "generic")
