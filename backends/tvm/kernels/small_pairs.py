@@ -339,15 +339,15 @@ class _Pairs:
 
     def _tile(self, channels: int) -> None:
         asm, shape = self.asm, self.shape
-        asm("ldm r1!,{r4-r7}", f"vmov r0,{_SCRATCH}", "mov r8,r4", "mov r9,r5", "mov r10,r6", "mov r11,r7")
+        asm("ldm r1!,{r4-r7}", f"vmov r0,{_SCRATCH}")
         total = shape.rows * shape.steps
+        self._step(first=True)
         if total <= _UNROLL:
-            for _ in range(total):
+            for _ in range(total - 1):
                 self._step()
         else:
-            unroll = _best_unroll(total)
-            rest = total % unroll
-            for _ in range(rest):
+            unroll = _best_unroll(total - 1)
+            for _ in range((total - 1) % unroll):
                 self._step()
             again = asm.label()
             asm.place(again)
@@ -356,19 +356,27 @@ class _Pairs:
             asm(f"vmov r2,{_STEPS_END}", "cmp r0,r2", f"bne {again}")
         self._finish(channels)
 
-    def _step(self) -> None:
+    def _step(self, *, first: bool = False) -> None:
+        """`first`: the sums of both places begin with r4-r7."""
         asm = self.asm
+
+        def multiply(channel: int, w: str) -> None:
+            start = channel if first else channel + 4
+            asm(f"smlad r{channel + 4},r3,{w},r{start}", f"smlad r{channel},r2,{w},r{channel}")
+
         asm("ldrd r2,r3,[r0],#8")
         if self.wide:
             for a, b in ((4, 5), (6, 7)):
                 asm("ldr r12,[r1],#4", "sxtb16 lr,r12,ror #8", "sxtb16 r12,r12")
-                asm(f"smlad r{a},r2,r12,r{a}", f"smlad r{a + 4},r3,r12,r{a + 4}")
-                asm(f"smlad r{b},r2,lr,r{b}", f"smlad r{b + 4},r3,lr,r{b + 4}")
+                multiply(a, "r12")
+                multiply(b, "lr")
             return
         asm("ldrd r12,lr,[r1],#8")
-        asm("smlad r5,r2,r12,r5", "smlad r9,r3,r12,r9", "sxtb16 r12,r12")
-        asm("smlad r7,r2,lr,r7", "smlad r11,r3,lr,r11", "sxtb16 lr,lr")
-        asm("smlad r4,r2,r12,r4", "smlad r8,r3,r12,r8", "smlad r6,r2,lr,r6", "smlad r10,r3,lr,r10")
+        multiply(5, "r12")
+        multiply(7, "lr")
+        asm("sxtb16 r12,r12", "sxtb16 lr,lr")
+        multiply(4, "r12")
+        multiply(6, "lr")
 
     def _finish(self, channels: int) -> None:
         """Sums in r4-r7 (first place) and r8-r11 -> bytes."""
@@ -539,6 +547,5 @@ class _Pairs:
 
 
 def _best_unroll(total: int) -> int:
-    """Steps of the loop's body: the most that leave no rest, if that is not too few."""
-    exact = max(u for u in range(1, _UNROLL + 1) if total % u == 0)
-    return exact if exact >= _UNROLL // 2 else _UNROLL
+    """Steps of the loop's body. Five cycles for each turn; what is left is straight code, which takes bytes."""
+    return min(range(1, _UNROLL + 1), key=lambda u: 5 * (total // u) + total % u / 2)

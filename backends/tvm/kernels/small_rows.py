@@ -161,10 +161,8 @@ class _Rows:
 
     def _pair(self) -> None:
         asm, spec = self.asm, self.spec
-        for place in range(2):
-            for i in range(0, 4, 2):
-                r = 4 + 4 * place + i
-                asm(f"vmov r{r},r{r + 1},s{_BIAS + i},s{_BIAS + i + 1}")
+        for i in range(0, 4, 2):
+            asm(f"vmov r{4 + i},r{5 + i},s{_BIAS + i},s{_BIAS + i + 1}")
         for slot in range(spec.kernel[0]):
             self._slot(slot)
         for a in (4, 8):
@@ -195,10 +193,14 @@ class _Rows:
                 w = _WEIGHTS + 2 * (slot * width + tap)
                 for half in range(2):
                     asm(f"vmov r12,s{w + half}")
-                    for place in range(2):
+                    for place in (1, 0):
                         a, x = 4 + 4 * place + half, held[(tap + place) % 2][half]
-                        asm(f"smlabb r{a},{x},r12,r{a}", f"smlatt r{a + 2},{x},r12,r{a + 2}")
+                        # the sums of the second place begin with those of the first
+                        start = 4 + half if slot == 0 and tap == 0 else a
+                        asm(f"smlabb r{a},{x},r12,r{start}", f"smlatt r{a + 2},{x},r12,r{start + 2}")
             return
+        if slot == 0:
+            asm(*(f"mov r{r},r{r - 4}" for r in range(8, 12)))
         for column in range(stride + width):
             users = [(p, column - p * stride) for p in range(2) if 0 <= column - p * stride < width]
             if users:
