@@ -1,21 +1,61 @@
-"""How many instructions one run of a network takes on Arm, counted by the emulator.
+"""How many instructions one inference takes on 64-bit Arm, counted by the emulator, beside what other runtimes take.
+
+    python benchmarks/instructions.py [--target neoverse-v1] [--models ic,kws,vww,ad] [--zoo FOLDER]
 
 qemu runs the network with a plugin that adds up the instructions of every block it enters. The difference between
-three runs and one is that of two runs, without the start of the process.
+three runs and one is that of two runs, without the start of the process. Counts repeat exactly; they see neither stalls
+nor cache misses, and so stand for time only roughly.
+
+The MLPerf Tiny four of IRC_DATA are compiled as their QDQ twins ("given") and as float models quantized by irc
+("irc"); mobilenet_v2.onnx and resnet18.onnx of `--zoo` in float32, and in 8 bits calibrated on random data.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
-import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from common import Array
+from common import Array, data_dir, table
+from prepare import ports, random_samples
 
+from irc.backends.artifact.machines import missing_tools
 from irc.backends.artifact.qemu import Emulated
+from irc.driver.compile import compile_model
+from irc.driver.options import CompileOptions
+from irc.driver.runners import glue_object
+from irc.targets import get_target
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Instructions of one inference of a peer, and of the leanest one that is known, where that is another."""
+
+    name: str
+    count: float
+    best: tuple[str, float] | None = None
+
+
+# Counted with the same plugin under `qemu-aarch64 -cpu max,sve=off` (dot products and 8-bit matrix products), one
+# thread: the aarch64 wheels of PyPI, ai-edge-litert 2.3.0 (XNNPACK and KleidiAI), onnxruntime 1.31.1 and ncnn (float32,
+# float16 off).
+PEERS: Mapping[tuple[str, bool], Peer] = {
+    ("ic", True): Peer("LiteRT", 1.20e6),
+    ("kws", True): Peer("LiteRT", 0.75e6),
+    ("vww", True): Peer("LiteRT", 1.86e6),
+    ("ad", True): Peer("LiteRT", 0.0465e6),
+    ("mobilenet_v2", True): Peer("onnxruntime", 55.1e6),
+    ("resnet18", True): Peer("onnxruntime", 194.8e6),
+    ("mobilenet_v2", False): Peer("onnxruntime", 180.9e6, ("ncnn", 93.1e6)),
+    ("resnet18", False): Peer("onnxruntime", 665.8e6, ("ncnn", 239.2e6)),
+}
+"""By network and whether it has 8 bits."""
 
 # The interface of qemu's plugins (docs/devel/tcg-plugins in its sources), as far as it is used: its header is not
 # installed everywhere. 0 is QEMU_PLUGIN_INLINE_ADD_U64.
@@ -44,30 +84,93 @@ int qemu_plugin_install(id_t_ id, const void *info, int argc, char **argv) {
 """
 
 
-def missing() -> str:
+def missing(target: str = "arm") -> str:
     """What counting lacks on this machine; empty where it can be done."""
-    for tool in ("qemu-aarch64", "gcc", "aarch64-linux-gnu-gcc"):
-        if shutil.which(tool) is None:
-            return f"{tool} was not found"
-    return ""
+    return missing_tools(get_target(target))
 
 
-def count(artifact: Path, feed: Mapping[str, Array], folder: Path) -> float:
-    """Instructions of one run of an artifact for arm. `feed`: one sample; `folder`: for the plugin."""
+def compiled_plugin(folder: Path) -> str:
+    """The plugin, compiled by the machine's gcc, unless it is in `folder` already."""
     plugin = folder / "libcount.so"
     if not plugin.is_file():
         source = folder / "count.c"
         source.write_text(_PLUGIN)
         subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(plugin), str(source)], check=True)
+    return str(plugin)
+
+
+def count(artifact: Path, feed: Mapping[str, Array], folder: Path) -> float:
+    """Instructions of one run of an artifact for arm. `feed`: one sample; `folder`: for the plugin."""
     with Emulated.artifact(artifact) as network:
-        command = [network.target.qemu, "-cpu", network.target.qemu_cpu, "-plugin", str(plugin)]
-        sample = b"\0" + network._pack({k: np.ascontiguousarray(v) for k, v in feed.items()})
-        one, three = (_run([*command, str(network._executable)], sample * n) for n in (1, 3))
+        return one_run(network, feed, compiled_plugin(folder))
+
+
+def one_run(network: Emulated, feed: Mapping[str, Array], plugin: str) -> float:
+    """Instructions of one run of a network."""
+    sample = {k: np.ascontiguousarray(v) for k, v in feed.items()}
+    one, three = (_counted(network.count(sample, plugin, runs=n)) for n in (1, 3))
     return (three - one) / 2
 
 
-def _run(command: list[str], data: bytes) -> int:
-    done = subprocess.run(command, input=data, capture_output=True, check=True)
-    found = re.search(rb"instructions: (\d+)", done.stderr)
-    assert found is not None, done.stderr
+def _counted(text: str) -> int:
+    found = re.search(r"instructions: (\d+)", text)
+    assert found is not None, text
     return int(found.group(1))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network, who quantized it ("" for float32), and how it is compiled."""
+
+    network: str
+    weights: str
+    options: CompileOptions
+
+
+def rows(target: str, names: list[str], zoo: Path | None, cache: Path | None) -> Iterator[Row]:
+    from small_targets import options  # the same models and calibration as on microcontrollers
+
+    for name in names:
+        for kind in ("given", "irc"):
+            yield Row(name, kind, options(name, kind, target, data_dir(), cache))
+    for name in ("mobilenet_v2", "resnet18") if zoo is not None else ():
+        model = Path(zoo or "", f"{name}.onnx")
+        plain = CompileOptions(
+            model, get_target(target), name=name, verify=False, stop_after="kernels", cache_dir=cache
+        )
+        samples = {k: v.reshape(-1, *v.shape[2:]) for k, v in random_samples(ports(model), 16, 0).items()}
+        yield Row(name, "irc", replace(plain, passes="speed", calibration=samples))
+        yield Row(name, "", plain)
+
+
+def measured(row: Row, plugin: str, cache: Path | None) -> float:
+    program = compile_model(row.options).program
+    assert program is not None
+    feed = random_samples(ports(Path(str(row.options.model))), 1, 1)
+    with Emulated(program, glue_object(program, cache)) as network:
+        return one_run(network, {k: v[0] for k, v in feed.items()}, plugin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="neoverse-v1", help="the best one for the CPU that peers are counted on")
+    parser.add_argument("--models", default="ic,kws,vww,ad")
+    parser.add_argument("--zoo", type=Path, help="folder of mobilenet_v2.onnx and resnet18.onnx")
+    parser.add_argument("--cache", type=Path, help="kernel cache")
+    args = parser.parse_args()
+    if lacks := missing(args.target):
+        sys.exit(lacks)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = compiled_plugin(Path(folder))
+        for row in rows(args.target, [n for n in args.models.split(",") if n], args.zoo, args.cache):
+            mine, peer = measured(row, plugin, args.cache), PEERS[row.network, bool(row.weights)]
+            best = peer.best or (peer.name, peer.count)
+            cells = [f"{mine / 1e6:.3f}", peer.name, f"{peer.count / 1e6:.3f}", f"{mine / peer.count:.2f}"]
+            found.append([row.network, row.weights or "float32", *cells, f"{mine / best[1]:.2f} ({best[0]})"])
+    header = ["network", "weights by", "million instructions", "peer", "its millions", "ratio", "to the leanest"]
+    print(table(header, found))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ _DOTS: tuple[tuple[DotWay, tuple[DotProduct, ...], str, int], ...] = (
     ("pmaddwd4", ("pmaddwd",), "uint8", 4),
     ("pmaddwd", ("pmaddwd", "vpdpbusd"), "", 2),
     ("wasm", ("wasm",), "", 2),
-    ("vpadal", ("vpadal",), "int8", 2),
+    ("vpadal", ("vpadal", "widening"), "int8", 2),
 )
 
 

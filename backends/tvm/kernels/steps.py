@@ -7,7 +7,7 @@ Instructions per step:
   smmla      8 channels, by sdot: two places at a time are multiplied in `elements.py` (Arm i8mm)
   pmaddwd    4 uint8 or 2 channels, widened to int16 first, so nothing saturates (x86 without VNNI)
   wasm       2 channels, widened to int16 first (WebAssembly's i32x4.dot_i16x8_s)
-  vpadal     2 channels int8 x int8: products in int16, whose pairs are added to int32 (NEON of 32-bit Arm)
+  vpadal     2 channels int8 x int8: products in int16, whose pairs are added to int32 (NEON)
   widening   1 channel in int32
 
 Weights of 4 or 2 bits come several steps to a byte (`Step.fields`). Dot products of bytes take them as they stand at
@@ -213,10 +213,13 @@ def _pair_step(lanes: int, name: str, *, adds: bool, bytes_first: bool = False) 
     )
 
 
-def _product_pair_step() -> Step:
-    """Two int8 channels by NEON of 32-bit Arm: eight products of 16 bits, of which neighbours are added to the sums."""
+def _product_pair_step(arch: str) -> Step:
+    """Two int8 channels by NEON without dot products: eight products of 16 bits, of which neighbours are added to the sums."""
 
     def mac(acc: Expr, x: Value, w: Value) -> Expr:
+        if arch == "aarch64":
+            products = intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", w[0], x[0])
+            return acc + intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", products)
         products = intrinsic("llvm.arm.neon.vmulls", "int16x8", w[0], x[0])
         return intrinsic("llvm.arm.neon.vpadals", "int32x4", acc, products)
 
@@ -347,5 +350,5 @@ def _plain_step(x_dtype: str, target: Target, channels: int, w_dtype: str) -> St
     if dot == "wasm":
         return _pair_step(lanes, "llvm.wasm.dot", adds=False, bytes_first=x_dtype != "int16")
     if dot == "vpadal":
-        return _product_pair_step()
+        return _product_pair_step(target.arch)
     return _widening_step(lanes)
