@@ -58,3 +58,30 @@ def test_a_network_without_inputs_compiles(tmp_path, tool):
         '#include "net.hpp"\nint f(irc::net_network &n, irc::span<float> y) { return n.run(y); }\n'
     )
     tool("g++", "-std=c++17", *STRICT, "-fsyntax-only", f"-I{tmp_path / 'net' / 'include'}", tmp_path / "main.cpp")
+
+
+PLACES = """
+#include "net.hpp"
+int main()
+{
+    irc::net_network net;
+    for (std::size_t i = 0; i < net.input_0().size(); i++) net.input_0()[i] = 0.5f * static_cast<float>(i);
+    if (net.run() != IRC_OK) return 1;
+    for (std::size_t i = 0; i < net.output_0().size(); i++)
+        if (net.output_0()[i] != 0.5f * static_cast<float>(i)) return 2;
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(not toy.runs_natively(), reason="this CPU: builds and runs x86-64 programs")
+def test_inputs_and_outputs_live_in_the_workspace_where_there_are_places(tmp_path, tool):
+    program = toy.chain("copy")
+    program.workspace_bytes, program.input_places, program.output_places = 512, (0,), (256,)
+    write_artifact(program, tmp_path / "net", manifest={}, glue_object=toy.assembled(program))
+    (tmp_path / "main.cpp").write_text(PLACES)
+    folders = (f"-I{tmp_path / 'net' / 'include'}", f"-L{tmp_path / 'net' / 'lib'}")
+    sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    main = tmp_path / "main.cpp"
+    tool("g++", "-std=c++17", *STRICT, *sanitizers, main, *folders, "-lnet", "-lm", "-o", tmp_path / "program")
+    tool(str(tmp_path / "program"))
