@@ -152,8 +152,15 @@ class Printer:
             self._statement(child)
 
     def _on_declbuffer(self, s: Stmt) -> None:
-        if s.data is not None:
+        if s.data is None:
+            return
+        if call_name(s.data) != "tirx.buffer_data":
             self._names[s.buffer] = self._expr(s.data)
+            return
+        other = s.data.args[0]  # the memory of another buffer
+        if str(other.dtype) != str(s.buffer.dtype):
+            raise UnsupportedError(f"memory that is {other.dtype} and {s.buffer.dtype} has no C form")
+        self._names[s.buffer] = self._name(other)
 
     def _on_allocbuffer(self, s: Stmt) -> None:
         size = math.prod(int(d) for d in s.buffer.shape)
@@ -376,7 +383,7 @@ class Printer:
 
     def _expr_call(self, e: Expr) -> str:
         name = call_name(e)
-        short = name.removeprefix("tirx.")
+        short = name.rsplit(".", 1)[-1]
         dtype = kind_of(e)[0]
         if short in _CALLED:
             return self._binary(_CALLED[short], e.args[0], e.args[1], e)
@@ -437,7 +444,6 @@ class Printer:
             return f"(({ctype(dtype)})irc_bits_of_{source}({bare(self._expr(value))}))"
         return f"(({ctype(dtype)}){self._expr(value)})"
 
-
     def _parts(self, value: Expr, dtype: str, lanes: int) -> str:
         """Bits of narrow numbers as those of wider ones, the first lowest, or the other way round."""
         source, source_lanes = kind_of(value)
@@ -481,7 +487,21 @@ def drop_unused(lines: list[str]) -> list[str]:
             else:
                 kept.append(line)
         lines = kept
-    return lines
+    return [part for line in lines for part in _mentioned(line, lines)]
+
+
+def _mentioned(line: str, lines: list[str]) -> list[str]:
+    """A declaration of an array that is never read, followed by a mention of it."""
+    found = re.match(r"^( *)\w+ (\w+)\[\w+\];$", line)
+    if found is None:
+        return [line]
+    name = found[2]
+    for other in lines:
+        for use in re.finditer(rf"\b{name}\b", other):
+            written = use.start() == len(other) - len(other.lstrip()) and "] = " in other
+            if other is not line and not written:
+                return [line]
+    return [line, f"{found[1]}(void){name};"]
 
 
 def visit(node: Any, look: Callable[[Any], None]) -> None:
