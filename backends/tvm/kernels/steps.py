@@ -214,7 +214,7 @@ def _pair_step(lanes: int, name: str, *, adds: bool, bytes_first: bool = False) 
 
 
 def _product_pair_step(arch: str) -> Step:
-    """Two int8 channels by NEON without dot products: eight products of 16 bits, of which neighbours are added to the sums."""
+    """Two int8 channels by NEON without dot products: eight products of 16 bits, whose neighbours are added."""
 
     def mac(acc: Expr, x: Value, w: Value) -> Expr:
         if arch == "aarch64":
