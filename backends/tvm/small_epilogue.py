@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irc.backends.tvm.expression import Expression, Instr
+from irc.backends.tvm.expression import Expression, ExpressionBuilder, Instr
 from irc.ir.types import Array
 
 Source = int | float | None
@@ -129,3 +129,23 @@ def channel_values(
         values(epilogue.scale, 1.0, np.float32),
         values(epilogue.addend, 0.0, np.float32),
     )
+
+
+def canonical(epilogue: Epilogue) -> tuple[Expression, int]:
+    """The same with an operand for every constant of channels, whatever the layer has (layers that differ in nothing
+    else share a kernel), and how many of these there are: they come first."""
+    b = ExpressionBuilder()
+    total = b.add("add", "int32", b.add("accumulator", "int32"), b.operand(0, "int32"))
+    value = b.add("scale", "float32", b.add("cast", "float32", total), b.operand(1, "float32"))
+    count = 2
+    if epilogue.addend >= 0:
+        value = b.add("add", "float32", value, b.operand(2, "float32"))
+        count = 3
+    first = epilogue.requantize
+    value = b.add(first.op, first.dtype, value, params=first.params)
+    residual = epilogue.residual
+    if residual is not None:
+        other = b.dequantize(b.operand(count, "int8"), residual.operand_scale, residual.operand_zero)
+        value = b.add("add", "float32", b.dequantize(value, residual.scale, residual.zero), other)
+        value = b.add(residual.requantize.op, "int8", value, params=residual.requantize.params)
+    return b.finish(value), count

@@ -285,7 +285,9 @@ def _call(
     p: Planner, region: Region, im: _Images, spec: SmallConvSpec | SmallDepthwiseSpec, weights: Array, macs: int
 ) -> None:
     stored = p.constant(weights, region.root.need(1).name)
-    args = [p.pointer(v) for v in (im.x, stored, *im.operands[spec.streamed :], im.out)]
+    others = len(spec.operands) - spec.streamed  # the last ones: constants of channels come first
+    operands = im.operands[len(im.operands) - others :]
+    args = [p.pointer(v) for v in (im.x, stored, *operands, im.out)]
     writes: tuple[int, ...] = (im.out.storage,)
     if spec.scratch:
         scratch = p.new_storage("uint8", spec.scratch)

@@ -13,6 +13,7 @@ from irc.backends.tvm.reference import requantize
 from irc.backends.tvm.small import (
     PAIRS,
     ROWS,
+    leaves_image,
     pair_order,
     ring_columns,
     row_steps,
@@ -20,9 +21,9 @@ from irc.backends.tvm.small import (
     tile_channels,
     window_rows,
 )
-from irc.backends.tvm.small_epilogue import Epilogue, channel_values, epilogue_of, streamed_operands
+from irc.backends.tvm.small_epilogue import Epilogue, canonical, channel_values, epilogue_of, streamed_operands
 from irc.backends.tvm.small_mve import MVE
-from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
+from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.types import Array
 from irc.targets.target import Target
 
@@ -91,12 +92,18 @@ def pack_pairs(
     last = _last_magnitude(epilogue, largest)
     way = "/".join([PAIRS, *(["wide"] if wide else []), *(["saturate"] if last >= _HALF else [])])
     stream = _stream(spec, w, bias, scale, addend if epilogue.addend >= 0 else None, wide)
+    expression, streamed = canonical(epilogue)
+    others = spec.operands[len(streamed_operands(spec.expression, epilogue)) :]
     made = replace(
         _collapsed(spec),
+        expression=expression,
+        operands=(*_channel_operands(spec.oc, streamed), *others),
         way=way,
-        streamed=len(streamed_operands(spec.expression, epilogue)),
+        streamed=streamed,
         w_size=stream.size,
     )
+    if not leaves_image(made):
+        made = replace(made, fill=0)  # nobody asks: layers that differ in it alone share a kernel
     return Packed(replace(made, scratch=scratch_bytes(made)), stream)
 
 
@@ -128,8 +135,22 @@ def pack_rows(
     stream = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
     way = ROWS + ("/saturate" if largest >= _HALF else "")
     scratch = spec.kernel[0] * ring_columns(spec) * spec.channels
-    made = replace(spec, way=way, streamed=len(streamed), scratch=scratch, w_size=stream.size)
+    expression, count = canonical(epilogue)
+    made = replace(
+        spec,
+        expression=expression,
+        operands=_channel_operands(spec.channels, count),
+        way=way,
+        streamed=count,
+        scratch=scratch,
+        w_size=stream.size,
+    )
     return Packed(made, stream)
+
+
+def _channel_operands(channels: int, count: int) -> tuple[Operand, ...]:
+    types = ("int32", "float32", "float32")
+    return tuple(Operand(types[i], (0, 0, 0, 1), channels) for i in range(count))
 
 
 _OFFSETS = 4096  # that a load has room for
