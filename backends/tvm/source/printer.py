@@ -167,8 +167,11 @@ class Printer:
         self._put(f"{ctype(s.buffer.dtype)} {self._name(s.buffer)}[N{max(size, 1)}];")
 
     def _on_bind(self, s: Stmt) -> None:
-        if pointee(s.var) is not None:
-            kind = pointee(s.var)
+        kind = pointee(s.var)
+        if kind is not None and call_name(s.value).endswith(".address_of") and literal(s.value.args[0].indices[0]) == 0:
+            self._names[s.var] = self._buffer(s.value.args[0].source)  # another name of the same memory
+            return
+        if kind is not None:
             self._put(f"{kind} *{self._name(s.var)} = {self._expr(s.value)};")
             return
         dtype, lanes = kind_of(s.var)
@@ -384,6 +387,8 @@ class Printer:
     def _expr_call(self, e: Expr) -> str:
         name = call_name(e)
         short = name.rsplit(".", 1)[-1]
+        if short == "address_of":
+            return f"(&{self._expr(e.args[0])})"
         dtype = kind_of(e)[0]
         if short in _CALLED:
             return self._binary(_CALLED[short], e.args[0], e.args[1], e)
@@ -399,8 +404,6 @@ class Printer:
             return self._expr(e.args[0])
         if short == "reinterpret":
             return self._reinterpret(e)
-        if short == "address_of":
-            return f"(&{self._expr(e.args[0])})"
         if short in ("call_llvm_pure_intrin", "call_llvm_intrin"):
             return self._intrinsic(e)
         if short in ("call_pure_extern", "call_extern"):

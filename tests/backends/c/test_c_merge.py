@@ -1,0 +1,29 @@
+"""Kernels that differ in numbers become one function."""
+
+from irc.backends.c.merge import merge
+
+
+def kernel(name: str, count: int, factor: str = "2.0f") -> str:
+    return f"static void {name}(float *y)\n{{\n    float t[N{count}];\n    y[{count}] = {factor} * 3 + t[0];\n}}\n"
+
+
+def test_numbers_become_parameters() -> None:
+    (made,) = merge({"a": kernel("a", 4), "b": kernel("b", 7, "(-0.5f)")})
+    assert made.integers == {"a": ("4",), "b": ("7",)}
+    assert made.reals == {"a": ("2.0f",), "b": ("(-0.5f)",)}
+    assert "float t[7];" in made.text
+    assert "y[q0] = r0 * 3 + t[0];" in made.text
+
+
+def test_one_kernel_keeps_its_numbers() -> None:
+    (made,) = merge({"a": kernel("a", 4)})
+    assert made.integers == {}
+    assert "y[4] = 2.0f * 3" in made.text
+
+
+def test_other_code_stays_apart() -> None:
+    assert len(merge({"a": kernel("a", 4), "b": kernel("b", 4).replace("+", "-")})) == 2
+
+
+def test_texts_of_several_functions_stay_as_they_are() -> None:
+    assert len(merge({s: kernel(f"{s}_0", 4) + kernel(s, 4) for s in ("a", "b")})) == 2
