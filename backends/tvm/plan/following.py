@@ -18,6 +18,8 @@ _SHARE = 4  # part of the second-level cache that they may fill
 
 def ask_ahead(planner: Planner, calls: list[Call], target: Target) -> None:
     """Give linear kernels in `calls` the place of the weights that come after theirs, and how much to ask for."""
+    if not target.l2_bytes:
+        return  # memory without caches
     if sum(data.nbytes for _, data, _ in planner.constants) <= target.l2_bytes // 2:
         return
     following: tuple[Pointer, int] | None = None

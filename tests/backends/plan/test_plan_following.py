@@ -61,3 +61,8 @@ def test_each_kernel_asks_for_what_comes_next() -> None:
 def test_small_networks_stay_in_the_cache() -> None:
     before, after = _planned(16 * 1024 * 1024)
     assert [c.spec for c in before.calls] == [c.spec for c in after.calls]
+
+
+def test_machines_without_caches_ask_for_nothing() -> None:
+    before, after = _planned(0)
+    assert after.calls == before.calls
