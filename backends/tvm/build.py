@@ -65,7 +65,7 @@ def build_program(
     compiled.
     """
     check_machine(target)
-    check_model(model)
+    check_model(model, target)
     ports = _ports(model.graph)
     progress("plan", 0, 1)
     patching = None
@@ -107,15 +107,15 @@ def _running(compiler: Compiler | None, target: Target, cache_dir: Path | None, 
         yield made
 
 
-def check_model(model: Model) -> None:
+def check_model(model: Model, target: Target) -> None:
     """Raises UnsupportedError for operators without a kernel, ShapeError for unknown shapes."""
-    _refuse_unsupported(model.graph)
-    _require_shapes(model)
+    _refuse_unsupported(model.graph, target)
+    _require_shapes(model, target)
 
 
 def plan_of(model: Model, target: Target, tuning: Records | None = None) -> Plan:
     """The plan that `build_program` makes. Raises as it does."""
-    check_model(model)
+    check_model(model, target)
     plan = make_plan(clone(model).graph, planning_target(target))
     if tuning is not None:
         apply_records(plan, target, tuning)
@@ -154,11 +154,11 @@ def assembled(
         return done[digest]
 
 
-def _require_shapes(model: Model) -> None:
+def _require_shapes(model: Model, target: Target) -> None:
     values = [(f"input '{v.name}'", v) for v in model.graph.inputs]
     values += [(n.label, v) for n in model.graph.nodes for v in n.outputs if v.uses or v.is_output]
     depends = [n for n in model.graph.nodes if all(map(_is_static, n.inputs)) and not all(map(_is_static, n.outputs))]
-    _raise_unsupported([(n.label, "the shape of its result depends on data") for n in depends if _is_read(n)])
+    _raise_unsupported([(n.label, "the shape of its result depends on data") for n in depends if _is_read(n)], target)
     for where, value in values:
         if _is_static(value):
             continue
@@ -182,16 +182,16 @@ def _is_read(node: Node) -> bool:
     return any(not _is_static(v) and (v.uses or v.is_output) for v in node.outputs)
 
 
-def _refuse_unsupported(graph: Graph) -> None:
+def _refuse_unsupported(graph: Graph, target: Target) -> None:
     from irc.backends.tvm.plan.unsupported import unsupported_nodes
 
-    _raise_unsupported(unsupported_nodes(graph))
+    _raise_unsupported(unsupported_nodes(graph), target)
 
 
-def _raise_unsupported(problems: list[tuple[str, str]]) -> None:
+def _raise_unsupported(problems: list[tuple[str, str]], target: Target) -> None:
     if problems:
         lines = "".join(f"\n  {label}: {reason}" for label, reason in problems)
-        raise UnsupportedError(f"{len(problems)} operator(s) cannot be lowered yet:{lines}")
+        raise UnsupportedError(f"{len(problems)} operator(s) cannot be lowered for target {target.name}:{lines}")
 
 
 def _ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -261,7 +261,9 @@ def _compile(
             labels[kernel.key] = f"{', '.join(call.nodes[:3])} ({call.label})"
     done, failed = compiler.compile(requests, progress, lambda k: labels[k])
     failures = [(k, failed[k]) for k in requests if k in failed]  # in the network's order
-    _raise_unsupported([(labels[k], reply["error"]) for k, reply in failures if reply.get("unsupported")])
+    _raise_unsupported(
+        [(labels[k], reply["error"]) for k, reply in failures if reply.get("unsupported")], compiler.target
+    )
     for kernel_key, reply in failures:
         raise kernel_error(labels[kernel_key], requests[kernel_key], compiler.target_text, reply)
     return done
