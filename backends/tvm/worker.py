@@ -30,8 +30,8 @@ def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict
     if target.arch == "c":
         from irc.backends.tvm.source.kernels import kernel_source
 
-        text, facts = kernel_source(spec, target, symbol)
-        return text.encode(), facts
+        source, facts = kernel_source(spec, target, symbol)
+        return source.encode(), facts
     if isinstance(spec, LibrarySpec):
         from irc.backends.tvm.library.compile import compile_library
 
