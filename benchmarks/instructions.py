@@ -160,16 +160,16 @@ def main() -> None:
     args = parser.parse_args()
     if lacks := missing(args.target):
         sys.exit(lacks)
-    found = []
+    header = ["network", "weights by", "million instructions", "peer", "its millions", "ratio", "to the leanest"]
+    print(table(header, []))
     with tempfile.TemporaryDirectory() as folder:
         plugin = compiled_plugin(Path(folder))
         for row in rows(args.target, [n for n in args.models.split(",") if n], args.zoo, args.cache):
             mine, peer = measured(row, plugin, args.cache), PEERS[row.network, bool(row.weights)]
             best = peer.best or (peer.name, peer.count)
             cells = [f"{mine / 1e6:.3f}", peer.name, f"{peer.count / 1e6:.3f}", f"{mine / peer.count:.2f}"]
-            found.append([row.network, row.weights or "float32", *cells, f"{mine / best[1]:.2f} ({best[0]})"])
-    header = ["network", "weights by", "million instructions", "peer", "its millions", "ratio", "to the leanest"]
-    print(table(header, found))
+            cells = [row.network, row.weights or "float32", *cells, f"{mine / best[1]:.2f} ({best[0]})"]
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
