@@ -3,8 +3,8 @@
     python benchmarks/c_source.py --models FOLDER [--plugin libicount.so] [--emx emx-onnx-cgen] NAME...
 
 Instructions: of one inference (two runs less one) under `qemu-x86_64 -cpu qemu64`, so with SSE2 at most, counted by a
-plugin that prints "instructions: N". The source is compiled by `gcc -std=c99 -O2`; beside it stand the library for
-x86-64, and the same without special dot products of bytes. Sizes: `size` of the object less the bytes of the weights,
+plugin that prints "instructions: N". The source is compiled by `gcc -O2`; beside it stands the library for x86-64 with
+the kernels of SSE2. Sizes: `size` of the object less the bytes of the weights,
 with -Os and -O2, for this machine and for Cortex-M4; RAM: workspace and the largest stack frame against the temporary
 arrays of the peer. A table in Markdown for each.
 """
@@ -122,12 +122,11 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     args = parser.parse_args()
     sse2 = replace(get_target("x86-64"), upgrades=())
-    plain = replace(sse2, dot="widening", activations="int8")
     sizes = []
     with tempfile.TemporaryDirectory() as made:
         if args.plugin:
-            print("| network | C | LLVM, SSE2 | ratio | LLVM without dot products | ratio |")
-            print("| --- | ---: | ---: | ---: | ---: | ---: |")
+            print("| network | C | LLVM, SSE2 | ratio |")
+            print("| --- | ---: | ---: | ---: |")
         for name in args.names:
             model, folder = args.models / f"{name}.onnx", Path(made, name)
             source = compiled(model, get_target("c"))
@@ -135,10 +134,9 @@ def main() -> None:
             if args.plugin:
                 ours = instructions(executable(folder / "c", "net.c"), args.plugin)
                 row = [name, f"{ours:,}"]
-                for number, target in enumerate((sse2, plain)):
-                    write_sources(compiled(model, target), folder / str(number))
-                    theirs = instructions(executable(folder / str(number), "libnet.a"), args.plugin)
-                    row += [f"{theirs:,}", f"{ours / theirs:.2f}"]
+                write_sources(compiled(model, sse2), folder / "llvm")
+                theirs = instructions(executable(folder / "llvm", "libnet.a"), args.plugin)
+                row += [f"{theirs:,}", f"{ours / theirs:.2f}"]
                 print("| " + " | ".join(row) + " |", flush=True)
             if args.emx:
                 sizes += _sizes(args.emx, name, model, source, folder)
