@@ -24,7 +24,6 @@ from irc.backends.tvm.magnitude import count_limit, magnitudes, sum_limit
 from irc.backends.tvm.specs import DepthwiseSpec, Operand, PoolSpec
 from irc.targets.target import Target
 
-
 _BYTES = 16  # of a vector of 64-bit Arm
 
 

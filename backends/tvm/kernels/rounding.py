@@ -96,7 +96,7 @@ def requantize(k: KernelBuilder, x: Expr, instr: Instr, lanes: int, limit: float
         level = tirx.Min(tirx.Max(level, const(int(low), "int32", lanes)), const(int(high), "int32", lanes))
         return cast(level, instr.dtype, lanes)
     if math.isfinite(limit) and k.target is not None and k.target.arch == "c":
-        # Floats above 0 are in the order of their bits, and others have the sign's: C compilers know minima of integers.
+        # floats above 0 are in the order of their bits, others have the sign's: C compilers know minima of integers
         bits = reinterpret(x + const(_MAGIC, "float32", lanes), vector_type("int32", lanes))
         low_bits, high_bits = (const(_MAGIC_BITS + int(v) - zp, "int32", lanes) for v in (low, high))
         return cast(
