@@ -37,7 +37,9 @@ class Overlapping(Protocol):
 
 
 def distances(spec: object) -> dict[int, int]:
-    """`overlap()` of a specification of any kind; {} of those that do not say."""
+    """`overlap()` of a specification of any kind, for small targets; {} of those that do not say."""
+    if isinstance(spec, ElementwiseSpec):
+        return elementwise_distances(spec)
     return spec.overlap() if isinstance(spec, Overlapping) else {}
 
 
@@ -88,23 +90,19 @@ def _firsts(out: int, group: int, image: int, kernel: int, stride: int, dilation
     return found
 
 
-def elementwise_distances(spec: ElementwiseSpec, lanes: int) -> dict[int, int]:
-    """Distances of an elementwise kernel's operands, which goes through its shape `lanes` elements of the innermost
-    dimension at a time. Operands that are read by value (tables) or once for many elements have none."""
+def elementwise_distances(spec: ElementwiseSpec) -> dict[int, int]:
+    """Distances of an elementwise kernel's operands, which goes through its shape element by element. (Vectors, read as
+    a whole before a whole is written, need no more.) Operands that are read by value, tables, have none."""
     size = math.prod(spec.shape)
     if size == 0 or size > _MOST_STEPS or any(s < 0 for s in spec.y_strides):
         return {}
-    item = np.dtype(spec.y_dtype).itemsize
-    y = (_addresses(spec.shape, spec.y_strides) + 1) * item
-    inner = spec.shape[-1] if spec.shape else 1
-    groups = np.arange(size) // inner * (-(-inner // lanes)) + np.arange(size) % inner // lanes
-    written = _per_group(y, groups, np.maximum)
+    written = (_addresses(spec.shape, spec.y_strides) + 1) * np.dtype(spec.y_dtype).itemsize
     found = {}
     for number, operand in enumerate(spec.operands):
         if all(s == 0 for s in operand.strides) or any(s < 0 for s in operand.strides):
             continue
-        x = _addresses(spec.shape, operand.strides) * np.dtype(operand.dtype).itemsize
-        found[number] = safe_distance(written, _per_group(x, groups, np.minimum), atomic=True)
+        read = _addresses(spec.shape, operand.strides) * np.dtype(operand.dtype).itemsize
+        found[number] = safe_distance(written, read, atomic=True)
     return found
 
 
@@ -113,8 +111,3 @@ def _addresses(shape: Sequence[int], strides: Sequence[int]) -> Array:
     for extent, stride in zip(shape, strides, strict=True):
         at = at[..., None] + np.arange(extent, dtype=np.int64) * stride
     return np.asarray(at.reshape(-1))
-
-
-def _per_group(values: Array, groups: Array, reduce: np.ufunc) -> Array:
-    starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    return np.asarray(reduce.reduceat(values, starts))

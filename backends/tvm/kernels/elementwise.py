@@ -23,8 +23,11 @@ _ENOUGH = 8  # items of work to share out
 def build_elementwise(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
     """`symbol(operands..., y, part, parts)`."""
     k = KernelBuilder(symbol, target)
-    operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
-    y = k.pointer("y", spec.y_dtype, spec.y_size)
+    # On small targets the result may grow over an operand that nobody reads afterwards (`overlap.py`).
+    operands = [
+        k.pointer(f"e{i}", o.dtype, o.size, shared=target.small and any(o.strides)) for i, o in enumerate(spec.operands)
+    ]
+    y = k.pointer("y", spec.y_dtype, spec.y_size, shared=target.small)
     shape = spec.shape or (1,)
     y_strides = spec.y_strides or (0,)
     strides = [o.strides or (0,) for o in spec.operands]

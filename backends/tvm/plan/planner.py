@@ -185,14 +185,19 @@ class Planner:
         return View(self.new_storage(dtype, math.prod(shape)), dtype, shape, strides_in_order(shape, order))
 
     def _wanted_order(self, value: Value, order: Sequence[int], innermost: int | None) -> Sequence[int]:
-        """The order in which the transposed value would be row-major, when all readers transpose alike."""
+        """The order in which the transposed value would be row-major, when all readers transpose alike; channels
+        innermost where a convolution of a small target reads it, which demands no border that would say so."""
         users = value.users
+        if self.target.small and innermost is None and len(order) in (3, 4) and _convolved(value):
+            return (0, *range(2, len(order)), 1)
         if not users or any(not u.is_op("Transpose") for u in users):
             return order
         permutations = {u.get_ints("perm", tuple(reversed(range(len(order))))) for u in users}
         if len(permutations) != 1:
             return order
         wanted = permutations.pop()
+        if self.target.small and len(order) in (3, 4) and any(_convolved(u.output) for u in users):
+            wanted = (wanted[0], *wanted[2:], wanted[1])
         return wanted if innermost is None or wanted[-1] == innermost else order
 
     def demand(self, value: Value) -> Demand | None:
@@ -350,6 +355,12 @@ class Planner:
         """The operand broadcast to `shape`."""
         view = self.view(value) if isinstance(value, Value) else self.constant(value)
         return view.broadcast_to(shape)
+
+
+def _convolved(value: Value) -> bool:
+    """Whether a convolution reads the value, directly or dequantized."""
+    readers = [u for user in value.users for u in (user.output.users if user.is_op("DequantizeLinear") else [user])]
+    return any(u.is_op("Conv") for u in readers)
 
 
 def _satisfies(view: View, demand: Demand) -> bool:

@@ -93,13 +93,13 @@ def test_elementwise_kernels_work_in_place() -> None:
     b = ExpressionBuilder()
     expression = b.finish(b.operand(0, "int8"))
     whole = ElementwiseSpec("int8", (4, 6), (6, 1), expression, (Operand("int8", (6, 1), 24),), 24)
-    assert elementwise_distances(whole, 1) == {0: 0}
+    assert elementwise_distances(whole) == {0: 0}
     wider = ElementwiseSpec("int32", (24,), (1,), expression, (Operand("int8", (1,), 24),), 96)
-    assert elementwise_distances(wider, 1) == {0: 23 * 4 - 23}
+    assert elementwise_distances(wider) == {0: 23 * 4 - 23}
     turned = ElementwiseSpec("int8", (4, 6), (6, 1), expression, (Operand("int8", (1, 4), 24),), 24)
-    assert elementwise_distances(turned, 1)[0] > 0
+    assert elementwise_distances(turned)[0] > 0
     per_channel = ElementwiseSpec("int8", (4, 6), (6, 1), expression, (Operand("int8", (0, 0), 1),), 24)
-    assert elementwise_distances(per_channel, 1) == {}
+    assert elementwise_distances(per_channel) == {}
 
 
 def test_specs_that_do_not_say_have_no_distances() -> None:
