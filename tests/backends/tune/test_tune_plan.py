@@ -60,7 +60,7 @@ def others(plan: Plan, target: Target) -> Records:
     return records
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS.values() if not t.upgrades], ids=lambda t: t.name)
+@pytest.mark.parametrize("target", [t for t in TARGETS.values() if not (t.upgrades or t.small)], ids=lambda t: t.name)
 def test_calls_get_the_choice_of_their_record(target: Target) -> None:
     before, after = plan_of(network(), target), plan_of(network(), target)
     records = others(before, target)
@@ -169,7 +169,7 @@ def test_families_of_two_tiles_follow_records(family: type) -> None:
         np.testing.assert_array_equal(got[name], value)
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+@pytest.mark.parametrize("target", [t for t in TARGETS.values() if not t.small], ids=lambda t: t.name)
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("x_dtype", "w_dtype"), [("float32", np.float32), ("uint8", np.int8), ("int8", np.int8)])
 def test_repacking_is_packing_anew(target: Target, groups: int, x_dtype: str, w_dtype: type) -> None:
