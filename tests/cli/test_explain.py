@@ -58,7 +58,7 @@ def test_each_kernel_has_its_choice_and_what_bounds_it(call: Call, model: Path) 
     assert "leave nothing to choose" in out
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "c"])  # C: nothing to choose
 def test_json_has_all_of_it(call: Call, model: Path, target: str) -> None:
     rows = json.loads(call("explain", model, "--target", target, "--json"))["kernels"]
     by_text = {row["kernel"]: row for row in rows}
