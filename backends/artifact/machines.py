@@ -100,7 +100,7 @@ def _tools(target: Target) -> list[str]:
         return ["node", _wasm_linker()]
     if target.runner == "cc":
         return ["cc"]
-    if target.runner in ("qemu-user", "qemu-system"):
+    if target.runner in ("qemu-user", "qemu-system") and target.qemu:
         return [target.qemu, target.linker]
     return []
 
