@@ -15,7 +15,7 @@ from irc.targets.target import Target
 X86 = Target("x86-64", "any 64-bit x86", "x86-64", "x86_64-unknown-linux-gnu", "x86-64")
 ARM = Target(
     "aarch64", "any 64-bit Arm", "aarch64", "aarch64-unknown-linux-gnu", "cortex-a53",
-    qemu="qemu-aarch64", qemu_cpu="max", linker="aarch64-linux-gnu-gcc",
+    runner="qemu-user", qemu="qemu-aarch64", qemu_cpu="max", linker="aarch64-linux-gnu-gcc",
 )  # fmt: skip
 TARGETS = {"x86-64": X86, "aarch64": ARM}
 
