@@ -38,8 +38,6 @@ _FENCE = """\
 #pragma STDC FP_CONTRACT OFF
 #endif
 #define IRC_FENCE(x) (x)
-#elif __GNUC__ >= 12
-#define IRC_FENCE(x) __builtin_assoc_barrier(x)
 #else
 #pragma GCC optimize("fp-contract=off")
 #define IRC_FENCE(x) (x)
