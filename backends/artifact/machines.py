@@ -46,20 +46,22 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Board:
-    """Memory of one of QEMU's boards: origin and bytes of what holds the program, data and stack, and large data."""
+    """Memory of one of QEMU's boards: origin and bytes of what holds the program, data and stack, and large data;
+    `mhz`: the clock of its processor's timer."""
 
     code: tuple[int, int]
     ram: tuple[int, int]
     big: tuple[int, int]
+    mhz: int
 
 
 _MB = 1024 * 1024
 BOARDS = {
-    "mps2-an385": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x21000000, 16 * _MB)),
-    "mps2-an386": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x21000000, 16 * _MB)),
-    "mps2-an500": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x60000000, 16 * _MB)),
-    "mps2-an505": Board((0x10000000, 4 * _MB), (0x38000000, 4 * _MB), (0x80000000, 16 * _MB)),
-    "mps3-an547": Board((0x0, _MB // 2), (0x20000000, _MB // 2), (0x60000000, 64 * _MB)),
+    "mps2-an385": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x21000000, 16 * _MB), 25),
+    "mps2-an386": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x21000000, 16 * _MB), 25),
+    "mps2-an500": Board((0x0, 4 * _MB), (0x20000000, 4 * _MB), (0x60000000, 16 * _MB), 25),
+    "mps2-an505": Board((0x10000000, 4 * _MB), (0x38000000, 4 * _MB), (0x80000000, 16 * _MB), 20),
+    "mps3-an547": Board((0x0, _MB // 2), (0x20000000, _MB // 2), (0x60000000, 64 * _MB), 32),
 }
 """From QEMU's hw/arm/mps2.c and mps2-tz.c. Code begins with the vector table."""
 
@@ -231,7 +233,7 @@ class Bare(_Compiled):
         semihosting = "enable=on,target=native"
         quiet = ["-display", "none", "-serial", "none", "-monitor", "none"]
         start = [self.target.qemu, "-M", self.target.board, *quiet]
-        return [*start, "-semihosting-config", semihosting, "-kernel", str(folder / "network")]
+        return [*start, *_COUNTING, "-semihosting-config", semihosting, "-kernel", str(folder / "network")]
 
 
 class Node(Machine):
@@ -256,6 +258,15 @@ class Node(Machine):
 
     def command(self, folder: Path) -> list[str]:
         return ["node", str(folder / "node.js"), str(folder / "network.wasm"), (folder / "network.json").read_text()]
+
+
+_COUNTING = ("-icount", "shift=0")
+"""Every instruction takes a nanosecond of the board's time: its timer counts instructions."""
+
+
+def instructions(target: Target, ticks: int) -> int:
+    """Of the board of `target`, in so many ticks of its timer; in steps of a tick (31 to 50 instructions)."""
+    return ticks * 1000 // BOARDS[target.board].mhz
 
 
 def sample_file(runs: int, inputs: bytes, *, inside: bool = False) -> bytes:

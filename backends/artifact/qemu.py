@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
 import threading
@@ -24,7 +25,7 @@ from irc.backends.artifact.features import obstacle
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.link import link
 from irc.backends.artifact.load import Network, load_artifact
-from irc.backends.artifact.machines import RUN_ERROR, Machine, machine_of, missing_tools, sample_file
+from irc.backends.artifact.machines import RUN_ERROR, Machine, instructions, machine_of, missing_tools, sample_file
 from irc.backends.artifact.machines import Network as Linked
 from irc.backends.artifact.manifest import check_unchanged, ports, read_manifest
 from irc.backends.artifact.write import archive_chunks
@@ -66,7 +67,7 @@ def open_artifact(directory: str | os.PathLike[str], *, threads: int | None = No
 
 class Emulated:
     """A network linked for its target, ready to be run under the emulator. `inputs` and `outputs` describe it.
-    `stack_bytes`: of boards, what the last run took of the stack.
+    Of boards, what the last run took: `stack_bytes` of the stack, `instructions` (each counted as one).
 
     `linked` is the glue object, or the merged object of `link`. Raises OptionError when a tool is missing (with its
     name), VerificationError when the network cannot be linked or the emulated program fails.
@@ -126,6 +127,7 @@ class Emulated:
             raise OptionError(f"cannot run code for {target.name} here: {reason}", where=network.name)
         self.name, self.target, self.inputs, self.outputs = network.name, target, network.inputs, network.outputs
         self.stack_bytes: int | None = None
+        self.instructions: int | None = None
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -228,10 +230,11 @@ class Emulated:
             raise _no_start(command[0], error) from error
         expected = sum(p.nbytes for p in self.outputs)
         out = (folder / "out.bin").read_bytes() if (folder / "out.bin").is_file() else b""
-        if done.returncode or len(out) != expected + 4:
+        if done.returncode or len(out) != expected + 12:
             reason = _reason(done.returncode, self._timeout)
             raise VerificationError("the emulated network failed", where=self.name, got=reason)
-        self.stack_bytes = int.from_bytes(out[expected:], "little")
+        self.stack_bytes, ticks = struct.unpack("<IQ", out[expected:])
+        self.instructions = instructions(self.target, ticks)
         return out[:expected], done.stderr.decode(errors="replace")
 
     def _pack(self, feeds: Mapping[str, Array]) -> bytes:

@@ -101,6 +101,7 @@ def verify(done: Compilation, twin: Twin, data: Dataset | None) -> Verification:
     result = Verification(execution.where, execution.detail, samples=len(feeds), quantized=quantized)
     result.data = "random" if data is None else "calibration"
     found = result.against[exported.name] = measure(execution.run, exported, feeds)
+    result.instructions = execution.instructions()
     right_by_layer = quantized and any(failure(d, exported) for d in found) and _right_by_layer(done, twin, feeds)
     if not right_by_layer:
         check(found, exported, model.name, wrong_node)

@@ -24,7 +24,8 @@ Build = Callable[[Target], Program]
 @dataclass(frozen=True)
 class Execution:
     """A way to run a program. `detail` in words for reports ("in process", "qemu-aarch64"); `slow`: emulated.
-    `levels`: ways to run the kernels of each level that this machine has, where the program holds several."""
+    `levels`: ways to run the kernels of each level that this machine has, where the program holds several.
+    `instructions`: how many the last run executed, where the emulator tells."""
 
     run: Run
     where: Where
@@ -32,6 +33,7 @@ class Execution:
     close: Callable[[], None]
     slow: bool = False
     levels: Mapping[str, Run] = field(default_factory=dict)
+    instructions: Callable[[], int | None] = lambda: None
 
 
 def glue_object(program: Program, cache_dir: Path | None) -> bytes:
@@ -83,7 +85,9 @@ def emulated(program: Program, *, cache_dir: Path | None = None) -> Execution:
     target = program.target
     network = Emulated(program, glue_object(program, cache_dir))
     detail = f"{target.qemu} -cpu {target.qemu_cpu}" if target.qemu_cpu else target.qemu or target.runner
-    return Execution(network.run, "target", detail, network.close, slow=True)
+    return Execution(
+        network.run, "target", detail, network.close, slow=True, instructions=lambda: network.instructions
+    )
 
 
 def execution(

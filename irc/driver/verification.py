@@ -45,7 +45,8 @@ class Reference:
 
 @dataclass
 class Verification:
-    """Figures of one verification. `where`: "target", "host-equivalent" or "none" (then `reason` says why)."""
+    """Figures of one verification. `where`: "target", "host-equivalent" or "none" (then `reason` says why).
+    `instructions`: of one run, where the emulator tells."""
 
     where: str
     detail: str = ""
@@ -55,6 +56,7 @@ class Verification:
     quantized: bool = False
     against: dict[str, list[Difference]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    instructions: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"where": self.where}
@@ -62,7 +64,8 @@ class Verification:
             return data | {"reason": self.reason}
         figures = {name: [d.to_json() for d in found] for name, found in self.against.items()}
         data |= {"how": self.detail, "samples": self.samples, "data": self.data, "quantized": self.quantized}
-        return data | {"against": figures}
+        counted = {} if self.instructions is None else {"instructions": self.instructions}
+        return data | counted | {"against": figures}
 
 
 def measure(run: Run, reference: Reference, feeds: Sequence[dict[str, Array]]) -> list[Difference]:

@@ -151,6 +151,8 @@ def verification_lines(verification: Mapping[str, Any]) -> list[str]:
         text += f", {share:.2%} within a step" if verification.get("quantized") and worst else ""
         lines.append(text + (f", {snr:.1f} dB" if worst else ""))
     how = f"{verification['where']} ({verification.get('how', '')})"
+    if "instructions" in verification:
+        lines.append(f"{count_text(verification['instructions'])} instructions a run, counted by the emulator")
     return [f"{how}, {verification.get('samples')} {verification.get('data', '')} samples", *lines]
 
 

@@ -127,6 +127,21 @@ def test_the_stack_is_what_the_board_shows(seed: int, kernel_cache: Path) -> Non
     assert found.ram == found.workspace + found.context + bound
 
 
+@needs_board
+def test_instructions_are_counted_and_repeat(kernel_cache: Path) -> None:
+    network, feeds = emulated(2, kernel_cache), images(2)[1]
+    counts = []
+    for _ in range(2):
+        network.run(feeds)
+        assert network.instructions is not None
+        counts.append(network.instructions)
+    # The timer ticks every 40 instructions, so that two runs may differ by one tick.
+    assert abs(counts[0] - counts[1]) <= 40
+    # An instruction multiplies at most two pairs (SMLAD); a plain loop takes some ten for one.
+    macs = int(built(2, kernel_cache).statistics["macs"])
+    assert macs / 2 < counts[0] < 40 * macs
+
+
 @pytest.mark.skipif(not shutil.which("arm-none-eabi-size"), reason="not found: arm-none-eabi-size")
 def test_flash_is_what_size_shows(tmp_path: Path, kernel_cache: Path) -> None:
     found, data = small_footprint(2, kernel_cache)
