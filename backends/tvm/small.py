@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from irc.backends.tvm.overlap import window_distance
-from irc.backends.tvm.small_mve import MVE, conv_distance, conv_places, depthwise_distance
+from irc.backends.tvm.small_mve import MVE, PLANES, conv_distance, conv_places, depthwise_distance, planes_distance
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 
 PLAIN = "plain"
@@ -16,6 +16,8 @@ PAIRS = "pairs"
 """The way that copies the windows of two places, as int16, before it computes all their channels."""
 ROWS = "rows"
 """The way of depthwise convolutions that copies the image row by row into a ring."""
+FIXED = "fixed"
+"""Begins the last part of a way: sums are rounded by integer products, shifted by the number that follows."""
 SOURCE, SOURCE_WIDE = "source", "source-wide"
 """Ways of C source: depthwise kernels copy the rows of the image first. Wide: some weight is -128."""
 CHUNKS, CHUNKS_WIDE = "chunks", "chunks-wide"
@@ -42,6 +44,8 @@ def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
         return {}
     if spec.way == MVE:
         return {0: depthwise_distance(spec), **_operands(spec, 0)}
+    if spec.way == PLANES:
+        return {0: planes_distance(spec)}
     if spec.way.startswith(ROWS):
         return {0: ring_distance(spec)}
     return {0: _window(spec, spec.channels, held=False), **_operands(spec, 0)}
@@ -145,3 +149,9 @@ def ring_distance(spec: SmallDepthwiseSpec) -> int:
     read = np.minimum(following, height) * spec.x_strides[1]
     needed = following < height
     return int((written - read)[needed].max(initial=-(1 << 40)))
+
+
+def fixed_shift(way: str) -> int:
+    """The shift of `FIXED`, 0 where results are rounded as real numbers."""
+    last = way.rsplit("/", 1)[-1]
+    return int(last.removeprefix(FIXED)) if last.startswith(FIXED) else 0

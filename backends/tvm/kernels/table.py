@@ -22,13 +22,14 @@ from irc.backends.tvm.kernels import (
     small_mve,
     small_pairs,
     small_plain,
+    small_planes,
     small_rows,
     sparse,
     transpose,
     winograd,
 )
 from irc.backends.tvm.small import PAIRS, ROWS
-from irc.backends.tvm.small_mve import MVE
+from irc.backends.tvm.small_mve import MVE, PLANES
 from irc.backends.tvm.specs import (
     AttentionSpec,
     DepthwiseSpec,
@@ -103,4 +104,6 @@ def instructions(symbol: str, spec: Spec, target: Target) -> str | None:
         return small_pairs.build(symbol, spec, target)
     if isinstance(spec, SmallDepthwiseSpec) and spec.way.startswith(ROWS):
         return small_rows.build(symbol, spec, target)
+    if isinstance(spec, SmallDepthwiseSpec) and spec.way == PLANES:
+        return small_planes.build(symbol, spec, target)
     return None

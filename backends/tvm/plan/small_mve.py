@@ -7,19 +7,23 @@ from dataclasses import replace
 
 import numpy as np
 
+from irc.backends.tvm.small_epilogue import canonical, channel_values, epilogue_of, streamed_operands
 from irc.backends.tvm.small_mve import (
     BYTES,
     MVE,
+    PLANES,
     TILE,
     blocks,
     conv_scratch,
     depthwise_scratch,
+    has_planes,
     in_blocks,
     pairs_of_places,
+    plane_bytes,
     steps_of,
     tile_channels,
 )
-from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
+from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.types import Array
 
 
@@ -70,7 +74,12 @@ def mve_depthwise(
 
     `constants`: the numbers of each operand where they are known.
     """
-    if w.dtype != np.int8 or w.min(initial=0) == -128:
+    if w.dtype != np.int8:
+        return None
+    planes = _planes(spec, w, constants)
+    if planes is not None:
+        return planes
+    if w.min(initial=0) == -128:
         return None
     channels = w.shape[-1]
     taps = np.zeros((w.shape[0] * w.shape[1], blocks(channels) * BYTES), np.int8)
@@ -88,3 +97,34 @@ def mve_depthwise(
     packed = np.concatenate(parts, axis=1).reshape(-1)
     made = replace(spec, way=MVE, streamed=len(streamed), w_size=packed.size)
     return replace(made, scratch=depthwise_scratch(made)), np.ascontiguousarray(packed)
+
+
+def _planes(
+    spec: SmallDepthwiseSpec, w: Array, constants: Sequence[Array | None]
+) -> tuple[SmallDepthwiseSpec, Array] | None:
+    """`spec` in the way "planes", and its weights [channel, 24 bytes]; None where that kernel is not made for it."""
+    epilogue = epilogue_of(spec.expression)
+    if epilogue is None or not has_planes(spec):
+        return None
+    if epilogue.residual is not None or epilogue.addend >= 0 or epilogue.requantize.params[3] != 1.0:
+        return None
+    known = [o for o in constants if o is not None]
+    if len(streamed_operands(spec.expression, epilogue)) != len(spec.operands) or len(known) < len(spec.operands):
+        return None
+    bias, scale, _ = channel_values(spec.expression, epilogue, known, spec.channels)
+    words = np.zeros((spec.channels, 4, 4), np.int8)  # channel, column, row
+    words[:, :3, :3] = w.transpose(2, 1, 0)
+    columns = [values.reshape(-1, 1).view(np.int8) for values in (bias.astype(np.int32), scale.astype(np.float32))]
+    packed = np.ascontiguousarray(np.concatenate([words.reshape(spec.channels, -1), *columns], 1)).reshape(-1)
+    expression, count = canonical(epilogue)
+    types = ("int32", "float32")
+    made = replace(
+        spec,
+        expression=expression,
+        operands=tuple(Operand(types[i], (0, 0, 0, 1), spec.channels) for i in range(count)),
+        way=PLANES,
+        streamed=count,
+        scratch=plane_bytes(spec) * spec.channels,
+        w_size=packed.size,
+    )
+    return made, packed

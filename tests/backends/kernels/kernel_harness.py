@@ -20,7 +20,7 @@ import tvm
 from irc.backends.artifact import elf
 from irc.backends.artifact.shared import shared_chunks
 from irc.backends.tvm.codegen import compile_ll
-from irc.backends.tvm.kernels.table import build
+from irc.backends.tvm.kernels.table import build, instructions
 from irc.backends.tvm.slim import object_from_ll, slim_ll
 from irc.backends.tvm.specs import Spec, to_json
 from irc.targets.catalogue import TARGETS, runs_here
@@ -57,7 +57,8 @@ def symbol_of(spec: Spec) -> str:
 @functools.cache
 def optimized(spec: Spec, target: Target) -> str:
     """LLVM IR text of the kernel as its object is made from it. The costly part: done once per kernel and target."""
-    return slim_ll(compile_ll(build(symbol_of(spec), spec, target), target))
+    written = instructions(symbol_of(spec), spec, target)
+    return written or slim_ll(compile_ll(build(symbol_of(spec), spec, target), target))
 
 
 @functools.cache

@@ -55,6 +55,10 @@ LAYERS = {
     "depthwise": Layer(32, 32, (5, 4), (5, 4), (3, 3), pads=(1, 1), depthwise=True),
     "depthwise 8": Layer(8, 8, (4, 6), (4, 6), (3, 3), pads=(1, 1), depthwise=True),
     "depthwise 8 odd": Layer(8, 8, (4, 5), (4, 5), (3, 3), pads=(1, 1), depthwise=True),
+    "depthwise odd": Layer(48, 48, (3, 9), (3, 9), (3, 3), pads=(1, 1), depthwise=True),
+    "depthwise edges": Layer(16, 16, (6, 12), (5, 11), (3, 3), pads=(0, 1), depthwise=True),
+    "depthwise below": Layer(8, 8, (2, 3), (4, 3), (3, 3), pads=(1, 0), depthwise=True),
+    "depthwise 8, 5x5": Layer(8, 8, (4, 5), (4, 5), (5, 5), pads=(2, 2), depthwise=True),
     "depthwise stride": Layer(16, 16, (8, 8), (4, 4), (3, 3), (2, 2), depthwise=True),
     "depthwise inside": Layer(16, 16, (5, 6), (3, 4), (3, 3), depthwise=True),
     "depthwise 24": Layer(24, 24, (4, 4), (4, 4), (3, 3), pads=(1, 1), depthwise=True),
@@ -150,7 +154,11 @@ def test_exact_on_the_board() -> None:
 
 @pytest.mark.parametrize(
     ("name", "instructions"),
-    [("two places", ("vmlav", "vqmovnt.s32")), ("3x3", ("vmlava.s8", "le\tlr")), ("depthwise", ("vmullt.s8", "vqadd"))],
+    [
+        ("two places", ("vmlav", "vqmovnt.s32")),
+        ("3x3", ("vmlava.s8", "le\tlr")),
+        ("depthwise stride", ("vmullt.s8", "vqadd")),
+    ],
 )
 def test_vector_instructions(name: str, instructions: tuple[str, ...]) -> None:
     text = assembly(make(name)[0], TARGET)
@@ -160,7 +168,7 @@ def test_vector_instructions(name: str, instructions: tuple[str, ...]) -> None:
 
 
 def test_products_that_need_more_than_16_bits_are_left_to_other_kernels() -> None:
-    spec, _, _ = make("depthwise")
-    w = np.full((3, 3, 32), -128, np.int8)
+    spec, _, _ = make("depthwise stride")
+    w = np.full((3, 3, 16), -128, np.int8)
     assert isinstance(spec, SmallDepthwiseSpec)
     assert mve_depthwise(spec, w, [None, None]) is None
