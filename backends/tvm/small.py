@@ -8,7 +8,16 @@ import math
 import numpy as np
 
 from irc.backends.tvm.overlap import window_distance
-from irc.backends.tvm.small_mve import MVE, PLANES, conv_distance, conv_places, depthwise_distance, planes_distance
+from irc.backends.tvm.small_mve import (
+    MVE,
+    PLANES,
+    TILES,
+    conv_distance,
+    conv_places,
+    depthwise_distance,
+    planes_distance,
+    tiles_distance,
+)
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 
 PLAIN = "plain"
@@ -33,6 +42,8 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
         return {}
     if spec.way == MVE:
         return {0: conv_distance(spec), **_operands(spec, spec.oc if conv_places(spec) > 1 else 0)}
+    if spec.way == TILES:
+        return {0: tiles_distance(spec)}
     pairs = spec.way.startswith(PAIRS)
     held = pairs and spec.scratch > 0
     return {0: _window(spec, spec.oc, held=held), **_operands(spec, spec.oc if pairs else 0)}

@@ -19,6 +19,9 @@ MVE = "mve"
 PLANES = "planes"
 """The way of depthwise convolutions whose windows lie in vectors, a plane of the image for each channel."""
 
+TILES = "tiles"
+"""The way of 1 x 1 convolutions of long windows: two places by four channels."""
+
 BYTES = 16
 """Of a vector."""
 
@@ -62,6 +65,20 @@ def conv_places(spec: SmallConvSpec) -> int:
 def is_held(spec: SmallConvSpec, places: int) -> bool:
     """Whether the windows of so many places stay in registers while all channels pass."""
     return places * steps_of(spec) <= _HELD
+
+
+def has_tiles(spec: SmallConvSpec) -> bool:
+    """Whether the kernel in tiles is made for a convolution, and faster: a row of places of 64 bytes or more."""
+    flat = flattened(spec)
+    plain = flat.kernel == (1, 1) and flat.stride == (1, 1) and flat.pads == (0, 0) and flat.batch == 1
+    row = flat.out[0] == 1 and flat.image == flat.out and flat.out[1] > 1
+    vectors = spec.ic % BYTES == 0 and _HELD * BYTES <= spec.ic < 4096 and spec.oc % TILE == 0
+    return plain and row and vectors and flat.y_strides[2] + TILE < 1 << 16 and spec.y_dtype == "int8"
+
+
+def tiles_distance(spec: SmallConvSpec) -> int:
+    """`overlap` of the data in the way "tiles": two places are read until the last of their channels is written."""
+    return _window(flattened(spec), spec.oc, 2, held=False)
 
 
 def conv_scratch(spec: SmallConvSpec) -> int:

@@ -24,12 +24,13 @@ from irc.backends.tvm.kernels import (
     small_plain,
     small_planes,
     small_rows,
+    small_tiles,
     sparse,
     transpose,
     winograd,
 )
 from irc.backends.tvm.small import PAIRS, ROWS
-from irc.backends.tvm.small_mve import MVE, PLANES
+from irc.backends.tvm.small_mve import MVE, PLANES, TILES
 from irc.backends.tvm.specs import (
     AttentionSpec,
     DepthwiseSpec,
@@ -102,6 +103,8 @@ def instructions(symbol: str, spec: Spec, target: Target) -> str | None:
     """LLVM IR text around the instructions of a hand-written kernel; None where there is no such kernel."""
     if isinstance(spec, SmallConvSpec) and spec.way.startswith(PAIRS):
         return small_pairs.build(symbol, spec, target)
+    if isinstance(spec, SmallConvSpec) and spec.way == TILES:
+        return small_tiles.build(symbol, spec, target)
     if isinstance(spec, SmallDepthwiseSpec) and spec.way.startswith(ROWS):
         return small_rows.build(symbol, spec, target)
     if isinstance(spec, SmallDepthwiseSpec) and spec.way == PLANES:

@@ -7,16 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from irc.backends.tvm.small_epilogue import canonical, channel_values, epilogue_of, streamed_operands
+from irc.backends.tvm.small_epilogue import Epilogue, canonical, channel_values, epilogue_of, streamed_operands
 from irc.backends.tvm.small_mve import (
     BYTES,
     MVE,
     PLANES,
     TILE,
+    TILES,
     blocks,
     conv_scratch,
     depthwise_scratch,
     has_planes,
+    has_tiles,
     in_blocks,
     pairs_of_places,
     plane_bytes,
@@ -34,6 +36,9 @@ def mve_conv(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -
 
     `constants`: the numbers of each operand where they are known.
     """
+    tiles_made = _tiles(spec, w, constants)
+    if tiles_made is not None:
+        return tiles_made
     oc, steps = w.shape[0], steps_of(spec)
     last = spec.expression[-1]
     bytes_out = last.op == "requantize" and last.dtype == "int8"
@@ -108,23 +113,56 @@ def _planes(
         return None
     if epilogue.residual is not None or epilogue.addend >= 0 or epilogue.requantize.params[3] != 1.0:
         return None
-    known = [o for o in constants if o is not None]
-    if len(streamed_operands(spec.expression, epilogue)) != len(spec.operands) or len(known) < len(spec.operands):
+    values = _channel_values(spec, epilogue, constants, spec.channels)
+    if values is None:
         return None
-    bias, scale, _ = channel_values(spec.expression, epilogue, known, spec.channels)
+    bias, scale, _ = values
     words = np.zeros((spec.channels, 4, 4), np.int8)  # channel, column, row
     words[:, :3, :3] = w.transpose(2, 1, 0)
     columns = [values.reshape(-1, 1).view(np.int8) for values in (bias.astype(np.int32), scale.astype(np.float32))]
     packed = np.ascontiguousarray(np.concatenate([words.reshape(spec.channels, -1), *columns], 1)).reshape(-1)
     expression, count = canonical(epilogue)
-    types = ("int32", "float32")
     made = replace(
         spec,
         expression=expression,
-        operands=tuple(Operand(types[i], (0, 0, 0, 1), spec.channels) for i in range(count)),
+        operands=_channel_operands(spec.channels, count),
         way=PLANES,
         streamed=count,
         scratch=plane_bytes(spec) * spec.channels,
         w_size=packed.size,
     )
     return made, packed
+
+
+def _tiles(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> tuple[SmallConvSpec, Array] | None:
+    """`spec` in the way "tiles", and its weights; None where that kernel is not made for it."""
+    epilogue = epilogue_of(spec.expression)
+    if epilogue is None or epilogue.residual is not None or not has_tiles(spec):
+        return None
+    values = _channel_values(spec, epilogue, constants, spec.oc)
+    if values is None:
+        return None
+    bias, scale, addend = values
+    expression, count = canonical(epilogue)
+    steps = w.reshape(-1, TILE, spec.ic // BYTES, BYTES).transpose(0, 2, 1, 3)  # tile, step, channel, byte
+    numbers = [bias.astype(np.int32), scale.astype(np.float32), addend.astype(np.float32)][:count]
+    parts = [steps.reshape(spec.oc // TILE, -1), *(n.reshape(-1, TILE).view(np.int8) for n in numbers)]
+    packed = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
+    operands = _channel_operands(spec.oc, count)
+    made = replace(spec, expression=expression, operands=operands, way=TILES, streamed=count, w_size=packed.size)
+    return made, packed
+
+
+def _channel_values(
+    spec: SmallConvSpec | SmallDepthwiseSpec, epilogue: Epilogue, constants: Sequence[Array | None], channels: int
+) -> tuple[Array, Array, Array] | None:
+    """Bias, scale and addend of every channel; None where an operand is something else."""
+    known = [o for o in constants if o is not None]
+    if len(streamed_operands(spec.expression, epilogue)) != len(spec.operands) or len(known) < len(spec.operands):
+        return None
+    return channel_values(spec.expression, epilogue, known, channels)
+
+
+def _channel_operands(channels: int, count: int) -> tuple[Operand, ...]:
+    types = ("int32", "float32", "float32")
+    return tuple(Operand(types[i], (0, 0, 0, 1), channels) for i in range(count))

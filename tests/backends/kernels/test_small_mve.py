@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import kernel_cases as cases
 import numpy as np
@@ -37,6 +37,7 @@ class Layer:
     dilation: Pair = (1, 1)
     depthwise: bool = False
     residual: bool = False
+    limits: Pair = (-128, 127)
 
 
 LAYERS = {
@@ -46,6 +47,8 @@ LAYERS = {
     "long windows": Layer(136, 24, (1, 3), (1, 3)),
     "residual": Layer(24, 32, (3, 3), (3, 3), residual=True),
     "residual, odd channels": Layer(24, 30, (3, 3), (3, 3), residual=True),
+    "tiles": Layer(64, 12, (3, 4), (3, 4), limits=(-70, 60)),
+    "tiles, odd places": Layer(144, 8, (3, 3), (3, 3)),
     "dense": Layer(64, 10, (1, 1), (1, 1)),
     "3x3": Layer(16, 16, (5, 6), (5, 6), (3, 3), pads=(1, 1)),
     "3x3 first": Layer(3, 8, (10, 10), (5, 5), (3, 3), (2, 2)),
@@ -53,6 +56,7 @@ LAYERS = {
     "dilation": Layer(5, 7, (6, 6), (6, 6), (3, 3), pads=(2, 2), dilation=(2, 2)),
     "strided 1x1": Layer(16, 32, (6, 6), (3, 3), stride=(2, 2)),
     "depthwise": Layer(32, 32, (5, 4), (5, 4), (3, 3), pads=(1, 1), depthwise=True),
+    "depthwise limits": Layer(8, 8, (5, 5), (5, 5), (3, 3), pads=(1, 1), depthwise=True, limits=(-70, 60)),
     "depthwise 8": Layer(8, 8, (4, 6), (4, 6), (3, 3), pads=(1, 1), depthwise=True),
     "depthwise 8 odd": Layer(8, 8, (4, 5), (4, 5), (3, 3), pads=(1, 1), depthwise=True),
     "depthwise odd": Layer(48, 48, (3, 9), (3, 9), (3, 3), pads=(1, 1), depthwise=True),
@@ -76,6 +80,8 @@ def make(name: str) -> tuple[SmallConvSpec | SmallDepthwiseSpec, list[np.ndarray
     w = rng.integers(-127, 128, (la.oc, *la.kernel, 1 if la.depthwise else la.ic)).astype(np.int8)
     terms = w[0].size
     expression, data = cases.requantized("int8", terms=terms, residual=la.residual)(rng, la.oc, "int32")
+    last = expression[-1]
+    expression = (*expression[:-1], replace(last, params=(*la.limits, *last.params[2:])))
     bias, scale = data[0][1] // 64, data[1][1]
     arrays, constants = [bias, scale], [bias, scale]
     operands = [Operand(a.dtype.name, (0, 0, 0, 1), la.oc, float(np.abs(a).max())) for a in arrays]
@@ -119,7 +125,7 @@ def reference(la: Layer, x: np.ndarray, w: np.ndarray, arrays: list[np.ndarray])
     if la.residual:
         other = np.float32(0.37) * (arrays[2].reshape(total.shape).astype(np.int32) + 11).astype(np.float32)
         value = (value + other) * np.float32(0.73)
-    return (np.clip(np.rint(value), -121, 134) - 7).astype(np.int8).reshape(-1)
+    return (np.clip(np.rint(value), la.limits[0] + 7, la.limits[1] + 7) - 7).astype(np.int8).reshape(-1)
 
 
 def test_exact_on_the_board() -> None:
