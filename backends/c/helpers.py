@@ -80,10 +80,15 @@ static IRC_APART void irc_window_@S@(@T@ *IRC_RESTRICT to, const @F@ *x, int32_t
 {
     for (int32_t i = 0; i < kh; i++, row += dh) {
         for (int32_t j = 0; j < kw;) {
-            const int32_t c = column + j * dw, inside = row >= 0 && row < height && c >= 0 && c < width;
+            const int32_t c = column + j * dw, beside = row < 0 || row >= height;
             int32_t k = 0, n = count;
-            if (inside && dw == 1 && sw == count) n *= (width - c < kw - j ? width - c : kw - j);
-            if (inside) irc_widen_@S@(to, x + (row * sh + c * sw), k = n);
+            if (beside) n *= kw - j;
+            if (!beside && c >= 0 && c < width) {
+                if (dw == 1 && sw == count) n *= (width - c < kw - j ? width - c : kw - j);
+                irc_widen_@S@(to, x + (row * sh + c * sw), k = n);
+            }
+            for (; k + 16 <= n; k += 16)
+                for (int32_t l = 0; l < 16; l++) to[k + l] = @VALUE@;
             for (; k < n; k++) to[k] = @VALUE@;
             to += n;
             j += n / count;
@@ -111,19 +116,22 @@ def _window(suffix: str, to: str, source: str, fill: bool, *, widen: bool = Fals
 
 
 def _dot(places: int) -> str:
-    """Sums of `places` arrays of 16 * n numbers, each times the same weights; every 16th of acc."""
+    """Sums of `places` arrays of 16 * n numbers, each times the same `rows` rows of weights; every 16th of acc."""
     sums = ", ".join(f"s{p} = 0" for p in range(places))
     arrays = ["*const x0 = x"] + [f"*const x{p} = x{p - 1} + m" for p in range(1, places)]
     steps = " ".join(f"s{p} += x{p}[i] * w[i];" for p in range(places))
     ends = " ".join(f"acc[{16 * p}] = s{p};" for p in range(places))
     return f"""\
-static IRC_APART void irc_dot{places}(const int16_t *x, ptrdiff_t n, const int8_t *w, int32_t *acc)
+static IRC_APART void irc_dot{places}(const int16_t *x, ptrdiff_t n, const int8_t *w, ptrdiff_t apart, int32_t rows,
+    int32_t *acc)
 {{
     const ptrdiff_t m = 16 * n;
     const int16_t {", ".join(arrays)};
-    int32_t {sums};
-    for (ptrdiff_t i = 0; i < m; i++) {{ {steps} }}
-    {ends}
+    for (; rows > 0; rows--, w += apart, acc++) {{
+        int32_t {sums};
+        for (ptrdiff_t i = 0; i < m; i++) {{ {steps} }}
+        {ends}
+    }}
 }}"""
 
 
@@ -263,6 +271,11 @@ _HELPERS = {
     "irc_window_s8": _window("s8", "int16_t", "int8_t", True),
     "irc_window_f32": _window("f32", "float", "float", False),
     **{f"irc_dot{n}": _dot(n) for n in (1, 4, 8)},
+    "irc_hidden": (
+        "/* A number that compilers do not know: comparisons with known ones become branches, which they cannot do for "
+        "several\n   values at once. */\n"
+        "static float irc_hidden(float x) { volatile float y = x; return y; }"
+    ),
     "irc_least": "static inline int32_t irc_least(int32_t a, int32_t b) { return a < b ? a : b; }",
     **_extremes(),
     **_bits(),

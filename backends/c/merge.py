@@ -26,11 +26,12 @@ _DEFINITION = re.compile(r"^static ", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Merged:
-    """A function and, for each kernel that it stands for, the numbers to call it with. `integers` and `reals`: whether
-    it takes a table of them, after the kernel's own arguments."""
+    """A function, the kernels that it stands for (`symbols`) and the numbers to call it with for each of them.
+    `integers` and `reals`: whether it takes a table of them, after the kernel's own arguments."""
 
     name: str
     text: str
+    symbols: tuple[str, ...]
     integers: dict[str, tuple[str, ...]]
     reals: dict[str, tuple[str, ...]]
 
@@ -85,7 +86,7 @@ def _merged(members: list[tuple[str, list[str]]]) -> Merged:
         found.append({s: tuple(column[i] for column in table) for i, s in enumerate(symbols)} if table else {})
         if table:
             text = _with_table(text, letter, ctype, len(table))
-    return Merged(name, text, found[0], found[1])
+    return Merged(name, text, tuple(symbols), found[0], found[1])
 
 
 def _with_table(text: str, letter: str, ctype: str, count: int) -> str:

@@ -69,8 +69,7 @@ class _Source:
         self.merged = merge(texts)
         self.of: dict[str, Merged] = {}
         for m in self.merged:
-            for symbol in (m.name, *m.integers, *m.reals):
-                self.of[symbol] = m
+            self.of |= dict.fromkeys(m.symbols, m)
         self.parameters = {m.name: _parameters(m) for m in self.merged}
 
     def weights(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ from irc.backends.tvm.small import CHUNKS, CHUNKS_WIDE, SOURCE, SOURCE_WIDE
 from irc.backends.tvm.specs import SmallDepthwiseSpec
 from irc.ir.types import Array
 
-_MOST = 8192
+MOST = 8192
 """Numbers in the copied rows of an image."""
 
 
@@ -18,7 +18,7 @@ def chunk_of(spec: SmallDepthwiseSpec) -> int:
     """Channels that are done at a time: all of them, or fewer where their rows would take much of the stack."""
     width = (spec.out[1] - 1) * spec.stride[1] + (spec.kernel[1] - 1) * spec.dilation[1] + 1
     each = spec.kernel[0] * width
-    fitting = [c for c in range(1, spec.channels + 1) if spec.channels % c == 0 and c * each <= _MOST]
+    fitting = [c for c in range(1, spec.channels + 1) if spec.channels % c == 0 and c * each <= MOST]
     return max(fitting, default=1)
 
 

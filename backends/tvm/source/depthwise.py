@@ -60,7 +60,7 @@ class DepthwiseSource:
         self._rows(chunks)
         self._places(chunks)
         t.put("}", *["}"] * (spec.batch > 1), *["}"] * chunks, "}")
-        return t.done()
+        return t.done(self.epilogue.bounds)
 
     def _weights(self, first: str) -> None:
         """As 16-bit numbers; for two places at a time twice."""
@@ -119,9 +119,10 @@ class DepthwiseSource:
         t.put(f"memcpy(y + ({self._at(spec.y_strides, chunks)}), out, {self.lanes} * sizeof(*out));", "}")
 
     def _tap(self, i: int) -> str:
+        """Its offsets are long, which keeps kernels of other offsets apart (`merge`): known ones cost no registers."""
         row, column = divmod(i, self.kw)
         at = (row * self.width + column * self.spec.dilation[1]) * self.chunk
-        return f"p[{f'{at} + ' if at else ''}c] * ws[{f'{i * self.lanes} + ' if i else ''}c]"
+        return f"p[{f'{at}L + ' if at else ''}c] * ws[{f'{i * self.lanes}L + ' if i else ''}c]"
 
     def _sum(self) -> str:
         if self.spec.w_dtype != "int8":

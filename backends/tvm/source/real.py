@@ -52,6 +52,9 @@ class RealConv(ConvSource):
     def _fill(self) -> str:
         return ""
 
+    def _in_rows(self) -> bool:
+        return False
+
     def _channels(self, count: str) -> None:
         spec, t = self.spec, self.t
         if self.total > 1:
@@ -135,7 +138,7 @@ class RealDepthwise:
         t.put("}")
         t.put(f"memcpy(y + ({self._at(spec.y_strides)}), {target}, {spec.channels} * sizeof(*{target}));")
         t.put("}", "}", *["}"] * (spec.batch > 1), "}")
-        return t.done()
+        return t.done(self.epilogue.bounds)
 
     def _at(self, strides: tuple[int, ...]) -> str:
         return offset([("b", strides[0] if self.spec.batch > 1 else 0), ("h", strides[1]), ("v", strides[2])])

@@ -8,6 +8,7 @@ instructions that there are (`helpers.py`), and an expression over neighbouring 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import tvm
@@ -17,6 +18,7 @@ from irc.backends.c.numbers import ctype
 from irc.backends.tvm.kernels.builder import KernelBuilder
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
+from irc.backends.tvm.plan.source import MOST
 from irc.backends.tvm.source.printer import Printer
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
@@ -25,6 +27,12 @@ CHANNELS = 16
 """Output channels whose sums stand in an array before the expression is computed: a vector of bytes."""
 STEP = 16
 """What dot products of bytes are padded to."""
+_MAGIC = 0x4B400000
+"""Bits of 1.5 * 2**23: a number that is added to it stands in its low bits, rounded."""
+_AFTER = re.compile(
+    r"irc_min_int32\(irc_max_int32\(\(int32_t\)irc_bits_of_float32\((.*) \+ 12582912\.0f\), (\d+)\), (\d+)\)"
+)
+_BEFORE = re.compile(r"irc_min_float32\(irc_max_float32\((.*), (\(?-?[\d.]+f\)?)\), (\(?-?[\d.]+f\)?)\)")
 
 
 def places_at_once(places: int, reduction: int) -> int:
@@ -44,6 +52,8 @@ class Epilogue:
         self.real = x_dtype == "float32"
         reduction = spec.kernel[0] * spec.kernel[1] * (spec.ic if isinstance(spec, SmallConvSpec) else 1)
         limit = math.inf if self.real else sum_limit(x_dtype, reduction)
+        self.bounds: list[str] = []
+        """Declarations that the lines need."""
         self.limits = magnitudes(spec.expression, limit, [o.limit for o in spec.operands])
 
     def parameters(self) -> list[str]:
@@ -85,7 +95,26 @@ class Epilogue:
         passes = [tirx.transform.BindTarget(made), tirx.transform.LowerIntrin()]
         module = tvm.ir.transform.Sequential(passes)(tvm.IRModule({self.symbol: function}))
         lines = Printer(self.symbol).fragment(module[self.symbol], depth)
+        if not self.real:
+            self.bounds = []
+            lines = [self._clamp(line) for line in lines]
         return [line.replace("OUT[c]", f"{target}[{index}]").replace("ACC", acc) for line in lines]
+
+    def _clamp(self, line: str) -> str:
+        """Clamps as real numbers, before these are rounded: the bounds are whole, so that the result is the same, and
+        SSE2 has minima of real numbers only."""
+
+        def first(m: re.Match[str]) -> str:
+            low, high = (f"({v}.0f)" if v < 0 else f"{v}.0f" for v in (int(m[2]) - _MAGIC, int(m[3]) - _MAGIC))
+            clamped = f"irc_min_float32(irc_max_float32({m[1]}, {low}), {high})"
+            return f"(int32_t)irc_bits_of_float32({clamped} + 12582912.0f)"
+
+        def bounds(m: re.Match[str]) -> str:
+            n = len(self.bounds)
+            self.bounds.append(f"const float low{n} = irc_hidden({m[2]}), high{n} = irc_hidden({m[3]});")
+            return f"irc_min_float32(irc_max_float32({m[1]}, low{n}), high{n})"
+
+        return _BEFORE.sub(bounds, _AFTER.sub(first, line), count=1)
 
 
 class Text:
@@ -105,8 +134,10 @@ class Text:
         """Lines that are indented already."""
         self.lines += lines
 
-    def done(self) -> str:
-        return "\n".join([*self.lines, ""])
+    def done(self, declarations: list[str]) -> str:
+        """The function, with `declarations` at its beginning."""
+        at = self.lines.index("{") + 1
+        return "\n".join([*self.lines[:at], *("    " + d for d in declarations), *self.lines[at:], ""])
 
 
 def vectors(text: Text, count: int, lines: list[str]) -> None:
@@ -141,6 +172,7 @@ class ConvSource:
         self.total = spec.batch * spec.out[0] * spec.out[1]
         self.places = places_at_once(self.total, self.reduction)
         self.padded = -(-self.reduction // STEP) * STEP
+        self.width = (spec.out[1] - 1) * spec.stride[1] + spec.kernel[1]
         self.t = Text()
 
     @property
@@ -160,13 +192,15 @@ class ConvSource:
         self._declare()
         self._walk()
         t.put("}")
-        return t.done()
+        return t.done(self.epilogue.bounds)
 
     def _declare(self) -> None:
         t, n = self.t, self.places
         t.put(f"IRC_ALIGNED int16_t xs[N{n * self.padded}];")
         t.put(f"int32_t acc[N{n * CHANNELS}];")
         t.put(f"{ctype(self.spec.y_dtype)} out[{CHANNELS}];")
+        if self._in_rows():
+            t.put(f"int16_t rows[N{self._row_numbers()}];")
         if self.padded != self.reduction:
             t.put("memset(xs, 0, sizeof xs);")
 
@@ -209,19 +243,44 @@ class ConvSource:
         inside = all((o - 1) * s < i for o, s, i in zip(spec.out, spec.stride, spec.image, strict=True))
         return spec.kernel == (1, 1) and spec.pads == (0, 0) and inside
 
+    def _row_numbers(self) -> int:
+        return self.spec.kernel[0] * self.width * self.spec.ic
+
+    def _in_rows(self) -> bool:
+        """Whether the rows of the image under a row of places are widened first, and windows are parts of these."""
+        spec = self.spec
+        return spec.out[1] > 1 and spec.kernel[1] > 1 and spec.dilation[1] == 1 and self._row_numbers() <= MOST
+
+    def _window_in_rows(self, target: str, at: str) -> None:
+        spec, t = self.spec, self.t
+        kh, kw = spec.kernel
+        t.put("if (v == 0) {")
+        self._copy("rows", "0", self.width)
+        t.put("}")
+        row, source = kw * spec.ic, f"rows + (i * {self.width * spec.ic} + v * {spec.stride[1] * spec.ic})"
+        t.put(f"for (int32_t i = 0; i < {kh}; i++) {{")
+        t.put(f"memcpy({target} + {at} + i * {row}, {source}, {row} * sizeof(*{target}));", "}")
+
     def _window(self, target: str, at: str) -> None:
         spec = self.spec
-        kh, kw = spec.kernel
         if self._is_plain():
             n, h, w = spec.x_strides
             place = "0" if self.total == 1 else self._at((n, h * spec.stride[0], w * spec.stride[1]))
             self.t.put(f"irc_widen_s8({target} + {at}, x + ({place}), {spec.ic});")
             return
+        if self._in_rows():
+            self._window_in_rows(target, at)
+        else:
+            self._copy(f"{target} + {at}", f"v * {spec.stride[1]}", spec.kernel[1])
+
+    def _copy(self, target: str, column: str, count: int) -> None:
+        """`count` columns of the image from `column`, less the border, on, in all rows of the window."""
+        spec = self.spec
         image = offset([("b", spec.x_strides[0] if spec.batch > 1 else 0)])
-        row, column = f"h * {spec.stride[0]} - {spec.pads[0]}", f"v * {spec.stride[1]} - {spec.pads[1]}"
+        row, column = f"h * {spec.stride[0]} - {spec.pads[0]}", f"{column} - {spec.pads[1]}"
         sh, sw = spec.x_strides[1:]
         self.t.put(
-            f"{self._window_function()}({target} + {at}, x + ({image}), {row}, {column}, {kh}, {kw}, "
+            f"{self._window_function()}({target}, x + ({image}), {row}, {column}, {spec.kernel[0]}, {count}, "
             f"{spec.dilation[0]}, {spec.dilation[1]}, {spec.image[0]}, {spec.image[1]}, {sh}, {sw}, {spec.ic}"
             f"{self._fill()});"
         )
@@ -244,13 +303,15 @@ class ConvSource:
     def _dots(self) -> None:
         """Sums of the channels from o on, for all places."""
         t = self.t
+        if self.places > 1:
+            row = f"w + (ptrdiff_t)o * {self.reduction}"
+            t.put(f"irc_dot{self.places}(xs, {self.padded // STEP}, {row}, {self.reduction}, m, acc);")
+            return
         row = f"w + (ptrdiff_t)(o + c) * {self.reduction}"
         t.put("int32_t c = 0;")
-        if self.places == 1:
-            t.put(f"for (; c + 4 <= m; c += 4) irc_rows4(xs, {self.padded // STEP}, {row}, {self.reduction}, acc + c);")
-            if self.spec.oc % 4 == 0:
-                return
-        t.put(f"for (; c < m; c++) irc_dot{self.places}(xs, {self.padded // STEP}, {row}, acc + c);")
+        t.put(f"for (; c + 4 <= m; c += 4) irc_rows4(xs, {self.padded // STEP}, {row}, {self.reduction}, acc + c);")
+        if self.spec.oc % 4:
+            t.put(f"irc_dot{self.places}(xs, {self.padded // STEP}, {row}, {self.reduction}, m - c, acc + c);")
 
     def _write(self, count: str) -> None:
         """Results of the sums in acc[place * CHANNELS + channel], channels o to o + m - 1."""

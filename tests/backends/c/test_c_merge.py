@@ -21,6 +21,12 @@ def test_one_kernel_keeps_its_numbers() -> None:
     assert "y[4] = 2.0f * 3" in made.text
 
 
+def test_equal_kernels_are_one() -> None:
+    (made,) = merge({"a": kernel("a", 4), "b": kernel("b", 4)})
+    assert made.symbols == ("a", "b")
+    assert made.integers == made.reals == {}
+
+
 def test_other_code_stays_apart() -> None:
     assert len(merge({"a": kernel("a", 4), "b": kernel("b", 4).replace("+", "-")})) == 2
 
