@@ -8,7 +8,7 @@ Architecture (r4-r11 and s16-s31 belong to the caller).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from irc.targets.target import Target
@@ -23,6 +23,7 @@ class Assembly:
         """`saved_floats`: registers s16, s17, ... that the kernel uses."""
         self.lines: list[str] = []
         self._labels = 0
+        self._later: list[tuple[str, str, Callable[[], None]]] = []
         self._floats = saved_floats
 
     def __call__(self, *instructions: str) -> None:
@@ -35,6 +36,10 @@ class Assembly:
     def place(self, label: str) -> None:
         self.lines.append(label + ":")
 
+    def later(self, label: str, back: str, write: Callable[[], None]) -> None:
+        """What `write` writes lies behind the kernel, from `label` on, and goes on at `back`."""
+        self._later.append((label, back, write))
+
     def enter(self) -> None:
         self("push {r4-r11,lr}")
         if self._floats:
@@ -44,6 +49,10 @@ class Assembly:
         if self._floats:
             self(f"vpop {{s16-s{15 + self._floats}}}")
         self("pop {r4-r11,pc}")
+        for label, back, write in self._later:
+            self.place(label)
+            write()
+            self(f"b {back}")
 
     @property
     def stack_bytes(self) -> int:
@@ -151,3 +160,20 @@ def store_levels(
             asm(f"usub16 r3,{pair},r2", f"sel {pair},r2,{pair}")
     for r in registers:
         asm(f"orr r{r},r{r},r{r + 1},lsl #8", f"eor r{r},r{r},#0x80808080")
+
+
+def fixed_levels(asm: Assembly, factors: Sequence[str], zero: int, shifts: Sequence[int], addend: str) -> None:
+    """Sums of two places in r4-r7 and r8-r11 -> four bytes in r4 and in r8 (`plan/small_fixed.py`).
+
+    `factors`: registers of the four factors; `shifts` of channels 0 and 2, and of 1 and 3; `addend`: a register.
+    """
+    asm.constant(addend, (2 * zero + 1) << shifts[0] >> 1)
+    for odd in range(2):
+        if odd and shifts[1] != shifts[0]:
+            asm(f"lsl {addend},{addend},#{shifts[1] - shifts[0]}")
+        for channel in (odd, odd + 2):
+            for r in (4 + channel, 8 + channel):
+                asm(f"smmla r{r},r{r},{factors[channel]},{addend}")
+    asm(*(f"ssat r{r},#8,r{r},asr #{shifts[r % 2]}" for r in range(4, 12)))
+    for first in (4, 8):
+        asm(*(f"bfi r{first},r{first + i},#{8 * i},#8" for i in range(1, 4)))

@@ -21,8 +21,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from irc.backends.tvm.kernels.small_asm import Assembly, float_bits, halves, store_levels
-from irc.backends.tvm.small import SINGLE_TILE, leaves_image, row_steps, tile_channels, window_rows
+from irc.backends.tvm.kernels.small_asm import Assembly, fixed_levels, float_bits, halves, store_levels
+from irc.backends.tvm.small import SINGLE_TILE, fixed_shift, leaves_image, row_steps, tile_channels, window_rows
 from irc.backends.tvm.small_epilogue import Epilogue, Residual, epilogue_of
 from irc.backends.tvm.specs import SmallConvSpec
 from irc.targets.target import Target
@@ -69,6 +69,7 @@ class _Pairs:
         assert found is not None, "the plan has looked"
         self.epilogue: Epilogue = found
         self.wide, self.saturate = "wide" in spec.way, "saturate" in spec.way
+        self.fixed = fixed_shift(spec.way)
         self.tile = tile_channels(spec)
 
     def build(self) -> str:
@@ -381,8 +382,26 @@ class _Pairs:
     def _finish(self, channels: int) -> None:
         """Sums in r4-r7 (first place) and r8-r11 -> bytes."""
         asm, e = self.asm, self.epilogue
-        self._round(_TILE)
+        if not self.wide:
+            asm("sub r5,r5,r4", "sub r7,r7,r6", "sub r9,r9,r8", "sub r11,r11,r10")
+        if self.fixed:
+            real, done = asm.label(), asm.label()
+            asm("ldm r1!,{r2,r3,r12,lr}", "cmp r2,#0", f"blt {real}")
+            shifts = (self.fixed, self.fixed + (0 if self.wide else 8))
+            fixed_levels(asm, ("r2", "r3", "r12", "lr"), int(e.last.params[2]), shifts, "r0")
+            self._write(channels)
+            asm.place(done)
+            asm.later(real, done, lambda: self._real(channels, back=True))
+            return
+        self._real(channels)
+
+    def _real(self, channels: int, *, back: bool = False) -> None:
+        """Sums rounded as real numbers. `back`: their scales have been read as factors."""
+        asm, e = self.asm, self.epilogue
         last = e.last
+        if back:
+            asm("subs r1,#16")
+        self._round(_TILE)
         if e.residual is not None:
             self._add_other(e.residual)
         low, high, zero = (int(v) for v in last.params[:3])
@@ -392,14 +411,13 @@ class _Pairs:
     def _round(self, different: int) -> None:
         """Sums in r4-r11 -> rounded integers there. `different` channels: then they repeat."""
         asm, e = self.asm, self.epilogue
-        if not self.wide:
-            asm("sub r5,r5,r4", "sub r7,r7,r6", "sub r9,r9,r8", "sub r11,r11,r10")
         for i in range(0, 8, 2):
             asm(f"vmov s{i},s{i + 1},r{4 + i},r{5 + i}")
         constants = f"s8-s{7 + different}"
         asm(f"vldmia r1!,{{{constants}}}")
         asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(8)))
-        asm(*(f"vmul.f32 s{i},s{i},s{8 + i % different}" for i in range(8)))
+        multiply = "vnmul" if self.fixed else "vmul"  # the sign of scales says that they are no integers
+        asm(*(f"{multiply}.f32 s{i},s{i},s{8 + i % different}" for i in range(8)))
         if e.addend >= 0:
             asm(f"vldmia r1!,{{{constants}}}")
             asm(*(f"vadd.f32 s{i},s{i},s{8 + i % different}" for i in range(8)))
@@ -446,6 +464,8 @@ class _Pairs:
                 self._single_step(x)
         if unroll < words:
             asm(f"vmov r2,{_STEPS_END}", "cmp r0,r2", f"bne {again}")
+        if not self.wide:
+            asm("sub r5,r5,r4", "sub r7,r7,r6", "sub r9,r9,r8", "sub r11,r11,r10")
         self._round(SINGLE_TILE)
         last = self.epilogue.last
         store_levels(asm, (4, 8), *(int(v) for v in last.params[:3]), saturate=self.saturate)

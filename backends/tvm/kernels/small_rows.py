@@ -15,8 +15,8 @@ of channels 0, 2, 1, 3.
 
 from __future__ import annotations
 
-from irc.backends.tvm.kernels.small_asm import Assembly, store_levels
-from irc.backends.tvm.small import ring_columns
+from irc.backends.tvm.kernels.small_asm import Assembly, fixed_levels, store_levels
+from irc.backends.tvm.small import fixed_shift, ring_columns
 from irc.backends.tvm.small_epilogue import epilogue_of
 from irc.backends.tvm.specs import SmallDepthwiseSpec
 from irc.targets.target import Target
@@ -40,6 +40,7 @@ class _Rows:
         assert found is not None, "the plan has looked"
         self.requantize = found.requantize
         self.saturate = "saturate" in spec.way
+        self.fixed = fixed_shift(spec.way)
         self.row = ring_columns(spec) * spec.channels  # bytes of a slot
         self.taps = spec.kernel[0] * spec.kernel[1]
         self.block = 32 + 8 * self.taps  # bytes of the stream
@@ -165,15 +166,36 @@ class _Rows:
             asm(f"vmov r{4 + i},r{5 + i},s{_BIAS + i},s{_BIAS + i + 1}")
         for slot in range(spec.kernel[0]):
             self._slot(slot)
+        if self.fixed:
+            zero = int(self.requantize.params[2])
+            real, done = asm.label(), asm.label()
+            factors = ("r1", "r2", "r3", "r12")
+            for i in range(0, 4, 2):
+                asm(f"vmov {factors[i]},{factors[i + 1]},s{_SCALES + i},s{_SCALES + i + 1}")
+            asm("cmp r1,#0", f"blt {real}")
+            fixed_levels(asm, factors, zero, (self.fixed, self.fixed), "lr")
+            self._write()
+            asm.place(done)
+            asm.later(real, done, self._real)
+            return
+        self._real()
+
+    def _real(self) -> None:
+        """The sums of both places rounded as real numbers."""
+        asm = self.asm
+        low, high, zero = (int(v) for v in self.requantize.params[:3])
+        multiply = "vnmul" if self.fixed else "vmul"  # the sign of scales says that they are no integers
         for a in (4, 8):
             asm(f"vmov s0,s1,r{a},r{a + 1}", f"vmov s2,s3,r{a + 2},r{a + 3}")
             asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(4)))
-            asm(*(f"vmul.f32 s{i},s{i},s{_SCALES + i}" for i in range(4)))
+            asm(*(f"{multiply}.f32 s{i},s{i},s{_SCALES + i}" for i in range(4)))
             asm(*(f"vcvtr.s32.f32 s{i},s{i}" for i in range(4)))
             asm(f"vmov r{a},r{a + 1},s0,s1", f"vmov r{a + 2},r{a + 3},s2,s3")
-        low, high, zero = (int(v) for v in self.requantize.params[:3])
         store_levels(asm, (4, 8), low, high, zero, saturate=self.saturate)
-        asm(f"vmov lr,{_PLACE}", "str r4,[lr]", f"str r8,[lr,#{spec.y_strides[2]}]")
+        self._write()
+
+    def _write(self) -> None:
+        self.asm(f"vmov lr,{_PLACE}", "str r4,[lr]", f"str r8,[lr,#{self.spec.y_strides[2]}]")
 
     def _slot(self, slot: int) -> None:
         """A row of both windows. With stride 1 a weight serves both places at once, as neighbouring columns of x stay

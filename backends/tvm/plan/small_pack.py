@@ -8,9 +8,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from irc.backends.tvm.plan.small_fixed import FixedPoint, fixed_point
 from irc.backends.tvm.plan.small_mve import mve_conv, mve_depthwise
 from irc.backends.tvm.reference import requantize
 from irc.backends.tvm.small import (
+    FIXED,
     PAIRS,
     ROWS,
     leaves_image,
@@ -31,6 +33,7 @@ _TILE = 4  # channels
 _WEIGHTS = 9  # taps of a depthwise kernel
 _SUM_BITS = 23
 _CONVERTIBLE = 2.0**30
+_CONSTANT = 1 << 16
 _HALF = 32000.0  # below, a sum of a result and its zero point fits 16 bits
 
 
@@ -90,8 +93,13 @@ def pack_pairs(
         return None
     wide = not _shares_words(w, low, high)
     last = _last_magnitude(epilogue, largest)
-    way = "/".join([PAIRS, *(["wide"] if wide else []), *(["saturate"] if last >= _HALF else [])])
-    stream = _stream(spec, w, bias, scale, addend if epilogue.addend >= 0 else None, wide)
+    fixed = None
+    if epilogue.residual is None and epilogue.addend < 0 and tile_channels(spec) == _TILE and spec.oc % _TILE == 0:
+        unit = np.where(np.arange(spec.oc) % 2, 1 if wide else 256, 1)
+        fixed = _useful(fixed_point(epilogue.requantize, scale.astype(np.float32), low, high, unit))
+    saturate = ["saturate"] if last >= _HALF else []
+    way = "/".join([PAIRS, *(["wide"] if wide else []), *saturate, *_fixed_way(fixed)])
+    stream = _stream(spec, w, bias, scale, addend if epilogue.addend >= 0 else None, wide, fixed)
     expression, streamed = canonical(epilogue)
     others = spec.operands[len(streamed_operands(spec.expression, epilogue)) :]
     made = replace(
@@ -127,13 +135,14 @@ def pack_rows(
         return None
     blocks = spec.channels // _TILE
     order = w.reshape(-1, blocks, _TILE)[..., [0, 2, 1, 3]].astype(np.int16).transpose(1, 0, 2)
+    fixed = _useful(fixed_point(epilogue.requantize, scale.astype(np.float32), low, high, np.ones_like(low)))
     parts = [
-        scale.reshape(blocks, _TILE).view(np.int32),
+        _factors(scale.astype(np.float32).reshape(blocks, _TILE), fixed),
         _words(bias.reshape(blocks, _TILE)),
         np.ascontiguousarray(order).reshape(blocks, -1).view(np.int32),
     ]
     stream = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
-    way = ROWS + ("/saturate" if largest >= _HALF else "")
+    way = "/".join([ROWS, *(["saturate"] if largest >= _HALF else []), *_fixed_way(fixed)])
     scratch = spec.kernel[0] * ring_columns(spec) * spec.channels
     expression, count = canonical(epilogue)
     made = replace(
@@ -146,6 +155,28 @@ def pack_rows(
         w_size=stream.size,
     )
     return Packed(made, stream)
+
+
+def _useful(fixed: FixedPoint | None) -> FixedPoint | None:
+    """`fixed` where most tiles of channels have factors: the others cost more than real numbers alone."""
+    if fixed is None:
+        return None
+    whole = (fixed.factor.reshape(-1, _TILE) >= 0).all(1)
+    return fixed if whole.mean() > 0.5 else None
+
+
+def _fixed_way(fixed: FixedPoint | None) -> list[str]:
+    return [] if fixed is None else [f"{FIXED}{fixed.shift}"]
+
+
+def _factors(scale: Array, fixed: FixedPoint | None) -> Array:
+    """What sums are multiplied with, [tiles, 4] words: scales, or with `fixed` the factors of tiles that have them and
+    the negated scales of others: the sign tells which."""
+    if fixed is None:
+        return scale.view(np.int32)
+    factor = fixed.factor.reshape(scale.shape)
+    whole = (factor >= 0).all(1, keepdims=True)
+    return np.where(whole, factor.astype(np.int32), (-scale).view(np.int32))
 
 
 def _channel_operands(channels: int, count: int) -> tuple[Operand, ...]:
@@ -192,13 +223,15 @@ def _streams(spec: SmallConvSpec, epilogue: Epilogue, operands: Sequence[Array |
 
 def _constant_channels(epilogue: Epilogue, w: Array, bias: Array, scale: Array) -> tuple[Array, Array]:
     """Bias and scale with other numbers for channels without weights, whose biases may be so large that all sums of
-    the layer would need more bits: 1 and the result that the channel has everywhere."""
+    the layer would need more bits: a power of two and what makes it the result that the channel has everywhere."""
     instr = epilogue.requantize
     dead = ~w.reshape(w.shape[0], -1).any(1)
     if epilogue.addend >= 0 or instr.params[3] != 1.0 or not dead.any():
         return bias, scale
     result = requantize(bias.astype(np.int32).astype(np.float32) * scale, instr).astype(np.float32)
-    return np.where(dead, 1, bias), np.where(dead, result - np.float32(instr.params[2]), scale)
+    level = result - np.float32(instr.params[2])
+    start = np.where(level < 0, -_CONSTANT, _CONSTANT)
+    return np.where(dead, start, bias), np.where(dead, np.abs(level) / np.float32(_CONSTANT), scale)
 
 
 def _sums(w: Array, bias: Array) -> tuple[Array, Array]:
@@ -241,7 +274,15 @@ def _collapsed(spec: SmallConvSpec) -> SmallConvSpec:
     return replace(spec, image=row, out=row, x_strides=(0, 0, xw), y_strides=(0, 0, spec.y_strides[2]))
 
 
-def _stream(spec: SmallConvSpec, w: Array, bias: Array, scale: Array, addend: Array | None, wide: bool) -> Array:
+def _stream(
+    spec: SmallConvSpec,
+    w: Array,
+    bias: Array,
+    scale: Array,
+    addend: Array | None,
+    wide: bool,
+    fixed: FixedPoint | None,
+) -> Array:
     """int32 words: for each tile the first values of the sums, the steps, the scales, the addends."""
     rows, run = window_rows(spec)
     tile = tile_channels(spec)
@@ -264,7 +305,7 @@ def _stream(spec: SmallConvSpec, w: Array, bias: Array, scale: Array, addend: Ar
     if not wide:
         starts = np.stack([starts[..., 0], 256 * starts[..., 1] + starts[..., 0]], -1)
         factors[..., 1] *= np.float32(1 / 256)
-    parts = [_words(starts.reshape(tiles, -1)), _words(words), factors.reshape(tiles, -1).view(np.int32)]
+    parts = [_words(starts.reshape(tiles, -1)), _words(words), _factors(factors.reshape(tiles, -1), fixed)]
     if addend is not None:
         padded = np.pad(addend.astype(np.float32), (0, missing)).reshape(tiles, -1)
         parts.append(padded.view(np.int32))
