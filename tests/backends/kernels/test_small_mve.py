@@ -15,7 +15,9 @@ from irc.backends.artifact.glue import glue_ll
 from irc.backends.artifact.qemu import Emulated, missing_tools
 from irc.backends.program import Arg, Port, Program, Step
 from irc.backends.tvm.assemble import assemble
+from irc.backends.tvm.overlap import distances
 from irc.backends.tvm.plan.small_mve import mve_conv, mve_depthwise
+from irc.backends.tvm.small_mve import PLANES
 from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.catalogue import TARGETS
 
@@ -178,3 +180,26 @@ def test_products_that_need_more_than_16_bits_are_left_to_other_kernels() -> Non
     w = np.full((3, 3, 16), -128, np.int8)
     assert isinstance(spec, SmallDepthwiseSpec)
     assert mve_depthwise(spec, w, [None, None]) is None
+
+
+@pytest.mark.parametrize("name", ["depthwise", "depthwise odd", "depthwise edges", "depthwise below"])
+def test_planes_copy_rows_before_results_take_their_place(name: str) -> None:
+    spec, _, _ = make(name)
+    assert isinstance(spec, SmallDepthwiseSpec)
+    assert spec.way == PLANES
+
+    def works(distance: int) -> bool:
+        """Whether every row is whole when it is copied, with the image `distance` bytes behind the result."""
+        end = 0
+        for first in range(0, spec.out[0], 2 // spec.stride[0]):
+            pair = first * spec.stride[0] // 2 + 1
+            top = max(2 * pair - spec.pads[0], 0)
+            copied = range(top if first else 0, min(2 * pair - spec.pads[0] + 2, spec.image[0]))
+            if end > 0 and any(distance + row * spec.x_strides[1] < end for row in copied):
+                return False
+            end = min(first + 2 // spec.stride[0], spec.out[0]) * spec.y_strides[1]
+        return True
+
+    found = distances(spec)[0]
+    assert works(found)
+    assert found < -(1 << 30) or not works(found - 1)  # so small where nothing is left to copy
