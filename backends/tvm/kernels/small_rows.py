@@ -198,41 +198,36 @@ class _Rows:
         self.asm(f"vmov lr,{_PLACE}", "str r4,[lr]", f"str r8,[lr,#{self.spec.y_strides[2]}]")
 
     def _slot(self, slot: int) -> None:
-        """A row of both windows. With stride 1 a weight serves both places at once, as neighbouring columns of x stay
-        in registers: channels 0 and 2, and 1 and 3, of the even columns in r1 and r2, of the odd ones in r3 and lr."""
+        """A row of both windows: a weight serves both places at once, as the two columns that it meets stay in
+        registers: channels 0 and 2, and 1 and 3, in r1 and r2, those of the other column in r3 and lr. Taps go in the
+        order in which a column meets one after the other."""
         asm, spec = self.asm, self.spec
         width, stride = spec.kernel[1], spec.stride[1]
+        registers = (("r1", "r2"), ("r3", "lr"))
+        held = [-1, -1]  # columns
 
-        def load(column: int, even: str, odd: str) -> None:
-            asm(f"ldr {even},[r0,#{slot * self.row + column * spec.channels}]")
-            asm(f"sxtb16 {odd},{even},ror #8", f"sxtb16 {even},{even}")
+        def holding(column: int, needed: tuple[int, int]) -> tuple[str, str]:
+            if column not in held:
+                free = next(i for i in range(2) if held[i] not in needed)
+                held[free] = column
+                even, odd = registers[free]
+                asm(f"ldr {even},[r0,#{slot * self.row + column * spec.channels}]")
+                asm(f"sxtb16 {odd},{even},ror #8", f"sxtb16 {even},{even}")
+            return registers[held.index(column)]
 
-        if stride == 1:
-            held = (("r1", "r2"), ("r3", "lr"))
-            load(0, *held[0])
-            for tap in range(width):
-                load(tap + 1, *held[(tap + 1) % 2])
-                w = _WEIGHTS + 2 * (slot * width + tap)
-                for half in range(2):
-                    asm(f"vmov r12,s{w + half}")
-                    for place in (1, 0):
-                        a, x = 4 + 4 * place + half, held[(tap + place) % 2][half]
-                        # the sums of the second place begin with those of the first
-                        start = 4 + half if slot == 0 and tap == 0 else a
-                        asm(f"smlabb r{a},{x},r12,r{start}", f"smlatt r{a + 2},{x},r12,r{start + 2}")
-            return
-        if slot == 0:
-            asm(*(f"mov r{r},r{r - 4}" for r in range(8, 12)))
-        for column in range(stride + width):
-            users = [(p, column - p * stride) for p in range(2) if 0 <= column - p * stride < width]
-            if users:
-                load(column, "r1", "r2")
-            for place, tap in users:
-                w = _WEIGHTS + 2 * (slot * width + tap)
-                for half, x in enumerate(("r1", "r2")):
+        order = sorted(range(width), key=lambda tap: (tap % stride, tap))
+        for tap in order:
+            columns = (tap, tap + stride)
+            x = [holding(column, columns) for column in columns]
+            w = _WEIGHTS + 2 * (slot * width + tap)
+            for half in range(2):
+                asm(f"vmov r12,s{w + half}")
+                for place in (1, 0):
                     a = 4 + 4 * place + half
-                    asm(f"vmov r3,s{w + half}")
-                    asm(f"smlabb r{a},{x},r3,r{a}", f"smlatt r{a + 2},{x},r3,r{a + 2}")
+                    # the sums of the second place begin with those of the first
+                    start = 4 + half if slot == 0 and tap == order[0] else a
+                    asm(f"smlabb r{a},{x[place][half]},r12,r{start}")
+                    asm(f"smlatt r{a + 2},{x[place][half]},r12,r{start + 2}")
 
     def _after_row(self, again: str) -> None:
         asm, spec = self.asm, self.spec

@@ -34,6 +34,7 @@ _WEIGHTS = 9  # taps of a depthwise kernel
 _SUM_BITS = 23
 _CONVERTIBLE = 2.0**30
 _CONSTANT = 1 << 16
+_WORTHWHILE = 0.25  # of the tiles: a factor saves three times what looking for one costs the others
 _HALF = 32000.0  # below, a sum of a result and its zero point fits 16 bits
 
 
@@ -158,11 +159,11 @@ def pack_rows(
 
 
 def _useful(fixed: FixedPoint | None) -> FixedPoint | None:
-    """`fixed` where most tiles of channels have factors: the others cost more than real numbers alone."""
+    """`fixed` where enough tiles of channels have factors: the others cost more than real numbers alone."""
     if fixed is None:
         return None
     whole = (fixed.factor.reshape(-1, _TILE) >= 0).all(1)
-    return fixed if whole.mean() > 0.5 else None
+    return fixed if whole.mean() > _WORTHWHILE else None
 
 
 def _fixed_way(fixed: FixedPoint | None) -> list[str]:
