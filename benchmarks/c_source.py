@@ -84,31 +84,32 @@ def executable(folder: Path, *parts: str) -> Path:
     return folder / "network"
 
 
-def code_bytes(source: Path, weights: int, *compiler: str) -> tuple[int, int]:
-    """(bytes of code and descriptions, largest stack frame)."""
+def code_bytes(source: Path, *compiler: str) -> tuple[int, int]:
+    """(bytes of code and descriptions, largest stack frame). Weights are what is called so in both sources."""
     folder = source.parent
     command = [*compiler, "-std=gnu99", "-w", "-fstack-usage", "-c", source.name, "-o", "size.o"]
     subprocess.run(command, check=True, cwd=folder)
     text = subprocess.run(["size", "size.o"], check=True, cwd=folder, capture_output=True, text=True).stdout
     frames = [int(line.split("\t")[1]) for line in (folder / "size.su").read_text().splitlines()]
-    return int(text.splitlines()[-1].split()[0]) - weights, max(frames)
+    symbols = subprocess.run(["nm", "-S", "size.o"], check=True, cwd=folder, capture_output=True, text=True).stdout
+    weights = re.findall(r"^\w+ (\w+) [rR] weights?_?\d+", symbols, re.MULTILINE)
+    return int(text.splitlines()[-1].split()[0]) - sum(int(size, 16) for size in weights), max(frames)
 
 
-def peer(emx: str, model: Path, folder: Path) -> tuple[Path, int, int]:
-    """The peer's source, bytes of its weights in the object, and of its temporary arrays."""
+def peer(emx: str, model: Path, folder: Path) -> tuple[Path, int]:
+    """The peer's source, and bytes of its temporary arrays."""
     source = folder / "peer.c"
     command = [emx, "compile", "--large-weight-threshold", "0", str(model), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     text = source.read_text()
     if "#include <stdlib.h>" not in text:
         source.write_text(text.replace("#include <string.h>", "#include <string.h>\n#include <stdlib.h>", 1))
-    constants = re.findall(r"^const EMX_UNUSED (\w+) \w+((?:\[\d+\])+) = ", text, re.MULTILINE)
     arrays = re.findall(r"^ +(?:float|double) \(?\*?tmp\w+\)?((?:\[\w+\])+)", text, re.MULTILINE)
-    return source, sum(_bytes(kind, dims) for kind, dims in constants), sum(_bytes("float", d) for d in arrays)
+    return source, sum(map(_float_bytes, arrays))
 
 
-def _bytes(kind: str, dims: str) -> int:
-    size = {"int64_t": 8, "double": 8, "int8_t": 1, "uint8_t": 1}.get(kind, 4)
+def _float_bytes(dims: str) -> int:
+    size = 4
     for extent in re.findall(r"\[(\w+)\]", dims):
         size *= int(extent) if extent.isdigit() else 1
     return size
@@ -147,13 +148,12 @@ def main() -> None:
 
 
 def _sizes(emx: str, name: str, model: Path, source: Program, folder: Path) -> list[str]:
-    other, weights, arrays = peer(emx, model, folder)
-    mine = sum(b.data.nbytes for b in source.weights)
+    other, arrays = peer(emx, model, folder)
     rows = []
     for machine, compiler in (("host", HOST), ("Cortex-M4", M4)):
         for level in ("-Os", "-O2"):
-            code, frame = code_bytes(folder / "c" / "net.c", mine, *compiler, level)
-            theirs, their_frame = code_bytes(other, weights, *compiler, level)
+            code, frame = code_bytes(folder / "c" / "net.c", *compiler, level)
+            theirs, their_frame = code_bytes(other, *compiler, level)
             ram = f"{source.workspace_bytes + frame:,} | {arrays + their_frame:,}"
             rows.append(f"| {name} | {machine} {level} | {code:,} | {theirs:,} | {ram} |")
     return rows

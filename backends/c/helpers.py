@@ -81,15 +81,14 @@ static IRC_APART void irc_window_@S@(@T@ *IRC_RESTRICT to, const @F@ *x, int32_t
     for (int32_t i = 0; i < kh; i++, row += dh) {
         for (int32_t j = 0; j < kw;) {
             const int32_t c = column + j * dw, beside = row < 0 || row >= height;
-            int32_t k = 0, n = count;
+            int32_t n = count;
             if (beside) n *= kw - j;
             if (!beside && c >= 0 && c < width) {
                 if (dw == 1 && sw == count) n *= (width - c < kw - j ? width - c : kw - j);
-                irc_widen_@S@(to, x + (row * sh + c * sw), k = n);
+                @COPY@;
+            } else {
+                @CLEAR@;
             }
-            for (; k + 16 <= n; k += 16)
-                for (int32_t l = 0; l < 16; l++) to[k + l] = @VALUE@;
-            for (; k < n; k++) to[k] = @VALUE@;
             to += n;
             j += n / count;
         }
@@ -97,8 +96,16 @@ static IRC_APART void irc_window_@S@(@T@ *IRC_RESTRICT to, const @F@ *x, int32_t
 }"""
 
 
+_FILL = """\
+static void irc_fill(int16_t *to, int32_t n, int16_t value)
+{
+    for (; n >= 16; n -= 16, to += 16)
+        for (int32_t l = 0; l < 16; l++) to[l] = value;
+    while (n-- > 0) *to++ = value;
+}"""
+
 _WIDEN = """\
-static void irc_widen_@S@(@T@ *IRC_RESTRICT to, const @F@ *IRC_RESTRICT from, int32_t n)
+static void irc_widen_s8(int16_t *IRC_RESTRICT to, const int8_t *IRC_RESTRICT from, int32_t n)
 {
     for (; n >= 16; n -= 16, to += 16, from += 16)
         for (int32_t l = 0; l < 16; l++) to[l] = from[l];
@@ -106,34 +113,57 @@ static void irc_widen_@S@(@T@ *IRC_RESTRICT to, const @F@ *IRC_RESTRICT from, in
 }"""
 
 
-def _window(suffix: str, to: str, source: str, fill: bool, *, widen: bool = False) -> str:
-    values = {"S": suffix, "T": to, "F": source, "FILL": ", int32_t fill" if fill else ""}
-    values["VALUE"] = f"({to})fill" if fill else "0"
-    text = _WIDEN if widen else _WINDOW
+def _window(values: dict[str, str]) -> str:
+    text = _WINDOW
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
     return text
 
 
-def _dot(places: int) -> str:
-    """Sums of `places` arrays of 16 * n numbers, each times the same `rows` rows of weights; every 16th of acc."""
+_WINDOW_BYTES = _window(
+    {
+        "S": "s8",
+        "T": "int16_t",
+        "F": "int8_t",
+        "FILL": ", int32_t fill",
+        "COPY": "irc_widen_s8(to, x + (row * sh + c * sw), n)",
+        "CLEAR": "irc_fill(to, n, (int16_t)fill)",
+    }
+)
+_WINDOW_REAL = _window(
+    {
+        "S": "f32",
+        "T": "float",
+        "F": "float",
+        "FILL": "",
+        "COPY": "memcpy(to, x + (row * sh + c * sw), (size_t)n * sizeof(*to))",
+        "CLEAR": "memset(to, 0, (size_t)n * sizeof(*to))",
+    }
+)
+
+
+def _dot(places: int, apart: int) -> str:
+    """Sums of `places` arrays of 16 * n numbers, `apart` numbers apart, each times the same `rows` rows of weights;
+    every 16th of acc. A known distance makes one address of those of all arrays."""
     sums = ", ".join(f"s{p} = 0" for p in range(places))
-    arrays = ["*const x0 = x"] + [f"*const x{p} = x{p - 1} + m" for p in range(1, places)]
-    steps = " ".join(f"s{p} += x{p}[i] * w[i];" for p in range(places))
+    steps = " ".join(f"s{p} += x[i{f' + {p * apart}' if p else ''}] * w[i];" for p in range(places))
     ends = " ".join(f"acc[{16 * p}] = s{p};" for p in range(places))
+    name = f"irc_dot{places}_{apart}" if apart else f"irc_dot{places}"
     return f"""\
-static IRC_APART void irc_dot{places}(const int16_t *x, ptrdiff_t n, const int8_t *w, ptrdiff_t apart, int32_t rows,
+static IRC_APART void {name}(const int16_t *x, ptrdiff_t n, const int8_t *w, ptrdiff_t length, int32_t rows,
     int32_t *acc)
 {{
     const ptrdiff_t m = 16 * n;
-    const int16_t {", ".join(arrays)};
-    for (; rows > 0; rows--, w += apart, acc++) {{
+    for (; rows > 0; rows--, w += length, acc++) {{
         int32_t {sums};
         for (ptrdiff_t i = 0; i < m; i++) {{ {steps} }}
         {ends}
     }}
 }}"""
 
+
+DISTANCES = tuple(2**n for n in range(6, 17))
+"""How far windows may be from another."""
 
 _ROWS = """\
 /* Sums of an array of 16 * n numbers times four rows of weights. */
@@ -163,6 +193,7 @@ def _tile(places: int) -> str:
     declared = ", ".join(f"a{p} = zero, b{p} = zero" for p in each)
     arrays = ", ".join(f"*const x{p} = x[{p}]" for p in each)
     steps = "\n        ".join(f"a{p} += u * x{p}[i]; b{p} += v * x{p}[i];" for p in each)
+    again = "\n        ".join(f"a{p} += u1 * x{p}[i + 1]; b{p} += v1 * x{p}[i + 1];" for p in each)
     ends = "\n    ".join(f"*(irc_u4 *)(acc + {8 * p}) = a{p}; *(irc_u4 *)(acc + {8 * p + 4}) = b{p};" for p in each)
     return f"""\
 /* Sums over n of {places} arrays times 8 columns of weights. */
@@ -172,7 +203,14 @@ static IRC_APART void irc_tile{places}(const float *const *x, const float *w, in
     const irc_v4 zero = {{0.0f, 0.0f, 0.0f, 0.0f}};
     irc_v4 {declared};
     const float {arrays};
-    for (ptrdiff_t i = 0; i < n; i++, w += 8) {{
+    ptrdiff_t i = 0;
+    for (; i + 2 <= n; i += 2, w += 16) {{
+        const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
+        {steps}
+        const irc_v4 u1 = *(const irc_u4 *)(w + 8), v1 = *(const irc_u4 *)(w + 12);
+        {again}
+    }}
+    if (i < n) {{
         const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
         {steps}
     }}
@@ -236,6 +274,22 @@ static IRC_APART void irc_depthwise(const float *x, const float *w, int32_t row,
     i1 -= i0;
     j1 -= j0;
 #ifdef IRC_VECTORS
+    for (; c + 16 <= count; c += 16) {
+        irc_v4 a = {0.0f, 0.0f, 0.0f, 0.0f}, b = a, d = a, e = a;
+        for (ptrdiff_t i = 0; i < i1; i++) {
+            const float *p = x + i * dh * sh + c, *q = w + i * kw * count + c;
+            for (ptrdiff_t j = 0; j < j1; j++, p += dw * sw, q += count) {
+                a += *(const irc_u4 *)p * *(const irc_u4 *)q;
+                b += *(const irc_u4 *)(p + 4) * *(const irc_u4 *)(q + 4);
+                d += *(const irc_u4 *)(p + 8) * *(const irc_u4 *)(q + 8);
+                e += *(const irc_u4 *)(p + 12) * *(const irc_u4 *)(q + 12);
+            }
+        }
+        *(irc_u4 *)(acc + c) = a;
+        *(irc_u4 *)(acc + c + 4) = b;
+        *(irc_u4 *)(acc + c + 8) = d;
+        *(irc_u4 *)(acc + c + 12) = e;
+    }
     for (; c + 8 <= count; c += 8) {
         irc_v4 a = {0.0f, 0.0f, 0.0f, 0.0f}, b = a;
         for (ptrdiff_t i = 0; i < i1; i++) {
@@ -266,11 +320,12 @@ _HELPERS = {
     "irc_rest": _REST,
     "irc_depthwise": _DEPTHWISE,
     "irc_rows4": _ROWS,
-    "irc_widen_s8": _window("s8", "int16_t", "int8_t", True, widen=True),
-    "irc_widen_f32": _window("f32", "float", "float", False, widen=True),
-    "irc_window_s8": _window("s8", "int16_t", "int8_t", True),
-    "irc_window_f32": _window("f32", "float", "float", False),
-    **{f"irc_dot{n}": _dot(n) for n in (1, 4, 8)},
+    "irc_fill": _FILL,
+    "irc_widen_s8": _WIDEN,
+    "irc_window_s8": _WINDOW_BYTES,
+    "irc_window_f32": _WINDOW_REAL,
+    "irc_dot1": _dot(1, 0),
+    **{f"irc_dot{n}_{apart}": _dot(n, apart) for n in (4, 8, 9) for apart in DISTANCES},
     "irc_hidden": (
         "/* A number that compilers do not know: comparisons with known ones become branches, which they cannot do for "
         "several\n   values at once. */\n"

@@ -7,7 +7,7 @@ channels, [kh, kw, ic, 8], the last with as many as there are.
 from __future__ import annotations
 
 from irc.backends.c.numbers import ctype
-from irc.backends.tvm.source.window import ConvSource, Epilogue, Text, offset
+from irc.backends.tvm.source.window import ConvSource, Epilogue, Text, offset, vectors
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
 
@@ -23,7 +23,7 @@ class RealConv(ConvSource):
     def __init__(self, symbol: str, spec: SmallConvSpec, target: Target) -> None:
         super().__init__(symbol, spec, target)
         self.places = 1 if self.total == 1 else _PLACES
-        self.padded = self.reduction
+        self.padded = self.apart = self.reduction
 
     @property
     def x_dtype(self) -> str:
@@ -133,9 +133,7 @@ class RealDepthwise:
             o = spec.operands[i]
             t.put(f"const {ctype(o.dtype)} *const f{i} = e{i} + ({self._at(o.strides)});")
         lines = self.epilogue.lines(t.depth + 1, target, "c", "acc[c]")
-        t.put(f"for (int32_t c = 0; c < {spec.channels}; c++) {{")
-        t.add(lines)
-        t.put("}")
+        vectors(t, spec.channels, lines, TILE)
         t.put(f"memcpy(y + ({self._at(spec.y_strides)}), {target}, {spec.channels} * sizeof(*{target}));")
         t.put("}", "}", *["}"] * (spec.batch > 1), "}")
         return t.done(self.epilogue.bounds)

@@ -14,6 +14,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from irc.backends.c.helpers import DISTANCES
 from irc.backends.c.numbers import ctype
 from irc.backends.tvm.kernels.builder import KernelBuilder
 from irc.backends.tvm.kernels.emit import emit_expression
@@ -40,7 +41,7 @@ def places_at_once(places: int, reduction: int) -> int:
     would take much of the stack."""
     if places == 1:
         return 1
-    costs = {4: 0.55, 8: 0.45} if reduction <= 1024 else {4: 0.55}
+    costs = {4: 8.0, 8: 7.0, 9: 6.9} if reduction <= 1024 else {4: 8.0}  # instructions for 16 products with SSE2
     return min(costs, key=lambda p: -(-places // p) * p * costs[p])
 
 
@@ -140,16 +141,16 @@ class Text:
         return "\n".join([*self.lines[:at], *("    " + d for d in declarations), *self.lines[at:], ""])
 
 
-def vectors(text: Text, count: int, lines: list[str]) -> None:
-    """`lines` for c = 0 to count - 1; in whole vectors of bytes, whose number of steps compilers can see, where the
-    count allows it."""
-    if count % CHANNELS or count == CHANNELS:
+def vectors(text: Text, count: int, lines: list[str], step: int = CHANNELS) -> None:
+    """`lines` for c = 0 to count - 1; `step` at a time, a number of steps that compilers can see, where the count
+    allows it."""
+    if count % step or count == step:
         text.put(f"for (ptrdiff_t c = 0; c < {count}; c++) {{")
         text.add(lines)
         text.put("}")
         return
-    text.put(f"for (ptrdiff_t k = 0; k < {count}; k += {CHANNELS}) {{")
-    text.put(f"for (ptrdiff_t l = 0; l < {CHANNELS}; l++) {{", "const ptrdiff_t c = k + l;")
+    text.put(f"for (ptrdiff_t k = 0; k < {count}; k += {step}) {{")
+    text.put(f"for (ptrdiff_t l = 0; l < {step}; l++) {{", "const ptrdiff_t c = k + l;")
     text.add(["    " + line for line in lines])
     text.put("}", "}")
 
@@ -172,6 +173,7 @@ class ConvSource:
         self.total = spec.batch * spec.out[0] * spec.out[1]
         self.places = places_at_once(self.total, self.reduction)
         self.padded = -(-self.reduction // STEP) * STEP
+        self.apart = next(d for d in DISTANCES if d >= self.padded) if self.places > 1 else self.padded
         self.width = (spec.out[1] - 1) * spec.stride[1] + spec.kernel[1]
         self.t = Text()
 
@@ -196,7 +198,7 @@ class ConvSource:
 
     def _declare(self) -> None:
         t, n = self.t, self.places
-        t.put(f"IRC_ALIGNED int16_t xs[N{n * self.padded}];")
+        t.put(f"IRC_ALIGNED int16_t xs[N{n * self.apart}];")
         t.put(f"int32_t acc[N{n * CHANNELS}];")
         t.put(f"{ctype(self.spec.y_dtype)} out[{CHANNELS}];")
         if self._in_rows():
@@ -218,7 +220,7 @@ class ConvSource:
         t.put(f"for (int32_t place = 0; place < {self.total};) {{")
         t.put("int32_t n = 0;")
         t.put(f"for (; n < {n} && place < {self.total}; n++, place++) {{")
-        self._window("xs", f"n * {self.padded}")
+        self._window("xs", f"n * {self.apart}")
         t.put(f"ys[n] = y + ({self._at(spec.y_strides)});")
         for i in self.epilogue.moving():
             t.put(f"fs{i}[n] = e{i} + ({self._at(spec.operands[i].strides)});")
@@ -305,7 +307,7 @@ class ConvSource:
         t = self.t
         if self.places > 1:
             row = f"w + (ptrdiff_t)o * {self.reduction}"
-            t.put(f"irc_dot{self.places}(xs, {self.padded // STEP}, {row}, {self.reduction}, m, acc);")
+            t.put(f"irc_dot{self.places}_{self.apart}(xs, {self.padded // STEP}, {row}, {self.reduction}, m, acc);")
             return
         row = f"w + (ptrdiff_t)(o + c) * {self.reduction}"
         t.put("int32_t c = 0;")
