@@ -132,22 +132,26 @@ def ring(spec: SmallDepthwiseSpec) -> Ring | None:
 
 
 def has_planes(spec: SmallDepthwiseSpec) -> bool:
-    """Whether the kernel in planes is made for a convolution: 3 x 3, place by place, of 8 channels or more."""
-    plain = spec.kernel == (3, 3) and spec.stride == (1, 1) == spec.dilation and spec.batch == 1
+    """Whether the kernel in planes is made for a convolution: 3 x 3, of each place or every other, of channels in
+    eights."""
+    plain = spec.kernel == (3, 3) and spec.stride in ((1, 1), (2, 2)) and spec.dilation == (1, 1) and spec.batch == 1
     gapless = spec.x_strides[2] == spec.y_strides[2] == spec.channels and spec.channels % 8 == 0
-    offsets = spec.y_strides[1] + 3 * spec.y_strides[2] < 1 << 16 and 8 * plane_bytes(spec) < 1 << 16
+    offsets = spec.y_strides[1] + 7 * spec.y_strides[2] < 1 << 16 and 8 * plane_bytes(spec) < 1 << 16
     padded = max(spec.pads) <= 1 and spec.image[1] + spec.pads[1] >= 3
     return plain and gapless and offsets and padded and spec.out[1] > 2 and spec.y_dtype == "int8"
 
 
 def plane_bytes(spec: SmallDepthwiseSpec) -> int:
-    """Of a channel in the way "planes": four rows of the columns that pairs of results need."""
-    return 4 * (-(-spec.out[1] // 2) * 2 + 2)
+    """Of a channel in the way "planes": four rows of the columns in whole vectors of four, two apart."""
+    vectors = spec.out[1] if spec.stride[1] == 2 else -(-spec.out[1] // 2)
+    return 4 * (vectors * 2 + 2)
 
 
 def planes_distance(spec: SmallDepthwiseSpec) -> int:
-    """Two rows of results are written when the four rows of the image that they need, and all before, are copied."""
-    written = np.minimum(np.arange(2, spec.out[0] + 2, 2), spec.out[0])
+    """The results of four rows of the image are written when these, and all before, are copied; the next ones need two
+    rows more."""
+    rows = 2 // spec.stride[0]
+    written = np.minimum(np.arange(rows, spec.out[0] + rows, rows), spec.out[0])
     copied = np.arange(len(written)) * 2 + 4 - spec.pads[0]
     needed = copied < spec.image[0]
     behind = written * spec.y_strides[1] - copied * spec.x_strides[1]

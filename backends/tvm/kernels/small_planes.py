@@ -9,6 +9,8 @@ Rows come in pairs: the next pair takes the half words of the pair that is not n
 other pair of results lie turned by two bytes, and the weights are turned alike. Bytes go from the image to the planes
 by eight channels, two rows at a time, in scattering stores.
 
+With stride 2 a vector holds one window; four of them, side by side, are rounded together.
+
 A result beyond the last row or column is computed with the weights of its neighbour, and stored in its place.
 
 The packed weights: for each channel three words (a column of the kernel each), a word of zeros, what its sum begins
@@ -42,7 +44,8 @@ class _Planes:
         assert found is not None, "the plan has looked"
         self.low, self.high, self.zero = (int(v) for v in found.requantize.params[:3])
         self.plane = plane_bytes(spec)
-        self.pairs = -(-spec.out[0] // 2)
+        self.strided = spec.stride == (2, 2)
+        self.pairs = spec.out[0] if self.strided else -(-spec.out[0] // 2)  # of rows of the image, less one
         self.blocks = -(-spec.out[1] // 2)  # of 2 x 2 results
 
     def build(self) -> str:
@@ -63,7 +66,7 @@ class _Planes:
         asm.leave()
         asm(".p2align 2")
         asm.place(table)
-        for below in (self.spec.y_strides[1], 0):
+        for below in (self.spec.y_strides[1], *([] if self.strided else [0])):
             self._offsets(below)
         return asm.function(self.symbol, self.target, 4)
 
@@ -76,6 +79,12 @@ class _Planes:
     def _offsets(self, below: int) -> None:
         """Where the results of two blocks of 2 x 2 go, by turns; then those of the last two, or of the last, twice."""
         column = self.spec.y_strides[2]
+        if self.strided:
+            rest = self.spec.out[1] % 8
+            for count in (8, rest) if rest else (8,):
+                lanes = [min(i // 2 + i % 2 * 4 * (count > 4), count - 1) for i in range(8)]
+                self.asm(f".short {','.join(str(column * lane) for lane in lanes)}")
+            return
         single = self.blocks % 2 == 1
         beside = column if self.spec.out[1] % 2 == 0 else 0
         last = (0, 0, beside, beside) if single else (0, 2 * column, column, 2 * column + beside)
@@ -138,7 +147,7 @@ class _Planes:
     def _columns(self, upper: bool, lower: bool) -> None:
         asm, spec = self.asm, self.spec
         blocks = spec.channels // _CHANNELS
-        asm.constant("r3", min(spec.image[1], spec.out[1] + 2 - spec.pads[1]))
+        asm.constant("r3", min(spec.image[1], (spec.out[1] - 1) * spec.stride[1] + 3 - spec.pads[1]))
 
         def store(base: str) -> None:
             asm("vldrb.u16 q0,[r0],#8" if upper else "vmov q0,q2")
@@ -164,16 +173,16 @@ class _Planes:
         asm("subs r3,#1", f"bne {again}")
 
     def _results(self, table: str) -> None:
-        """Two rows of results. r3: channels that are left."""
+        """Two rows of results; one with stride 2. r3: channels that are left."""
         asm, spec = self.asm, self.spec
         odd_columns = spec.out[1] % 2 == 1
         ending = 1 if self.blocks % 2 else 2 * odd_columns  # blocks that are not like the others
         twice = (self.blocks - ending) // 2
-        odd_rows = spec.out[0] % 2 == 1
+        odd_rows = spec.out[0] % 2 == 1 and not self.strided
         column = spec.y_strides[2]
         even, whole, block = (asm.label() for _ in range(3))
         self._load("r7", _Y)
-        asm.add("r1", "r7", 2 * spec.y_strides[1], "r1")
+        asm.add("r1", "r7", (1 if self.strided else 2) * spec.y_strides[1], "r1")
         self._save("r1", _Y)
         self._load("r0", _PLANES)
         self._load("r1", _STREAM)
@@ -181,13 +190,22 @@ class _Planes:
         asm.constant("r5", self.zero)
         asm.place(block)
         self._load("r6", _PAIR)
-        asm("vldrw.u32 q4,[r1],#16", "ldrd r10,r11,[r1],#8", "vshl.i32 q5,q4,#8")
+        asm("vldrw.u32 q4,[r1],#16", "ldrd r10,r11,[r1],#8")
+        if not self.strided:
+            asm("vshl.i32 q5,q4,#8")
         asm(f"adr r2,{table}")
         if odd_rows:
             asm(f"cmp r6,#{self.pairs + 1}", f"bne {whole}", "vmov q5,q4", "adds r2,#32")
             asm.place(whole)
         # after the first pair of results _PAIR is 2
-        asm("lsls r4,r6,#31", f"beq {even}", "vrev32.16 q4,q4", "vrev32.16 q5,q5")
+        asm("lsls r4,r6,#31", f"beq {even}", "vrev32.16 q4,q4")
+        if self.strided:
+            asm.place(even)
+            asm("mov r9,r7")
+            self._row_of_windows()
+            asm("adds r0,#8", "adds r7,#1", "subs r3,#1", f"bne {block}")
+            return
+        asm("vrev32.16 q5,q5")
         asm.place(even)
         asm("vmov q6,q4", "vmov q7,q5", "mov.w r12,#0", "vshlc q6,r12,#32", "vshlc q7,r12,#32", "mov r9,r7")
         if twice:
@@ -211,6 +229,34 @@ class _Planes:
                 self._store("q1", "q1")
         asm("adds r0,#8", "adds r7,#1", "subs r3,#1", f"bne {block}")
 
+    def _row_of_windows(self) -> None:
+        """A row of results of a channel, by eight."""
+        asm = self.asm
+        eights, rest = divmod(self.spec.out[1], 8)
+
+        def some(count: int) -> None:
+            self._windows("q1", min(count, 4))
+            if count > 4:
+                self._windows("q2", count - 4)
+            self._store("q1", "q2" if count > 4 else "q1")
+
+        if eights:
+            asm("vldrw.u32 q3,[r2]", "mov r12,r2")
+            asm.constant("r2", eights)
+            with self._loop("r2"):
+                some(8)
+                asm.add("r9", "r9", 8 * self.spec.y_strides[2], "r2")
+        if rest:
+            asm(f"vldrw.u32 q3,[{'r12' if eights else 'r2'},#16]")
+            some(rest)
+
+    def _windows(self, to: str, count: int) -> None:
+        """The rounded results of up to four windows, the last one again in the lanes that are left."""
+        sums = [f"r{2 * min(i, count - 1) + 2}" for i in range(4)]
+        for register in sums[:count]:
+            self.asm("vldrw.u32 q0,[r0],#8", f"vmladav.s8 {register},q0,q4")
+        self._round(to, sums)
+
     def _two(self, column: int) -> None:
         self._sums("q1", False)
         self._sums("q2", False)
@@ -223,8 +269,11 @@ class _Planes:
         asm("vldrw.u32 q0,[r0],#8", "vmladav.s8 r2,q0,q4", "vmladav.s8 r6,q0,q5")
         if not last:
             asm("vmladav.s8 r4,q0,q6", "vmladav.s8 r8,q0,q7")
-        second = ("r2", "r6") if last else ("r4", "r8")
-        asm(f"vmov {to}[2],{to}[0],r2,r6", f"vmov {to}[3],{to}[1],{second[0]},{second[1]}")
+        self._round(to, ["r2", "r2", "r6", "r6"] if last else ["r2", "r4", "r6", "r8"])
+
+    def _round(self, to: str, sums: list[str]) -> None:
+        asm = self.asm
+        asm(f"vmov {to}[2],{to}[0],{sums[0]},{sums[2]}", f"vmov {to}[3],{to}[1],{sums[1]},{sums[3]}")
         asm(f"vadd.i32 {to},{to},r10", f"vcvt.f32.s32 {to},{to}", f"vmul.f32 {to},{to},r11")
         asm(f"vcvtn.s32.f32 {to},{to}")
 

@@ -66,6 +66,10 @@ LAYERS = {
     "depthwise below": Layer(8, 8, (2, 3), (4, 3), (3, 3), pads=(1, 0), depthwise=True),
     "depthwise 8, 5x5": Layer(8, 8, (4, 5), (4, 5), (5, 5), pads=(2, 2), depthwise=True),
     "depthwise stride": Layer(16, 16, (8, 8), (4, 4), (3, 3), (2, 2), depthwise=True),
+    "depthwise stride odd": Layer(40, 40, (5, 29), (3, 15), (3, 3), (2, 2), (1, 1), depthwise=True),
+    "depthwise stride 8": Layer(8, 8, (6, 16), (3, 8), (3, 3), (2, 2), depthwise=True),
+    "depthwise stride 9": Layer(8, 8, (6, 18), (3, 9), (3, 3), (2, 2), depthwise=True),
+    "depthwise stride 16": Layer(16, 16, (9, 9), (4, 3), (5, 5), (2, 2), (1, 1), depthwise=True),
     "depthwise inside": Layer(16, 16, (5, 6), (3, 4), (3, 3), depthwise=True),
     "depthwise 24": Layer(24, 24, (4, 4), (4, 4), (3, 3), pads=(1, 1), depthwise=True),
     "depthwise 5x5": Layer(5, 5, (4, 5), (4, 5), (5, 5), pads=(2, 2), depthwise=True),
@@ -165,7 +169,7 @@ def test_exact_on_the_board() -> None:
     [
         ("two places", ("vmlav", "vqmovnt.s32")),
         ("3x3", ("vmlava.s8", "le\tlr")),
-        ("depthwise stride", ("vmullt.s8", "vqadd")),
+        ("depthwise stride 16", ("vmullt.s8", "vqadd")),
     ],
 )
 def test_vector_instructions(name: str, instructions: tuple[str, ...]) -> None:
@@ -176,13 +180,15 @@ def test_vector_instructions(name: str, instructions: tuple[str, ...]) -> None:
 
 
 def test_products_that_need_more_than_16_bits_are_left_to_other_kernels() -> None:
-    spec, _, _ = make("depthwise stride")
-    w = np.full((3, 3, 16), -128, np.int8)
+    spec, _, _ = make("depthwise stride 16")
+    w = np.full((5, 5, 16), -128, np.int8)
     assert isinstance(spec, SmallDepthwiseSpec)
     assert mve_depthwise(spec, w, [None, None]) is None
 
 
-@pytest.mark.parametrize("name", ["depthwise", "depthwise odd", "depthwise edges", "depthwise below"])
+@pytest.mark.parametrize(
+    "name", ["depthwise", "depthwise odd", "depthwise edges", "depthwise below", "depthwise stride odd"]
+)
 def test_planes_copy_rows_before_results_take_their_place(name: str) -> None:
     spec, _, _ = make(name)
     assert isinstance(spec, SmallDepthwiseSpec)
