@@ -162,8 +162,8 @@ static IRC_APART void {name}(const int16_t *x, ptrdiff_t n, const int8_t *w, ptr
 }}"""
 
 
-DISTANCES = tuple(2**n for n in range(6, 17))
-"""How far windows may be from another."""
+DISTANCES = (*range(64, 1024, 64), *(2**n for n in range(10, 25)))
+"""How far windows may be from another: few distances, for each of which there is a function, and little unused."""
 
 _ROWS = """\
 /* Sums of an array of 16 * n numbers times four rows of weights. */
