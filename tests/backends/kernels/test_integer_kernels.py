@@ -305,7 +305,7 @@ def test_nothing_that_rounds_differently(name: str, target: Target) -> None:
         ("arm", "int8", 4, "sdot"),
         ("arm", "uint8", 4, "widening"),
         ("arm", "int8", 6, "widening"),
-        ("aarch64", "int8", 4, "widening"),
+        ("aarch64", "int8", 4, "vpadal"),
     ],
 )
 def test_the_widest_way_that_is_right(target: str, dtype: str, channels: int, dot: str) -> None:
