@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -119,7 +120,7 @@ def machine_of(target: Target) -> Machine:
     return Bare(target) if target.runner == "qemu-system" else Hosted(target)
 
 
-class Machine:
+class Machine(ABC):
     """One way to build and start a program. `one_shot`: a program runs one sample, handed over in files."""
 
     one_shot = False
@@ -127,13 +128,13 @@ class Machine:
     def __init__(self, target: Target) -> None:
         self.target = target
 
+    @abstractmethod
     def build(self, folder: Path, header: str, library: Path, network: Network) -> None:
         """Makes the program in `folder`. Raises VerificationError when it cannot be linked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self, folder: Path) -> list[str]:
         """What starts the program."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,9 @@ class _Compiled(Machine):
     source = ""
     libraries: Sequence[str] = ()
 
+    @abstractmethod
     def flags(self, folder: Path, network: Network) -> Sequence[str]:
-        raise NotImplementedError
+        """Of the compiler, for this machine."""
 
     def build(self, folder: Path, header: str, library: Path, network: Network) -> None:
         (folder / f"{network.name}.h").write_text(header)

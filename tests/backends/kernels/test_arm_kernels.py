@@ -22,7 +22,7 @@ ARM, MATRICES, PLAIN = TARGETS["arm"], TARGETS["neoverse-v1"], TARGETS["cortex-a
 
 def _int8(name: str, target: Target, **options: object) -> Case:
     expression = cases.requantized("int8", terms=64)
-    return cases.linear(name, target, x_dtype="int8", y_dtype="int8", expression=expression, **options)  # type: ignore[arg-type]
+    return cases.linear(name, target, x_dtype="int8", y_dtype="int8", expression=expression, **options)  # type: ignore[arg-type]  # of any kind
 
 
 @pytest.mark.parametrize(
