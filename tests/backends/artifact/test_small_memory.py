@@ -74,10 +74,11 @@ def test_results_are_the_same_wherever_the_ports_lie(seed: int, kernel_cache: Pa
 
 @needs_board
 def test_overlaps_change_nothing_but_the_size(monkeypatch: pytest.MonkeyPatch, kernel_cache: Path) -> None:
+    together = built(2, kernel_cache)  # before overlaps are taken away
     monkeypatch.setattr(memory, "overlaps", lambda calls, storages: {})
     model, feeds, expected = images(2)
     apart = build_program(model, M4, name="net", cache_dir=kernel_cache, workers=1)
-    assert apart.workspace_bytes > built(2, kernel_cache).workspace_bytes
+    assert apart.workspace_bytes > together.workspace_bytes
     with Emulated(apart, glue_object(apart, kernel_cache)) as network:
         for name, values in network.run(feeds, inside=True).items():
             np.testing.assert_array_equal(values, expected[name])
