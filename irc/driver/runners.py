@@ -85,9 +85,7 @@ def emulated(program: Program, *, cache_dir: Path | None = None) -> Execution:
     target = program.target
     network = Emulated(program, glue_object(program, cache_dir))
     detail = f"{target.qemu} -cpu {target.qemu_cpu}" if target.qemu_cpu else target.qemu or target.runner
-    return Execution(
-        network.run, "target", detail, network.close, slow=True, instructions=lambda: network.instructions
-    )
+    return Execution(network.run, "target", detail, network.close, slow=True, instructions=lambda: network.instructions)
 
 
 def execution(
