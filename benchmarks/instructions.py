@@ -1,6 +1,7 @@
 """How many instructions one inference takes on 64-bit Arm, counted by the emulator, beside what other runtimes take.
 
     python benchmarks/instructions.py [--target neoverse-v1] [--models ic,kws,vww,ad] [--zoo FOLDER]
+    python benchmarks/instructions.py --zoo FOLDER --models mobilenet_v2,resnet18
 
 qemu runs the network with a plugin that adds up the instructions of every block it enters. The difference between
 three runs and one is that of two runs, without the start of the process. Counts repeat exactly; they see neither stalls
@@ -56,6 +57,9 @@ PEERS: Mapping[tuple[str, bool], Peer] = {
     ("resnet18", False): Peer("onnxruntime", 665.8e6, ("ncnn", 239.2e6)),
 }
 """By network and whether it has 8 bits."""
+
+TINY = ("ic", "kws", "vww", "ad")
+ZOO = ("mobilenet_v2", "resnet18")
 
 # The interface of qemu's plugins (docs/devel/tcg-plugins in its sources), as far as it is used: its header is not
 # installed everywhere. 0 is QEMU_PLUGIN_INLINE_ADD_U64.
@@ -131,10 +135,14 @@ def rows(target: str, names: list[str], zoo: Path | None, cache: Path | None) ->
     from small_targets import options  # the same models and calibration as on microcontrollers
 
     for name in names:
-        for kind in ("given", "irc"):
-            yield Row(name, kind, options(name, kind, target, data_dir(), cache))
-    for name in ("mobilenet_v2", "resnet18") if zoo is not None else ():
-        model = Path(zoo or "", f"{name}.onnx")
+        if name not in ZOO:
+            for kind in ("given", "irc"):
+                yield Row(name, kind, options(name, kind, target, data_dir(), cache))
+    for name in names:
+        if name not in ZOO:
+            continue
+        assert zoo is not None, "the arguments have been looked at"
+        model = zoo / f"{name}.onnx"
         plain = CompileOptions(
             model, get_target(target), name=name, verify=False, stop_after="kernels", cache_dir=cache
         )
@@ -154,17 +162,20 @@ def measured(row: Row, plugin: str, cache: Path | None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="neoverse-v1", help="the best one for the CPU that peers are counted on")
-    parser.add_argument("--models", default="ic,kws,vww,ad")
+    parser.add_argument("--models", help="default: the four, and with --zoo mobilenet_v2 and resnet18")
     parser.add_argument("--zoo", type=Path, help="folder of mobilenet_v2.onnx and resnet18.onnx")
     parser.add_argument("--cache", type=Path, help="kernel cache")
     args = parser.parse_args()
     if lacks := missing(args.target):
         sys.exit(lacks)
+    names = args.models.split(",") if args.models else [*TINY, *(ZOO if args.zoo else ())]
+    if unknown := [n for n in names if n not in (*TINY, *(ZOO if args.zoo else ()))]:
+        sys.exit(f"unknown networks: {', '.join(unknown)} ({', '.join(ZOO)} need --zoo)")
     header = ["network", "weights by", "million instructions", "peer", "its millions", "ratio", "to the leanest"]
     print(table(header, []))
     with tempfile.TemporaryDirectory() as folder:
         plugin = compiled_plugin(Path(folder))
-        for row in rows(args.target, [n for n in args.models.split(",") if n], args.zoo, args.cache):
+        for row in rows(args.target, names, args.zoo, args.cache):
             mine, peer = measured(row, plugin, args.cache), PEERS[row.network, bool(row.weights)]
             best = peer.best or (peer.name, peer.count)
             cells = [f"{mine / 1e6:.3f}", peer.name, f"{peer.count / 1e6:.3f}", f"{mine / peer.count:.2f}"]
