@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from irc.ir.types import Array
+from irc.ir.quantization import Quantization
+from irc.ir.types import Array, DType
 from irc.targets.target import Target
 
 Space = Literal["weights", "workspace", "input", "output"]
@@ -57,6 +58,13 @@ class Port:
     shape: tuple[int, ...]
     scale: float | None = None
     zero_point: int | None = None
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Between real numbers and the elements of this port; None where these are no quantized numbers."""
+        if self.scale is None:
+            return None
+        return Quantization(DType(self.dtype), self.scale, self.zero_point or 0)
 
     @property
     def nbytes(self) -> int:

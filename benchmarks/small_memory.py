@@ -3,7 +3,7 @@
     python benchmarks/small_memory.py [--targets cortex-m4] [--models ad,kws,ic,vww] [--kinds given,irc]
 
 Evaluation data come from IRC_DATA. Rows are the MLPerf Tiny four: the QDQ twins of the evaluation data ("given"), and
-the float models quantized by irc ("irc").
+the float models quantized by irc, with int8 inputs and outputs too ("irc").
 
 RAM is workspace (inputs and outputs in it), context and stack; TensorFlow Lite Micro's is its arena alone. Flash is
 code, constants and weights of the object, without what a linker adds of the C library (`needs` names it); the other

@@ -5,8 +5,9 @@
 Evaluation data come from IRC_DATA.
 
 The MLPerf Tiny four: the QDQ twins of the evaluation data ("given"), and the float models quantized by irc on the
-calibration split ("irc"). Cycles are estimated by `qemu_cycles.c` (its head says how); one run is the difference of
-three runs and one, so that the start of the program does not count. They repeat exactly.
+calibration split, with int8 inputs and outputs as the twins have them ("irc"). Cycles are estimated by `qemu_cycles.c`
+(its head says how); one run is the difference of three runs and one, so that the start of the program does not count.
+They repeat exactly.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from irc.backends.artifact.qemu import Emulated
 from irc.driver.compile import compile_model
 from irc.driver.options import CompileOptions
 from irc.driver.runners import glue_object
+from irc.pipeline.presets import with_io
 from irc.targets import get_target
 
 FLOAT = {
@@ -61,13 +63,13 @@ def one_run(network: Emulated, feed: dict[str, Array], plugin: str) -> dict[str,
 
 
 def options(task: str, kind: str, target: str, data: Path, cache: Path | None) -> CompileOptions:
-    """How a row is compiled: a twin as it is, a float model with `--preset speed`."""
+    """How a row is compiled: a twin as it is, a float model with `--preset speed --io int8`."""
     model = data / "models" / (f"{TWINS[task]}_qdq.onnx" if kind == "given" else f"{FLOAT[task]}.onnx")
     made = CompileOptions(model, get_target(target), name=task, verify=False, stop_after="kernels", cache_dir=cache)
     if kind == "given":
         return made
     samples = Task.load(task)
-    return replace(made, passes="speed", calibration={samples.input: samples.calibration})
+    return replace(made, passes=with_io("speed", ["int8"]), calibration={samples.input: samples.calibration})
 
 
 def row(task: str, kind: str, target: str, data: Path, cache: Path | None, plugin: Path) -> dict[str, float]:

@@ -22,6 +22,7 @@ from irc.ir.graph import Model
 from irc.ir.types import Array
 from irc.pipeline import Pass, Pipeline
 from irc.pipeline.instruments import Instrument
+from irc.pipeline.presets import with_io
 from irc.report.model import Report
 from irc.targets import Target, get_target
 
@@ -71,6 +72,7 @@ def compile(
     output: PathLike | None = None,
     name: str = "",
     passes: str | Pipeline | Sequence[Pass | str] = "none",
+    io: str | Mapping[str, str] | None = None,
     calibration: Samples | None = None,
     evaluation: Samples | None = None,
     metric: str = "top1",
@@ -95,7 +97,9 @@ def compile(
     """Compile an ONNX model into a library without a runtime; see `irc compile --help` for each option.
 
     `output`: the folder to write (default: NAME-irc in the current folder; an artifact in its place is replaced).
-    `passes`: a pipeline or its text; the default is the lossless clean-up. `shapes` and `dims` bind what the model
+    `passes`: a pipeline or its text; the default is the lossless clean-up. `io`: "int8" or "uint8" gives a quantized
+    network inputs and outputs of integers; a mapping the type of each input or output (or of "inputs", "outputs").
+    `shapes` and `dims` bind what the model
     leaves open; a symbolic first dimension becomes 1 by default. `max_drop`: accuracy budget in points of `metric` on
     `evaluation`. `tuning`: a file of records that `tune` wrote. `threads`: more than 1 compiles a thread pool in.
     `save_statistics`: a file for what passes learn from `calibration`; `statistics`: such a file in its place or beside
@@ -111,7 +115,7 @@ def compile(
         target=target if isinstance(target, Target) else get_target(target),
         output=None if output is None else Path(output),
         name=name,
-        passes=passes if isinstance(passes, str) else str(passes) if isinstance(passes, Pipeline) else _text(passes),
+        passes=_pipeline(passes, io),
         calibration=_data(calibration),
         evaluation=_data(evaluation),
         metric=metric,
@@ -142,6 +146,7 @@ def tune(
     *,
     seconds: float = 60.0,
     passes: str | Pipeline | Sequence[Pass | str] = "none",
+    io: str | Mapping[str, str] | None = None,
     calibration: Samples | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -158,7 +163,7 @@ def tune(
     options = CompileOptions(
         model=model if isinstance(model, Model) else Path(model),
         target=target if isinstance(target, Target) else get_target(target),
-        passes=passes if isinstance(passes, str) else str(passes) if isinstance(passes, Pipeline) else _text(passes),
+        passes=_pipeline(passes, io),
         calibration=_data(calibration),
         shapes=shapes or {},
         dims=dims or {},
@@ -211,8 +216,12 @@ def evaluate(
     )
 
 
-def _text(passes: Sequence[Pass | str]) -> str:
-    return ",".join(p if isinstance(p, str) else str(Pipeline([p])) for p in passes)
+def _pipeline(passes: str | Pipeline | Sequence[Pass | str], io: str | Mapping[str, str] | None) -> str:
+    if isinstance(passes, str | Pipeline):
+        text = str(passes)
+    else:
+        text = ",".join(p if isinstance(p, str) else str(Pipeline([p])) for p in passes)
+    return with_io(text, [io] if isinstance(io, str) else [f"{name}={kind}" for name, kind in (io or {}).items()])
 
 
 def _data(given: Samples | None) -> Data | None:

@@ -7,6 +7,7 @@ interface takes as untyped pointers is spans of the elements' types here, whose 
 from __future__ import annotations
 
 from irc.backends.artifact import interface as abi
+from irc.backends.artifact.header import c_float
 from irc.backends.program import Port, Program
 
 _TYPES = {
@@ -32,7 +33,7 @@ _TEMPLATE = """\
 
 #include "@NAME@.h"
 
-@SHARED@
+@MATH@@SHARED@
 namespace irc {
 
 // Movable, not copyable. One object runs once at a time; for several threads make several.
@@ -243,6 +244,7 @@ def cpp_text(program: Program) -> str:
         "SHARED": _SHARED,
         "MESSAGES": "\n".join(f'    case {n}: return "{meaning}";' for n, meaning in abi.ERRORS.values()),
         "EXAMPLE": ", ".join(n for n, _ in both),
+        "MATH": "#include <cmath>\n" if any(p.scale is not None for p in program.inputs) else "",
         "CONSTANTS": "".join(_constants(n, port) for n, port in both),
         "PARAMETERS": f",\n{' ' * 12}".join(parameters),
         "CHECKS": "".join(
@@ -274,15 +276,32 @@ def _constants(name: str, port: Port) -> str:
     ]
     if port.scale is not None:
         lines += [
-            f"    static constexpr float {name}_scale = {_float(port.scale)};  // real = (q - zero_point) * scale",
+            f"    static constexpr float {name}_scale = {c_float(port.scale)};  // real = (q - zero_point) * scale",
             f"    static constexpr int {name}_zero_point = {port.zero_point or 0};",
+            _quantize(name, port) if name.startswith("input") else _dequantize(name, port),
         ]
     return "\n".join(lines) + "\n"
 
 
-def _float(value: float) -> str:
-    text = f"{value:.9g}"
-    return f"{text}f" if any(c in text for c in ".e") else f"{text}.0f"
+def _quantize(name: str, port: Port) -> str:
+    assert port.quantization is not None
+    low, high = (limit - port.quantization.zero_point for limit in port.quantization.limits)
+    return f"""\
+    // Rounds half to even and stays in the range of the type; NaN becomes its lowest number.
+    static {_type(port)} quantize_{name}(float real) noexcept
+    {{
+        const float steps = std::nearbyint(real / {name}_scale);
+        const int q = !(steps > {low}) ? {low} : steps > {high} ? {high} : static_cast<int>(steps);
+        return static_cast<{_type(port)}>(q + {name}_zero_point);
+    }}"""
+
+
+def _dequantize(name: str, port: Port) -> str:
+    return f"""\
+    static constexpr float dequantize_{name}({_type(port)} q) noexcept
+    {{
+        return static_cast<float>(q - {name}_zero_point) * {name}_scale;
+    }}"""
 
 
 def _places(upper: str, inputs: list[tuple[str, Port]], outputs: list[tuple[str, Port]]) -> str:

@@ -185,6 +185,10 @@ _PLACES = """\
    can be there at once. @NAME@_run destroys an input that lies there; outputs stay until the workspace is used
    again. Memory of the caller's is as good, and an input there is never written to. */"""
 
+_SCALED = """\
+/* Quantized inputs and outputs: an element q stands for (q - ZERO_POINT) * SCALE. A real number x is quantized as
+   x / SCALE, rounded to the nearest integer (ties to the even one), plus ZERO_POINT, within the type's range. */"""
+
 _LEVELS = """
 /* The library holds kernels for several machines:
 @LEVEL_LIST@
@@ -265,17 +269,32 @@ def header_text(program: Program) -> str:
 
 
 def _port_constants(program: Program) -> str:
-    lines, places = [], []
+    lines, scaled, places = [], [], []
     both = (("INPUT", program.inputs, program.input_places), ("OUTPUT", program.outputs, program.output_places))
     for kind, ports, offsets in both:
         for i, port in enumerate(ports):
             start = f"#define {program.name.upper()}_{kind}_{i}"
             lines += [f"{start}_BYTES {port.nbytes}", f"{start}_ELEMENTS {abi.elements(port)}"]
+            if port.scale is not None:
+                scaled.append(f"{start}_SCALE {c_float(port.scale)}")
+                scaled.append(f"{start}_ZERO_POINT {_integer(port.zero_point or 0)}")
             if offsets and offsets[i] is not None:
                 places.append(f"{start}_OFFSET {offsets[i]}")
+    if scaled:
+        scaled.insert(0, _SCALED)
     if places:
         places.insert(0, _PLACES.replace("@NAME@", program.name))
-    return "\n".join(["/* Sizes of each. */", *lines, *places]) if lines else ""
+    return "\n".join(["/* Sizes of each. */", *lines, *scaled, *places]) if lines else ""
+
+
+def c_float(value: float) -> str:
+    """A float32 number as C and C++ write it, exactly."""
+    text = f"{value:.9g}"
+    return f"{text}f" if any(c in text for c in ".e") else f"{text}.0f"
+
+
+def _integer(value: int) -> str:
+    return str(value) if value >= 0 else f"({value})"
 
 
 def _list(ports: tuple[Port, ...]) -> str:

@@ -510,7 +510,13 @@ def _checked(value: Any, port: Port, wanted: np.dtype[Any]) -> Array:
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError("not an array", where=f"input {port.name!r}", expected=port.dtype, got=str(error)) from None
     if array.dtype != wanted:
-        raise DataError("wrong element type", where=f"input {port.name!r}", expected=port.dtype, got=str(array.dtype))
+        raise DataError(
+            "wrong element type",
+            where=f"input {port.name!r}",
+            expected=port.dtype,
+            got=str(array.dtype),
+            hint="port.quantization.quantize(array), of the port in `inputs`" if port.scale is not None else "",
+        )
     if array.shape != port.shape:
         raise DataError(
             "wrong shape", where=f"input {port.name!r}", expected=str(list(port.shape)), got=str(list(array.shape))

@@ -15,7 +15,6 @@ from irc.backends.tvm import specs
 from irc.backends.tvm.cache import Cache, Compiled, code_digest
 from irc.backends.tvm.cpus import check_machine
 from irc.backends.tvm.plan.following import ask_ahead
-from irc.backends.tvm.plan.kinds import dequantized
 from irc.backends.tvm.plan.levels import planning_target, versions_of
 from irc.backends.tvm.plan.make import Plan, make_plan
 from irc.backends.tvm.plan.memory import align, peak, place_plan
@@ -29,6 +28,7 @@ from irc.backends.tvm.workers import Compiler, kernel_error
 from irc.errors import ShapeError, UnsupportedError
 from irc.ir.clone import clone
 from irc.ir.graph import Graph, Model, Node, Value
+from irc.ir.quantization import Quantization, of_input, of_output
 from irc.ir.types import TensorType
 from irc.targets.catalogue import levels_of
 from irc.targets.target import Target
@@ -195,25 +195,12 @@ def _raise_unsupported(problems: list[tuple[str, str]], target: Target) -> None:
 
 
 def _ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    def port(value: Value, scale: float | None, zero: int | None) -> Port:
-        dtype = value.tensor.dtype
-        return Port(value.name, dtype.value, value.static_shape(), scale, zero)
+    def port(value: Value, numbers: Quantization | None) -> Port:
+        known = (None, None) if numbers is None else (numbers.scale, numbers.zero_point)
+        return Port(value.name, value.tensor.dtype.value, value.static_shape(), *known)
 
-    inputs = []
-    for value in graph.inputs:
-        readers = [u for u in value.users if u.is_op("DequantizeLinear")]
-        found = dequantized(readers[0].output) if readers else None
-        inputs.append(port(value, *(found[1:] if found else (None, None))))
-    outputs = []
-    for value in graph.outputs:
-        producer = value.producer
-        parameters = None
-        if producer is not None and producer.is_op("QuantizeLinear"):
-            from irc.backends.tvm.plan.translate import quantization
-
-            parameters = quantization(producer)
-        outputs.append(port(value, *(parameters or (None, None))))
-    return tuple(inputs), tuple(outputs)
+    inputs = tuple(port(v, of_input(v)) for v in graph.inputs)
+    return inputs, tuple(port(v, of_output(v)) for v in graph.outputs)
 
 
 @dataclass(frozen=True)

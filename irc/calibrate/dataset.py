@@ -6,7 +6,7 @@ is checked against the model when the file is opened; samples are then streamed,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +53,15 @@ class Dataset:
     samples: int
 
     @staticmethod
-    def load(path: str | Path, model: Model) -> Dataset:
-        """Open an .npz file. Raises DataError where it does not fit `model`."""
-        return _dataset(str(path), open_npz(Path(path)), model)
+    def load(path: str | Path, model: Model, *, real: Collection[str] = ()) -> Dataset:
+        """Open an .npz file. Raises DataError where it does not fit `model`. `real`: names of quantized inputs, which
+        may be given as float32 as well."""
+        return _dataset(str(path), open_npz(Path(path)), model, real)
 
     @staticmethod
-    def of(arrays: Mapping[str, Array], model: Model, source: str = "samples") -> Dataset:
+    def of(
+        arrays: Mapping[str, Array], model: Model, source: str = "samples", *, real: Collection[str] = ()
+    ) -> Dataset:
         """The same from arrays in memory (labels under one of LABEL_NAMES). Raises DataError."""
         columns = {}
         for name, given in arrays.items():
@@ -66,7 +69,7 @@ class Dataset:
             if array.dtype.hasobject:
                 raise DataError(f"array '{name}' holds Python objects", where=source, expected="a plain numeric array")
             columns[name] = Column.of(name, array)
-        return _dataset(source, columns, model)
+        return _dataset(source, columns, model, real)
 
     def __len__(self) -> int:
         batch = self.batch
@@ -87,7 +90,7 @@ class Dataset:
             yield {i.name: part[0] if i.whole else part for i, part in zip(self.inputs, parts, strict=True)}
 
 
-def _dataset(source: str, columns: dict[str, Column], model: Model) -> Dataset:
+def _dataset(source: str, columns: dict[str, Column], model: Model, real: Collection[str]) -> Dataset:
     values = model.graph.inputs
     names = [v.name for v in values]
     labels = next((columns[n] for n in LABEL_NAMES if n in columns and n not in names), None)
@@ -95,7 +98,7 @@ def _dataset(source: str, columns: dict[str, Column], model: Model) -> Dataset:
     if len(names) == 1 and len(rest) == 1 and next(iter(rest)) in ONLY_INPUT_NAMES:
         rest = {names[0]: next(iter(rest.values()))}
     _check_names(source, names, rest)
-    inputs = tuple(_input(source, value, rest[value.name]) for value in values)
+    inputs = tuple(_input(source, value, rest[value.name], real=value.name in real) for value in values)
     samples = _check_lengths(source, inputs, labels)
     _check_batches(source, inputs, samples)
     for entry in inputs:
@@ -120,16 +123,16 @@ def _check_names(source: str, names: list[str], found: Mapping[str, Column]) -> 
             raise DataError(f"there is no array for input '{name}'", where=source, expected=wanted, got=got)
 
 
-def _input(source: str, value: Value, column: Column) -> _Input:
+def _input(source: str, value: Value, column: Column, *, real: bool) -> _Input:
     if not isinstance(value.type, TensorType) or value.type.shape is None:
         raise DataError(f"input '{value.name}' is not a tensor of known rank", where=source, got=str(value.type))
     dims = value.type.shape.dims
     dtype = value.type.dtype.numpy
-    if column.dtype != dtype:
+    if column.dtype != dtype and not (real and column.dtype == np.float32):
         raise DataError(
             f"array '{column.name}' has the wrong type",
             where=source,
-            expected=str(dtype),
+            expected=f"{dtype}, or float32 to be quantized" if real else str(dtype),
             got=str(column.dtype),
             hint=f"array.astype('{dtype}')",
         )

@@ -65,6 +65,14 @@ def add_passes(parser: argparse.ArgumentParser, *, required: bool = False) -> No
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--passes", metavar="TEXT", help="pipeline text, for example 'none,quantize{weights=int8}'")
     group.add_argument("--preset", metavar="NAME", help="none (the default), speed, balanced or size; see irc passes")
+    parser.add_argument(
+        "--io",
+        action="append",
+        default=[],
+        metavar="[PORT=]TYPE",
+        help="int8 or uint8: a quantized network takes and gives integers, as they are, and float32 stays for others; "
+        "of all inputs and outputs, or of PORT, a name, inputs or outputs (may be repeated)",
+    )
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -163,11 +171,11 @@ def dims(given: Sequence[str]) -> dict[str, int]:
 
 
 def pipeline_text(args: argparse.Namespace, default: str = "none") -> str:
-    """What --passes or --preset ask for; `default` (the lossless clean-up) without them. Raises OptionError."""
-    if args.preset is not None:
-        from irc.pipeline.presets import PRESETS
+    """What --passes or --preset ask for; `default` (the lossless clean-up) without them; and what --io asks for behind
+    it. Raises OptionError."""
+    from irc.pipeline.presets import PRESETS, with_io
 
-        if args.preset not in PRESETS:
-            raise OptionError(f"there is no preset '{args.preset}'", hint=suggest(args.preset, PRESETS))
-        return str(args.preset)
-    return str(args.passes) if args.passes is not None else default
+    if args.preset is not None and args.preset not in PRESETS:
+        raise OptionError(f"there is no preset '{args.preset}'", hint=suggest(args.preset, PRESETS))
+    given = args.preset if args.preset is not None else args.passes
+    return with_io(default if given is None else str(given), args.io)

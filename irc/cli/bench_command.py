@@ -74,6 +74,7 @@ def _refuse_for_artifacts(args: argparse.Namespace) -> None:
     given = {
         "--passes": args.passes is not None,
         "--preset": args.preset is not None,
+        "--io": bool(args.io),
         "--calibration": args.calibration is not None,
         "--statistics": args.statistics is not None,
         "--tuning": args.tuning is not None,

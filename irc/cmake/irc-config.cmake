@@ -2,7 +2,7 @@
 #
 #   irc_add_model(NAME MODEL model.onnx
 #     [TARGET target]             default: this machine, or what the toolchain compiles for
-#     [PRESET name | PASSES pass ...]
+#     [PRESET name | PASSES pass ...] [IO type ... | IO port=type ...]
 #     [CALIBRATION file.npz] [STATISTICS file.npz]
 #     [EVALUATION file.npz] [METRIC name] [MAX_DROP points]
 #     [WEIGHTS plain|coded|huffman] [THREADS n] [TUNING file.json]
@@ -92,7 +92,7 @@ endfunction()
 function(irc_add_model name)
   set(files MODEL CALIBRATION STATISTICS EVALUATION TUNING)
   set(values TARGET PRESET METRIC MAX_DROP WEIGHTS THREADS RAM FLASH DIRECTORY CACHE_DIR)
-  cmake_parse_arguments(PARSE_ARGV 1 ARG "" "${files};${values}" "PASSES;SHAPES;DIMS;OPTIONS;DEPENDS")
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "" "${files};${values}" "PASSES;IO;SHAPES;DIMS;OPTIONS;DEPENDS")
   if(ARG_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "irc_add_model(${name}): these mean nothing: ${ARG_UNPARSED_ARGUMENTS}")
   endif()
@@ -146,6 +146,9 @@ function(irc_add_model name)
     list(JOIN ARG_PASSES "," passes)
     list(APPEND line --passes "${passes}")
   endif()
+  foreach(value IN LISTS ARG_IO)
+    list(APPEND line --io "${value}")
+  endforeach()
   foreach(value IN LISTS ARG_SHAPES)
     list(APPEND line --shape "${value}")
   endforeach()

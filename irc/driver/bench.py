@@ -15,6 +15,7 @@ from irc.driver.samples import verification_feeds
 from irc.errors import IrcError, OptionError, suggest
 from irc.evaluation.latency import Latency, measure
 from irc.ir.graph import Model
+from irc.ir.quantization import Ports
 from irc.ir.types import Array
 from irc.targets import get_target
 
@@ -65,7 +66,7 @@ def bench(
     check_peers(peers)
     if threads < 1:
         raise OptionError("--threads must be at least 1", got=str(threads))
-    run, model = (
+    run, model, ports = (
         _artifact(subject, threads, peers, peer_model)
         if subject.is_dir()
         else _compiled(
@@ -88,7 +89,8 @@ def bench(
     feed = verification_feeds(model, None, 1, 0)[0]
     with_peers: dict[str, Callable[[], object]] = {"irc": lambda: run(feed)}
     for peer in peers:
-        with_peers[peer] = _peer(peer, peer_model or model, feed, threads)
+        theirs = feed if peer_model is None else _fitting(peer_model, ports, feed)
+        with_peers[peer] = _peer(peer, peer_model or model, theirs, threads)
     with pinned(threads):
         return Bench(measure(with_peers, seconds=seconds))
 
@@ -96,19 +98,30 @@ def bench(
 Run = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 
-def _compiled(options: CompileOptions, progress: Progress) -> tuple[Run, Model]:
+def _compiled(options: CompileOptions, progress: Progress) -> tuple[Run, Model, Ports]:
     model, program = build_in_memory(options, progress)
-    return runners.in_process(program, cache_dir=cache_folder(options), threads=options.threads).run, model
+    network = runners.in_process(program, cache_dir=cache_folder(options), threads=options.threads)
+    return network.run, model, Ports.of(model.graph)
 
 
-def _artifact(path: Path, threads: int, peers: Sequence[str], peer_model: Path | None) -> tuple[Run, Model]:
+def _artifact(path: Path, threads: int, peers: Sequence[str], peer_model: Path | None) -> tuple[Run, Model, Ports]:
     from irc.backends.artifact.load import load_artifact
-    from irc.driver.subject import artifact_model, ports_model
+    from irc.driver.subject import artifact_model, network_ports, ports_model
 
     network = load_artifact(path, threads=threads)
+    ports = network_ports(network.inputs, network.outputs)
     if peers and peer_model is None:
-        return network.run, artifact_model(path)
-    return network.run, ports_model(path.name, network.inputs)
+        return network.run, artifact_model(path), ports
+    return network.run, ports_model(path.name, network.inputs), ports
+
+
+def _fitting(model: Path, ports: Ports, feed: dict[str, Array]) -> dict[str, Array]:
+    """`feed` with real numbers where a peer's own model takes them and the network its integers."""
+    from irc.frontend import load_model
+
+    check_file(model)
+    real = {v.name for v in load_model(model).graph.inputs if v.dtype is not None and v.dtype.is_float}
+    return feed | ports.real_feed({name: array for name, array in feed.items() if name in real})
 
 
 def _peer(name: str, model: Model | Path, feed: dict[str, Array], threads: int) -> Callable[[], object]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from irc.driver.options import CompileOptions
 from irc.driver.runners import Execution
+from irc.driver.subject import real_run
 from irc.errors import BudgetError
 from irc.evaluation.damage import LayerDamage, damage
 from irc.evaluation.scoring import Labelled, Progress, Score, evaluate
 from irc.ir.graph import Model
+from irc.ir.quantization import Ports
 from irc.ir.types import Array
 from irc.pipeline import Pass, Pipeline, Repeat
 
@@ -51,7 +53,8 @@ def measure_accuracy(
     """Evaluate the compiled network and the original. Raises BudgetError, with the damage by layer, when the drop is
     larger than allowed.
     """
-    score = evaluate(execution.run, data, options.metric, original=reference, progress=progress)
+    run = real_run(execution.run, Ports.between(original.graph, compressed.graph))
+    score = evaluate(run, data, options.metric, original=reference, progress=progress)
     found = Accuracy(score, execution.where, options.max_drop)
     drop = score.drop if score.drop is not None else 0.0
     if options.max_drop is None or drop <= options.max_drop + RELATIVE_FLOOR:

@@ -18,11 +18,13 @@ from irc.driver.divergence import amplified, first_divergence, first_wrong_pass
 from irc.driver.lower import Progress
 from irc.driver.samples import MAC_BUDGET, count_feeds, has_quantized_activations, output_steps, verification_feeds
 from irc.driver.statistics import pass_context
+from irc.driver.subject import real_run
 from irc.driver.verification import ORIGINAL_SHARE, Reference, Verification, check, failure, measure
 from irc.errors import ModelError
 from irc.evaluation.damage import LayerDamage, damage
 from irc.evaluation.oracle import Oracle
 from irc.ir.graph import Model
+from irc.ir.quantization import Ports
 from irc.ir.types import Array
 from irc.pipeline import Pipeline, Repeat
 from irc.report.model import shortened
@@ -84,7 +86,9 @@ def verify(done: Compilation, twin: Twin, data: Dataset | None) -> Verification:
     macs = sum(s.macs for s in done.program.steps) if done.program else 0
     quantized = has_quantized_activations(model)
     count = count_feeds(model, macs, quantized=quantized, slow=execution.slow)
-    feeds = verification_feeds(model, data, count, options.seed)
+    ports = Ports.between(done.original.graph, model.graph)
+    given = verification_feeds(model, data, count, options.seed)
+    feeds, real = [ports.feed(f) for f in given], [ports.real_feed(f) for f in given]
     steps = output_steps(model)
     exported = Reference("onnxruntime on the exported IR", Oracle(model).run, quantized, steps)
     originally = _original_reference(done)
@@ -96,7 +100,7 @@ def verify(done: Compilation, twin: Twin, data: Dataset | None) -> Verification:
 
     def wrong_pass() -> str:
         with pass_context(replace(options, save_statistics=None), data) as context:
-            return first_wrong_pass(done.original, pipeline, context, originally, feeds)
+            return first_wrong_pass(done.original, pipeline, context, originally, real)
 
     result = Verification(execution.where, execution.detail, samples=len(feeds), quantized=quantized)
     result.data = "random" if data is None else "calibration"
@@ -110,9 +114,9 @@ def verify(done: Compilation, twin: Twin, data: Dataset | None) -> Verification:
             continue
         found = result.against[f"{exported.name}, {level}"] = measure(run, exported, feeds)
         check(found, exported, f"{model.name}: kernels for {level}", wrong_node)
-    found = result.against[originally.name] = measure(execution.run, originally, feeds)
+    found = result.against[originally.name] = measure(real_run(execution.run, ports), originally, real)
     if right_by_layer:  # then what is left to ask is whether the passes kept the model
-        found = measure(exported.run, originally, feeds)
+        found = measure(real_run(exported.run, ports), originally, real)
     check(found, originally, model.name, wrong_pass)
     return result
 

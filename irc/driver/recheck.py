@@ -9,10 +9,12 @@ from typing import Any
 
 from irc.driver.options import check_file
 from irc.driver.samples import count_feeds, has_quantized_activations, output_steps, verification_feeds
-from irc.driver.subject import artifact_model
+from irc.driver.subject import artifact_model, real_run
 from irc.driver.verification import ORIGINAL_SHARE, Reference, Verification, check, measure
 from irc.errors import OptionError, VerificationError
 from irc.evaluation.oracle import Oracle
+from irc.frontend import load_model
+from irc.ir.quantization import Ports
 
 
 def verify_artifact(
@@ -32,15 +34,14 @@ def verify_artifact(
     network = open_artifact(directory)
     emulated = isinstance(network, Emulated)
     model = artifact_model(directory)
-    samples = None if data is None else Dataset.load(data, model)
+    ports = Ports.of(model.graph)
+    samples = None if data is None else Dataset.load(data, model, real=ports.inputs)
     quantized = has_quantized_activations(model)
     macs = int((manifest.get("after") or {}).get("macs") or 0)
-    feeds = verification_feeds(model, samples, count_feeds(model, macs, quantized=quantized, slow=emulated), seed)
+    given = verification_feeds(model, samples, count_feeds(model, macs, quantized=quantized, slow=emulated), seed)
+    feeds = [ports.feed(f) for f in given]
     # Layers cannot be looked at one by one any more, so grown roundings have to be let through here.
     exported = Reference("the exported IR", Oracle(model).run, quantized, output_steps(model), share=ORIGINAL_SHARE)
-    references = [exported]
-    if original is not None:
-        references.append(Reference("the original", Oracle(original).run, quantized, {}, binding=False))
     result = Verification(
         "target",
         network.target.qemu if isinstance(network, Emulated) else "in process",
@@ -48,10 +49,13 @@ def verify_artifact(
         data="random" if data is None else "given",
     )
     result.quantized = quantized
-    for reference in references:
-        found = measure(network.run, reference, feeds)
-        result.against[reference.name] = found
-        check(found, reference, directory.name, lambda: "unknown (compile again to find it)")
+    found = result.against[exported.name] = measure(network.run, exported, feeds)
+    check(found, exported, directory.name, lambda: "unknown (compile again to find it)")
+    if original is not None:
+        theirs = Reference("the original", Oracle(original).run, quantized, {}, binding=False)
+        changed = Ports.between(load_model(original).graph, model.graph)
+        real = [changed.real_feed(f) for f in given]
+        result.against[theirs.name] = measure(real_run(network.run, changed), theirs, real)
     return result
 
 

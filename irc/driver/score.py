@@ -7,7 +7,7 @@ from pathlib import Path
 
 from irc.calibrate.dataset import Dataset
 from irc.driver.options import Data, check_file
-from irc.driver.subject import open_subject
+from irc.driver.subject import Run, open_subject
 from irc.evaluation.metrics import make_metric
 from irc.evaluation.scoring import Progress, Score, evaluate
 
@@ -31,8 +31,19 @@ def score(
     check_file(data)
     check_file(original)
     ours = open_subject(subject, shapes=shapes, dims=dims, threads=threads)
-    samples = Dataset.load(data, ours.interface) if isinstance(data, Path) else Dataset.of(data, ours.interface)
+    samples = (
+        Dataset.load(data, ours.interface, real=ours.ports.inputs)
+        if isinstance(data, Path)
+        else Dataset.of(data, ours.interface, real=ours.ports.inputs)
+    )
     if original is None:
         return evaluate(ours.run, samples, metric, progress=progress)
     theirs = open_subject(original, shapes=shapes, dims=dims, threads=threads)
-    return evaluate(ours.run, samples, metric, original=theirs.run, progress=progress)
+    if ours.ports.inputs.keys() <= theirs.ports.inputs.keys():
+        return evaluate(ours.run, samples, metric, original=theirs.run, progress=progress)
+
+    # The original takes real numbers: integers are turned into them for both.
+    def real(run: Run) -> Run:
+        return lambda feed: run(ours.ports.real_feed(feed))
+
+    return evaluate(real(ours.run), samples, metric, original=real(theirs.run), progress=progress)

@@ -23,6 +23,7 @@ import numpy as np
 from irc.evaluation.compare import snr_db
 from irc.evaluation.oracle import Oracle
 from irc.ir.graph import Model, Node, Value
+from irc.ir.quantization import Ports
 from irc.ir.types import Array, Shape
 
 RESCALED = 0.1
@@ -90,8 +91,9 @@ def damage(original: Model, compressed: Model, feeds: Iterable[dict[str, Array]]
         return []
     reference = Oracle(original, extra=[p.theirs for p in pairs])
     ours = Oracle(compressed, extra=[p.ours for p in pairs])
+    ports = Ports.of(compressed.graph)
     for feed in feeds:
-        a, b = reference.run(feed), ours.run(feed)
+        a, b = reference.run(feed), ours.run(ports.feed(feed))
         for pair in pairs:
             _accumulate(pair, a[pair.theirs], b[pair.ours])
     return _rows(pairs)

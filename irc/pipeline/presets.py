@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Literal
+
+from irc.errors import OptionError, suggest
 
 # Lossless clean-up. The order inside one round:
 #   canonicalize first, so that every later rule sees one form of each operator;
@@ -38,6 +42,40 @@ CODED = frozenset(("size",))
 """Presets whose weights are stored entropy-coded unless --weights says otherwise."""
 
 
+IO_PASS = "quantize-io"
+IO_TYPES = ("int8", "uint8", "float32")
+
+
 def default_weights(passes: str) -> Literal["plain", "coded"]:
     """How the weights are stored where nobody says how. `passes`: a pipeline text, or the name of a preset."""
-    return "coded" if passes.strip() in CODED else "plain"
+    return "coded" if passes.partition(f",{IO_PASS}")[0].strip() in CODED else "plain"
+
+
+def with_io(passes: str, io: Sequence[str]) -> str:
+    """The pipeline text `passes`, and behind it the pass that gives inputs and outputs these types.
+
+    Each of `io` is a type, for all float32 inputs and outputs, or PORT=TYPE, where PORT is the name of one, `inputs` or
+    `outputs`. Raises OptionError for what is no type.
+    """
+    rest: str | None = None
+    named: dict[str, list[str]] = {}
+    for text in io:
+        name, sign, kind = text.rpartition("=")
+        if kind not in IO_TYPES or bool(sign) != bool(name):
+            raise OptionError(
+                f"an input or output cannot be '{kind}'" if kind else "--io wants a type",
+                where=f"--io {text}",
+                expected=f"{', '.join(IO_TYPES)}, or PORT=TYPE",
+                hint=suggest(kind, IO_TYPES),
+            )
+        if not sign and rest is not None:
+            raise OptionError("two types are given for all inputs and outputs", got=f"{rest} and {kind}", where="--io")
+        if sign:
+            named.setdefault(kind, []).append(name)
+        else:
+            rest = kind
+    if not named and rest in (None, "float32"):
+        return passes
+    options = [f"type={rest or 'float32'}"] + [f"{k}={','.join(map(json.dumps, named[k]))}" for k in sorted(named)]
+    before = f"{passes}," if passes.strip() else ""
+    return f"{before}{IO_PASS}{{{' '.join(options)}}}"

@@ -28,6 +28,7 @@ TABLE: dict[str, str] = {
     "factorize": "irc.passes.factorize.factorize:Factorize",
     "cluster": "irc.passes.cluster.cluster:Cluster",
     "quantize": "irc.passes.quantize.quantize:Quantize",
+    "quantize-io": "irc.passes.quantize.quantize_io:QuantizeIO",
 }
 
 
