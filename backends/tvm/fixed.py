@@ -120,17 +120,10 @@ def chain_of(expression: Expression, at: int, limits: Sequence[float]) -> Chain 
     `limits`: of the magnitudes of all values (`magnitude.py`).
     """
     instr = expression[at]
-    low, high, zero, scale = int(instr.params[0]), int(instr.params[1]), int(instr.params[2]), float(instr.params[3])
+    zero, scale = int(instr.params[2]), float(instr.params[3])
     if not 0 < scale < math.inf:
         return None
-    source = instr.args[0]
-    while expression[source].op in ("relu", "clip"):
-        step = expression[source]
-        bounds = step.params if step.op == "clip" else (0.0, math.inf)
-        levels = [_level(float(b), scale) + zero if math.isfinite(b) else b for b in bounds]
-        # both bounds of what follows apply after those of what precedes it
-        low, high = (_within(max(low, levels[0]), low, high), _within(min(high, levels[1]), low, high))
-        source = step.args[0]
+    source, low, high = clamped(expression, at)
     found = _sum(expression, source, limits)
     if found is None:
         return None
@@ -145,12 +138,28 @@ def chain_of(expression: Expression, at: int, limits: Sequence[float]) -> Chain 
     return Chain(found.times(scale).terms, error * 1.01, bound, low, high)
 
 
-def _within(value: float, low: int, high: int) -> int:
-    return int(min(max(value, low), high))
+def clamped(expression: Expression, at: int) -> tuple[int, int, int]:
+    """(what the requantization `expression[at]` rounds before all clips, its bounds with theirs).
+
+    Rounding keeps the order, so that a number that is clipped and rounded is one that is rounded and clipped. That
+    takes a positive factor: with others the clips stay.
+    """
+    instr = expression[at]
+    low, high, zero, scale = int(instr.params[0]), int(instr.params[1]), int(instr.params[2]), float(instr.params[3])
+    source = instr.args[0]
+    while expression[source].op in ("relu", "clip") and 0 < scale < math.inf:
+        step = expression[source]
+        bounds = step.params if step.op == "clip" else (0.0, math.inf)
+        # both bounds of what follows apply after those of what precedes it
+        below, above = (min(max(_level(float(b), scale) + zero, low), high) for b in bounds)
+        low, high, source = below, above, step.args[0]
+    return source, low, high
 
 
 def _level(bound: float, scale: float) -> int:
-    return int(np.rint(np.float32(bound) * np.float32(scale)))
+    """A bound in steps of the result, as far as these matter."""
+    level = np.rint(np.clip(np.float64(np.float32(bound) * np.float32(scale)), -(2**20), 2**20))
+    return int(level)
 
 
 def _roundings(expression: Expression, at: int, limits: Sequence[float]) -> int:

@@ -121,10 +121,9 @@ SINGLE_TILE = 8
 
 
 def tile_channels(spec: SmallConvSpec) -> int:
-    """Channels that the way "pairs" computes together: of two places four, of a single one eight."""
+    """Channels that the way "pairs" computes together: four, but eight of one place that reads no other elements."""
     single = math.prod(spec.out) == 1 and spec.kernel == (1, 1) and spec.ic % 4 == 0 and spec.pads == (0, 0)
-    residual = any(i.op == "dequantize" for i in spec.expression)
-    return SINGLE_TILE if single and not residual else 4
+    return SINGLE_TILE if single and len(spec.operands) == spec.streamed else 4
 
 
 def scratch_bytes(spec: SmallConvSpec) -> int:

@@ -13,7 +13,7 @@ One place alone, which is what fully connected layers have, has no scratch: eigh
 products.
 
 The packed weights are a stream in the order of use: for each tile of four channels the first values of its sums, its
-steps, its scales, and the numbers added after them, if there are any.
+steps, its scales, and further numbers of channels in the order in which the epilogue (`small_reals.py`) takes them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from irc.backends.tvm.kernels.small_asm import Assembly, fixed_levels, float_bits, halves, store_levels
+from irc.backends.tvm.kernels.small_asm import Assembly, fixed_levels, store_levels
+from irc.backends.tvm.kernels.small_reals import Reals
 from irc.backends.tvm.small import SINGLE_TILE, fixed_shift, leaves_image, row_steps, tile_channels, window_rows
-from irc.backends.tvm.small_epilogue import Epilogue, Residual, epilogue_of
+from irc.backends.tvm.small_epilogue import FREE_REGISTERS, Epilogue, epilogue_of
 from irc.backends.tvm.specs import SmallConvSpec
 from irc.targets.target import Target
 
@@ -31,7 +32,8 @@ _TILE = 4  # channels of two places
 _UNROLL = 16  # steps of straight code, at most
 _STATE = 16  # float registers that hold what the sums leave no room for
 _X, _TOP, _LEFT, _SCRATCH, _Y, _STREAM, _END, _STEPS_END = (f"s{16 + i}" for i in range(8))
-_SECOND, _PLACES, _FACTOR, _OTHER, _FACTOR2, _SCALE, _OTHER_SCALE = (f"s{24 + i}" for i in range(7))
+_SECOND, _PLACES = "s24", "s25"
+_FREE = [f"s{i}" for i in range(26, 26 + FREE_REGISTERS)]  # for the epilogue
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class _Shape:
 
 
 def build(symbol: str, spec: SmallConvSpec, target: Target) -> str:
-    """LLVM IR text of `symbol(x, stream, [other,] y, scratch)`."""
+    """LLVM IR text of `symbol(x, stream, elements..., y, scratch)`."""
     return _Pairs(symbol, spec, target).build()
 
 
@@ -65,9 +67,10 @@ class _Pairs:
         self.asm = Assembly(_STATE)
         rows, run = window_rows(spec)
         self.shape = _Shape(rows, run, row_steps(run), math.prod(spec.out), leaves_image(spec))
-        found = epilogue_of(spec.expression)
+        found = epilogue_of(spec.expression, range(spec.streamed))
         assert found is not None, "the plan has looked"
         self.epilogue: Epilogue = found
+        self.reals = Reals(self.asm, found, _FREE, _SECOND)
         self.wide, self.saturate = "wide" in spec.way, "saturate" in spec.way
         self.fixed = fixed_shift(spec.way)
         self.tile = tile_channels(spec)
@@ -93,17 +96,21 @@ class _Pairs:
                 asm(f"vmov {_PLACES},r0", f"bne {pair}")
         asm.place(done)
         asm.leave()
-        return asm.function(self.symbol, self.target, 5 if self.epilogue.residual else 4)
+        return asm.function(self.symbol, self.target, 4 + len(self.epilogue.elements))
 
     def _start(self) -> None:
         asm, spec, shape = self.asm, self.spec, self.shape
         asm.enter()
-        if self.epilogue.residual is not None:
-            asm(f"vmov {_OTHER},r2", "mov r2,r3", f"ldr r3,[sp,#{asm.stack_bytes}]")
+        # x, stream, elements, y, scratch: the first four in r0-r3
+        given = [self.reals.pointers[e.operand] for e in self.epilogue.elements]
+        for number, register in enumerate([*given, _Y, _SCRATCH], 2):
+            if number > 3:
+                asm(f"ldr r4,[sp,#{asm.stack_bytes + 4 * (number - 4)}]")
+            asm(f"vmov {register},{f'r{number}' if number < 4 else 'r4'}")
         top, left = -spec.pads[0], -spec.pads[1]
         _, sh, sw = spec.x_strides
         asm.add("r0", "r0", top * sh + left * sw, "r4")
-        asm(f"vmov {_X},r0", f"vmov {_STREAM},r1", f"vmov {_Y},r2", f"vmov {_SCRATCH},r3")
+        asm(f"vmov {_X},r0", f"vmov {_STREAM},r1", f"vmov r3,{_SCRATCH}")
         asm.add("r4", "r3", shape.scratch, "r4")
         asm(f"vmov {_STEPS_END},r4")
         if shape.crossing:
@@ -121,20 +128,10 @@ class _Pairs:
         asm(f"vmov {_PLACES},r4")
         asm.constant("r4", spec.oc if shape.places > 1 else 0)
         asm(f"vmov {_SECOND},r4")
-        self._float(_FACTOR, self.epilogue.requantize.params[3])
-        residual = self.epilogue.residual
-        if residual is not None:
-            self._float(_FACTOR2, residual.requantize.params[3])
-            self._float(_SCALE, residual.scale)
-            self._float(_OTHER_SCALE, residual.operand_scale)
-
-    def _float(self, register: str, value: float) -> None:
-        if value != 1.0:
-            self.asm.constant("r4", float_bits(value))
-            self.asm(f"vmov {register},r4")
+        self.reals.start()
 
     def _tile_bytes(self) -> int:
-        return 16 + 8 * self.shape.rows * self.shape.steps + 16 * (2 if self.epilogue.addend >= 0 else 1)
+        return 16 + 8 * self.shape.rows * self.shape.steps + 4 * self.reals.tile_words(_TILE)
 
     # Windows
     def _gather(self) -> None:
@@ -331,12 +328,9 @@ class _Pairs:
             self._tile(rest)
         if self.shape.places > 2:  # past the second place
             asm(f"vmov r0,{_Y}")
-            asm.add("r0", "r0", spec.oc, "r2")
+            asm.add("r0", "r0", spec.oc * (4 if self.epilogue.last is None else 1), "r2")
             asm(f"vmov {_Y},r0")
-            if self.epilogue.residual is not None:
-                asm(f"vmov r0,{_OTHER}")
-                asm.add("r0", "r0", spec.oc, "r2")
-                asm(f"vmov {_OTHER},r0")
+            self.reals.skip(spec.oc)
 
     def _tile(self, channels: int) -> None:
         asm, shape = self.asm, self.shape
@@ -388,7 +382,7 @@ class _Pairs:
             real, done = asm.label(), asm.label()
             asm("ldm r1!,{r2,r3,r12,lr}", "cmp r2,#0", f"blt {real}")
             shifts = (self.fixed, self.fixed + (0 if self.wide else 8))
-            fixed_levels(asm, ("r2", "r3", "r12", "lr"), int(e.last.params[2]), shifts, "r0")
+            fixed_levels(asm, ("r2", "r3", "r12", "lr"), int(e.requantize.params[2]), shifts, "r0")
             self._write(channels)
             asm.place(done)
             asm.later(real, done, lambda: self._real(channels, back=True))
@@ -397,33 +391,16 @@ class _Pairs:
 
     def _real(self, channels: int, *, back: bool = False) -> None:
         """Sums rounded as real numbers. `back`: their scales have been read as factors."""
-        asm, e = self.asm, self.epilogue
-        last = e.last
+        asm, last = self.asm, self.epilogue.last
         if back:
             asm("subs r1,#16")
-        self._round(_TILE)
-        if e.residual is not None:
-            self._add_other(e.residual)
+        self.reals.compute(_TILE, negated=self.fixed > 0)  # the sign of scales says that they are no integers
+        if last is None:
+            self._write_reals(channels)
+            return
         low, high, zero = (int(v) for v in last.params[:3])
         store_levels(asm, (4, 8), low, high, zero, saturate=self.saturate)
         self._write(channels)
-
-    def _round(self, different: int) -> None:
-        """Sums in r4-r11 -> rounded integers there. `different` channels: then they repeat."""
-        asm, e = self.asm, self.epilogue
-        for i in range(0, 8, 2):
-            asm(f"vmov s{i},s{i + 1},r{4 + i},r{5 + i}")
-        constants = f"s8-s{7 + different}"
-        asm(f"vldmia r1!,{{{constants}}}")
-        asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(8)))
-        multiply = "vnmul" if self.fixed else "vmul"  # the sign of scales says that they are no integers
-        asm(*(f"{multiply}.f32 s{i},s{i},s{8 + i % different}" for i in range(8)))
-        if e.addend >= 0:
-            asm(f"vldmia r1!,{{{constants}}}")
-            asm(*(f"vadd.f32 s{i},s{i},s{8 + i % different}" for i in range(8)))
-        if e.requantize.params[3] != 1.0:
-            asm(*(f"vmul.f32 s{i},s{i},{_FACTOR}" for i in range(8)))
-        self._rounded()
 
     # One place
     def _single(self) -> str:
@@ -433,7 +410,7 @@ class _Pairs:
         asm(f"vmov {_X},r0", f"vmov {_Y},r2")
         asm.add("r3", "r0", spec.ic, "r3")
         asm(f"vmov {_STEPS_END},r3")
-        self._float(_FACTOR, self.epilogue.requantize.params[3])
+        self.reals.start()
         whole, rest = divmod(spec.oc, SINGLE_TILE)
         if whole:
             asm.constant("r3", whole * self._single_bytes())
@@ -449,7 +426,7 @@ class _Pairs:
         return asm.function(self.symbol, self.target, 3)
 
     def _single_bytes(self) -> int:
-        return 4 * SINGLE_TILE * (2 + (self.epilogue.addend >= 0)) + SINGLE_TILE * self.spec.ic
+        return 4 * (SINGLE_TILE + self.reals.tile_words(SINGLE_TILE)) + SINGLE_TILE * self.spec.ic
 
     def _single_tile(self, channels: int) -> None:
         asm = self.asm
@@ -466,8 +443,11 @@ class _Pairs:
             asm(f"vmov r2,{_STEPS_END}", "cmp r0,r2", f"bne {again}")
         if not self.wide:
             asm("sub r5,r5,r4", "sub r7,r7,r6", "sub r9,r9,r8", "sub r11,r11,r10")
-        self._round(SINGLE_TILE)
+        self.reals.compute(SINGLE_TILE)
         last = self.epilogue.last
+        if last is None:
+            asm(f"vmov r0,{_Y}", f"vstmia r0!,{{s0-s{channels - 1}}}", f"vmov {_Y},r0")
+            return
         store_levels(asm, (4, 8), *(int(v) for v in last.params[:3]), saturate=self.saturate)
         asm(f"vmov r0,{_Y}")
         for first in range(0, channels, 4):
@@ -492,57 +472,6 @@ class _Pairs:
             asm(f"smlad r{first + 3},{x},lr,r{first + 3}", "sxtb16 lr,lr")
             asm(f"smlad r{first},{x},r12,r{first}", f"smlad r{first + 2},{x},lr,r{first + 2}")
 
-    def _rounded(self) -> None:
-        """s0-s7 rounded to integers in r4-r11."""
-        asm = self.asm
-        asm(*(f"vcvtr.s32.f32 s{i},s{i}" for i in range(8)))
-        for i in range(0, 8, 2):
-            asm(f"vmov r{4 + i},r{5 + i},s{i},s{i + 1}")
-
-    def _add_other(self, residual: Residual) -> None:
-        """The first result in r4-r11 is dequantized, the other operand added, and that rounded again."""
-        asm, first = self.asm, self.epilogue.requantize
-        low, high, zero, _ = (int(v) for v in first.params)
-        for r in range(4, 12):
-            if zero:
-                asm.add(f"r{r}", f"r{r}", zero, "r2")
-            asm(f"ssat r{r},#8,r{r}")
-        self._bounds([f"r{r}" for r in range(4, 12)], low, high)
-        if residual.zero:
-            for r in range(4, 12):
-                asm.add(f"r{r}", f"r{r}", -residual.zero, "r2")
-        for i in range(0, 8, 2):
-            asm(f"vmov s{i},s{i + 1},r{4 + i},r{5 + i}")
-        asm(f"vmov r0,{_OTHER}")
-        second = self._second("r2")
-        for place, address in enumerate(("[r0]", second)):
-            base = 8 + 4 * place
-            asm(f"ldr r12,{address}")
-            asm("sxtb16 r4,r12", "sxtb16 r5,r12,ror #8")
-            if residual.operand_zero:
-                asm.constant("r6", halves(residual.operand_zero))
-                asm("ssub16 r4,r4,r6", "ssub16 r5,r5,r6")
-            asm("asr r6,r4,#16", "asr r7,r5,#16", "sxth r4,r4", "sxth r5,r5")
-            asm(f"vmov s{base},s{base + 1},r4,r5", f"vmov s{base + 2},s{base + 3},r6,r7")
-        asm("adds r0,#4")
-        asm(f"vmov {_OTHER},r0")
-        asm(*(f"vcvt.f32.s32 s{i},s{i}" for i in range(16)))
-        asm(*(f"vmul.f32 s{i},s{i},{_SCALE}" for i in range(8) if residual.scale != 1.0))
-        asm(*(f"vmul.f32 s{i},s{i},{_OTHER_SCALE}" for i in range(8, 16) if residual.operand_scale != 1.0))
-        asm(*(f"vadd.f32 s{i},s{i},s{8 + i}" for i in range(8)))
-        if residual.requantize.params[3] != 1.0:
-            asm(*(f"vmul.f32 s{i},s{i},{_FACTOR2}" for i in range(8)))
-        self._rounded()
-
-    def _bounds(self, registers: list[str], low: int, high: int) -> None:
-        for register in registers:
-            if low > -128:
-                self.asm(f"cmn {register},#{-low}" if low < 0 else f"cmp {register},#{low}", "it lt")
-                self.asm(f"movlt {register},#{low}" if low >= 0 else f"mvnlt {register},#{-low - 1}")
-            if high < 127:
-                self.asm(f"cmn {register},#{-high}" if high < 0 else f"cmp {register},#{high}", "it gt")
-                self.asm(f"movgt {register},#{high}" if high >= 0 else f"mvngt {register},#{-high - 1}")
-
     def _second(self, spare: str) -> str:
         """Address of the second place of y, or of what lies like it, at r0."""
         if self.shape.places % 2 == 0 and self.spec.oc < 4096:
@@ -564,6 +493,11 @@ class _Pairs:
                 if i + 1 < channels:
                     asm(f"lsr {value},{value},#8")
         asm(f"vmov {_Y},r0")
+
+    def _write_reals(self, channels: int) -> None:
+        asm = self.asm
+        asm(f"vmov r0,{_Y}", f"vmov r2,{_SECOND}", "add r2,r0,r2,lsl #2")
+        asm(f"vstmia r2,{{s4-s{3 + channels}}}", f"vstmia r0!,{{s0-s{channels - 1}}}", f"vmov {_Y},r0")
 
 
 def _best_unroll(total: int) -> int:

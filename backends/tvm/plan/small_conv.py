@@ -278,15 +278,21 @@ def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, exp
         _call(p, region, im, source_depthwise(spec, w), np.ascontiguousarray(w.transpose(1, 2, 0)), macs)
         return
     packed = pack_depthwise(spec, np.ascontiguousarray(w.transpose(1, 2, 0)), im.constants, p.target)
-    _call(p, region, im, packed.spec, packed.weights, macs)
+    _call(p, region, im, packed.spec, packed.weights, macs, packed.elements)
 
 
 def _call(
-    p: Planner, region: Region, im: _Images, spec: SmallConvSpec | SmallDepthwiseSpec, weights: Array, macs: int
+    p: Planner,
+    region: Region,
+    im: _Images,
+    spec: SmallConvSpec | SmallDepthwiseSpec,
+    weights: Array,
+    macs: int,
+    elements: Sequence[int] | None = None,
 ) -> None:
     stored = p.constant(weights, region.root.need(1).name)
-    others = len(spec.operands) - spec.streamed  # the last ones: constants of channels come first
-    operands = im.operands[len(im.operands) - others :]
+    first = len(im.operands) - (len(spec.operands) - spec.streamed)
+    operands = im.operands[first:] if elements is None else [im.operands[i] for i in elements]
     args = [p.pointer(v) for v in (im.x, stored, *operands, im.out)]
     writes: tuple[int, ...] = (im.out.storage,)
     if spec.scratch:
@@ -297,3 +303,4 @@ def _call(
 
 
 __all__ = ["lower_small", "small_weights"]
+    """`elements`: the operands that the kernel reads; None: the last ones, as constants of channels come first."""

@@ -109,9 +109,7 @@ def _planes(
 ) -> tuple[SmallDepthwiseSpec, Array] | None:
     """`spec` in the way "planes", and its weights [channel, 24 bytes]; None where that kernel is not made for it."""
     epilogue = epilogue_of(spec.expression)
-    if epilogue is None or not has_planes(spec):
-        return None
-    if epilogue.residual is not None or epilogue.addend >= 0 or epilogue.requantize.params[3] != 1.0:
+    if epilogue is None or not epilogue.bare or not has_planes(spec):
         return None
     values = _channel_values(spec, epilogue, constants, spec.channels)
     if values is None:
@@ -137,15 +135,15 @@ def _planes(
 def _tiles(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> tuple[SmallConvSpec, Array] | None:
     """`spec` in the way "tiles", and its weights; None where that kernel is not made for it."""
     epilogue = epilogue_of(spec.expression)
-    if epilogue is None or epilogue.residual is not None or not has_tiles(spec):
+    if epilogue is None or not epilogue.simple or not has_tiles(spec):
         return None
     values = _channel_values(spec, epilogue, constants, spec.oc)
     if values is None:
         return None
-    bias, scale, addend = values
+    bias, scale, others = values
     expression, count = canonical(epilogue)
     steps = w.reshape(-1, TILE, spec.ic // BYTES, BYTES).transpose(0, 2, 1, 3)  # tile, step, channel, byte
-    numbers = [bias.astype(np.int32), scale.astype(np.float32), addend.astype(np.float32)][:count]
+    numbers = [bias.astype(np.int32), scale.astype(np.float32), *others]
     parts = [steps.reshape(spec.oc // TILE, -1), *(n.reshape(-1, TILE).view(np.int8) for n in numbers)]
     packed = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
     operands = _channel_operands(spec.oc, count)
@@ -155,8 +153,8 @@ def _tiles(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> 
 
 def _channel_values(
     spec: SmallConvSpec | SmallDepthwiseSpec, epilogue: Epilogue, constants: Sequence[Array | None], channels: int
-) -> tuple[Array, Array, Array] | None:
-    """Bias, scale and addend of every channel; None where an operand is something else."""
+) -> tuple[Array, Array, tuple[Array, ...]] | None:
+    """Bias, scale and further numbers of every channel; None where an operand is something else."""
     known = [o for o in constants if o is not None]
     if len(streamed_operands(spec.expression, epilogue)) != len(spec.operands) or len(known) < len(spec.operands):
         return None
@@ -164,5 +162,4 @@ def _channel_values(
 
 
 def _channel_operands(channels: int, count: int) -> tuple[Operand, ...]:
-    types = ("int32", "float32", "float32")
-    return tuple(Operand(types[i], (0, 0, 0, 1), channels) for i in range(count))
+    return tuple(Operand("float32" if i else "int32", (0, 0, 0, 1), channels) for i in range(count))

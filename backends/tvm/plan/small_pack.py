@@ -23,7 +23,16 @@ from irc.backends.tvm.small import (
     tile_channels,
     window_rows,
 )
-from irc.backends.tvm.small_epilogue import Epilogue, canonical, channel_values, epilogue_of, streamed_operands
+from irc.backends.tvm.small_epilogue import (
+    FREE_REGISTERS,
+    Epilogue,
+    Round,
+    canonical,
+    channel_values,
+    epilogue_of,
+    rounded_magnitudes,
+    streamed_operands,
+)
 from irc.backends.tvm.small_mve import MVE
 from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.types import Array
@@ -43,10 +52,12 @@ S = TypeVar("S", SmallConvSpec, SmallDepthwiseSpec)
 
 @dataclass(frozen=True)
 class Packed(Generic[S]):
-    """A specification, and the weights as its kernel reads them."""
+    """A specification, the weights as its kernel reads them, and which of the operands it reads beside these, by their
+    numbers before (None: the last ones)."""
 
     spec: S
     weights: Array
+    elements: tuple[int, ...] | None = None
 
 
 def pack_conv(
@@ -82,38 +93,36 @@ def pack_pairs(
     """
     if not has_pairs(target) or not _fits(spec):
         return None
-    epilogue = epilogue_of(spec.expression)
-    if epilogue is None or not _streams(spec, epilogue, operands):
+    epilogue = epilogue_of(spec.expression, {i for i, o in enumerate(operands) if o is not None})
+    if epilogue is None or epilogue.registers > FREE_REGISTERS or not _streams(spec, epilogue, operands):
         return None
     known = [np.zeros(1) if o is None else o for o in operands]
-    bias, scale, addend = channel_values(spec.expression, epilogue, known, spec.oc)
+    bias, scale, others = channel_values(spec.expression, epilogue, known, spec.oc)
     bias, scale = _constant_channels(epilogue, w, bias, scale)
     low, high = _sums(w, bias)
-    largest = _largest(epilogue, low, high, scale, addend)
+    largest, last = rounded_magnitudes(epilogue, np.maximum(np.abs(low), np.abs(high)), scale, others)
     if largest >= _CONVERTIBLE:
         return None
-    wide = not _shares_words(w, low, high)
-    last = _last_magnitude(epilogue, largest)
+    expression, streamed = canonical(epilogue)
+    elements = tuple(e.operand for e in epilogue.elements)
+    made = replace(
+        _collapsed(spec),
+        expression=expression,
+        operands=(*_channel_operands(spec.oc, streamed), *(spec.operands[i] for i in elements)),
+        streamed=streamed,
+    )
+    if not leaves_image(made):
+        made = replace(made, fill=0)  # nobody asks: layers that differ in it alone share a kernel
+    wide = not (_shares_words(w, low, high) and _divides(scale))
     fixed = None
-    if epilogue.residual is None and epilogue.addend < 0 and tile_channels(spec) == _TILE and spec.oc % _TILE == 0:
+    if epilogue.simple and epilogue.addend < 0 and tile_channels(made) == _TILE and spec.oc % _TILE == 0:
         unit = np.where(np.arange(spec.oc) % 2, 1 if wide else 256, 1)
         fixed = _useful(fixed_point(epilogue.requantize, scale.astype(np.float32), low, high, unit))
     saturate = ["saturate"] if last >= _HALF else []
     way = "/".join([PAIRS, *(["wide"] if wide else []), *saturate, *_fixed_way(fixed)])
-    stream = _stream(spec, w, bias, scale, addend if epilogue.addend >= 0 else None, wide, fixed)
-    expression, streamed = canonical(epilogue)
-    others = spec.operands[len(streamed_operands(spec.expression, epilogue)) :]
-    made = replace(
-        _collapsed(spec),
-        expression=expression,
-        operands=(*_channel_operands(spec.oc, streamed), *others),
-        way=way,
-        streamed=streamed,
-        w_size=stream.size,
-    )
-    if not leaves_image(made):
-        made = replace(made, fill=0)  # nobody asks: layers that differ in it alone share a kernel
-    return Packed(replace(made, scratch=scratch_bytes(made)), stream)
+    stream = _stream(made, w, bias, scale, others, wide, fixed)
+    made = replace(made, way=way, w_size=stream.size)
+    return Packed(replace(made, scratch=scratch_bytes(made)), stream, elements)
 
 
 def pack_rows(
@@ -121,17 +130,15 @@ def pack_rows(
 ) -> Packed[SmallDepthwiseSpec] | None:
     """`spec` in the way "rows", or None where that kernel is not made for it. w [kh, kw, channels]."""
     epilogue = epilogue_of(spec.expression)
-    if not has_pairs(target) or epilogue is None or not _fits_rows(spec):
-        return None
-    if epilogue.residual is not None or epilogue.addend >= 0 or epilogue.requantize.params[3] != 1.0:
+    if not has_pairs(target) or epilogue is None or not epilogue.bare or not _fits_rows(spec):
         return None
     streamed = streamed_operands(spec.expression, epilogue)
     if len(streamed) != len(spec.operands) or any(o is None for o in operands):
         return None
     known = [o for o in operands if o is not None]
-    bias, scale, addend = channel_values(spec.expression, epilogue, known, spec.channels)
+    bias, scale, _ = channel_values(spec.expression, epilogue, known, spec.channels)
     low, high = _sums(np.moveaxis(w, -1, 0), bias)
-    largest = _largest(epilogue, low, high, scale, addend)
+    largest, _ = rounded_magnitudes(epilogue, np.maximum(np.abs(low), np.abs(high)), scale, ())
     if largest >= _CONVERTIBLE:
         return None
     blocks = spec.channels // _TILE
@@ -181,8 +188,7 @@ def _factors(scale: Array, fixed: FixedPoint | None) -> Array:
 
 
 def _channel_operands(channels: int, count: int) -> tuple[Operand, ...]:
-    types = ("int32", "float32", "float32")
-    return tuple(Operand(types[i], (0, 0, 0, 1), channels) for i in range(count))
+    return tuple(Operand("float32" if i else "int32", (0, 0, 0, 1), channels) for i in range(count))
 
 
 _OFFSETS = 4096  # that a load has room for
@@ -204,30 +210,37 @@ def _fits(spec: SmallConvSpec) -> bool:
     _, yh, yw = spec.y_strides
     rows = spec.kernel[1] == 1 or (spec.dilation[1] == 1 and xw == spec.ic)
     gapless = (yw == spec.oc or spec.out[1] == 1) and (spec.out[0] == 1 or yh == spec.out[1] * spec.oc)
-    return spec.batch == 1 and rows and gapless and spec.y_dtype == "int8"
+    return spec.batch == 1 and rows and gapless and spec.y_dtype in ("int8", "float32")
 
 
 def _streams(spec: SmallConvSpec, epilogue: Epilogue, operands: Sequence[Array | None]) -> bool:
     """Whether the constants of channels come first, and what else is read lies as the result does."""
     streamed = streamed_operands(spec.expression, epilogue)
-    if streamed != set(range(len(streamed))) or any(operands[i] is None for i in streamed):
+    if any(operands[i] is None for i in streamed):
         return False
-    others = spec.operands[len(streamed) :]
-    if epilogue.residual is None:
-        return not others
-    if len(others) != 1 or epilogue.residual.operand != len(streamed) or spec.oc % _TILE:
+    elements = [spec.operands[e.operand] for e in epilogue.elements]
+    if len(elements) + len(streamed) != len(spec.operands):
         return False
-    _, h, w, c = others[0].strides
-    gapless = c == 1 and (w == spec.oc or spec.out[1] == 1) and (h == spec.out[1] * spec.oc or spec.out[0] == 1)
-    return others[0].dtype == "int8" and gapless
+    if elements and spec.oc % _TILE:
+        return False
+    if epilogue.last is not None and any(e.dtype == "float32" for e in epilogue.elements):
+        return False  # a NaN among them would have to become the lowest byte
+    return all(_lies_alike(spec, o) for o in elements)
+
+
+def _lies_alike(spec: SmallConvSpec, operand: Operand) -> bool:
+    """Whether an operand has an element for each result, in its order and without gaps."""
+    _, h, w, c = operand.strides
+    return c == 1 and (w == spec.oc or spec.out[1] == 1) and (h == spec.out[1] * spec.oc or spec.out[0] == 1)
 
 
 def _constant_channels(epilogue: Epilogue, w: Array, bias: Array, scale: Array) -> tuple[Array, Array]:
     """Bias and scale with other numbers for channels without weights, whose biases may be so large that all sums of
     the layer would need more bits: a power of two and what makes it the result that the channel has everywhere."""
-    instr = epilogue.requantize
+    first = epilogue.steps[0] if epilogue.steps else None
+    instr = first.requantize if isinstance(first, Round) else epilogue.last if first is None else None
     dead = ~w.reshape(w.shape[0], -1).any(1)
-    if epilogue.addend >= 0 or instr.params[3] != 1.0 or not dead.any():
+    if instr is None or instr.params[3] != 1.0 or not dead.any():
         return bias, scale
     result = requantize(bias.astype(np.int32).astype(np.float32) * scale, instr).astype(np.float32)
     level = result - np.float32(instr.params[2])
@@ -252,17 +265,9 @@ def _shares_words(w: Array, low: Array, high: Array) -> bool:
     return bool(fits) and not borrows.any()
 
 
-def _largest(epilogue: Epilogue, low: Array, high: Array, scale: Array, addend: Array) -> float:
-    """A bound of what the first requantization rounds."""
-    sums = np.maximum(np.abs(low), np.abs(high)).astype(np.float64) * np.abs(scale) + np.abs(addend)
-    return float(sums.max(initial=0.0) * abs(epilogue.requantize.params[3]) * (1 + 2.0**-20))
-
-
-def _last_magnitude(epilogue: Epilogue, largest: float) -> float:
-    if epilogue.residual is None:
-        return largest
-    r = epilogue.residual
-    return 255.0 * (abs(r.scale) + abs(r.operand_scale)) * abs(r.requantize.params[3])
+def _divides(scale: Array) -> bool:
+    """Whether 1/256 of each scale is as exact."""
+    return bool(((scale == 0) | (np.abs(scale) > 2.0**-110)).all())
 
 
 def _collapsed(spec: SmallConvSpec) -> SmallConvSpec:
@@ -280,11 +285,11 @@ def _stream(
     w: Array,
     bias: Array,
     scale: Array,
-    addend: Array | None,
+    others: Sequence[Array],
     wide: bool,
     fixed: FixedPoint | None,
 ) -> Array:
-    """int32 words: for each tile the first values of the sums, the steps, the scales, the addends."""
+    """int32 words: for each tile the first values of the sums, the steps, the scales, `others`."""
     rows, run = window_rows(spec)
     tile = tile_channels(spec)
     tiles = -(-spec.oc // tile)
@@ -307,9 +312,8 @@ def _stream(
         starts = np.stack([starts[..., 0], 256 * starts[..., 1] + starts[..., 0]], -1)
         factors[..., 1] *= np.float32(1 / 256)
     parts = [_words(starts.reshape(tiles, -1)), _words(words), _factors(factors.reshape(tiles, -1), fixed)]
-    if addend is not None:
-        padded = np.pad(addend.astype(np.float32), (0, missing)).reshape(tiles, -1)
-        parts.append(padded.view(np.int32))
+    for numbers in others:
+        parts.append(np.pad(numbers, (0, missing)).reshape(tiles, -1).view(np.int32))
     return np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
 
 

@@ -11,19 +11,19 @@ from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.overlap import distances
 from irc.backends.tvm.plan.small_pack import pack_conv, pack_depthwise
 from irc.backends.tvm.small import pair_order, ring_columns, row_steps
-from irc.backends.tvm.small_epilogue import epilogue_of
+from irc.backends.tvm.small_epilogue import Elements, epilogue_of
 from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 from irc.targets import get_target
 
 M4 = get_target("cortex-m4")
 
 
-def requantized(zero: int = -128, *, relu: bool = False) -> Expression:
+def requantized(zero: int = -128, *, swish: bool = False) -> Expression:
     b = ExpressionBuilder()
     total = b.add("add", "int32", b.add("accumulator", "int32"), b.operand(0, "int32"))
     value = b.add("scale", "float32", b.add("cast", "float32", total), b.operand(1, "float32"))
-    if relu:
-        value = b.add("relu", "float32", value)
+    if swish:
+        value = b.add("mul", "float32", value, b.add("sigmoid", "float32", value))
     return b.finish(b.requantize(value, "int8", -128, 127, zero))
 
 
@@ -82,7 +82,7 @@ def test_sums_beyond_24_bits_take_words_of_their_own() -> None:
     "spec",
     [
         replace(conv(), batch=2),
-        replace(conv(), expression=requantized(relu=True)),
+        replace(conv(), expression=requantized(swish=True)),
         replace(conv(), y_strides=(384, 96, 16)),
     ],
     ids=["images", "expression", "gaps"],
@@ -147,6 +147,6 @@ def test_residual_connections_are_known() -> None:
     total = b.add("add", "float32", b.dequantize(values[-1], 0.1, 5), b.dequantize(b.operand(2, "int8"), 0.2, -7))
     found = epilogue_of(b.finish(b.requantize(b.add("relu", "float32", total), "int8", -128, 127, 3, 4.0)))
     assert found is not None
-    assert found.residual is not None
-    assert (found.residual.operand, found.residual.operand_zero) == (2, -7)
-    assert found.last.params[0] == 3  # the relu is the lower bound
+    assert [type(s).__name__ for s in found.steps] == ["Round", "Elements"]
+    assert found.elements[0] == Elements(2, "int8", 0.2, -7)
+    assert found.requantize.params[0] == 3  # the relu is the lower bound
