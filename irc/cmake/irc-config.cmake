@@ -55,9 +55,17 @@ if(NOT IRC_EXECUTABLE)
 and activate that, or give -DIRC_EXECUTABLE=/path/to/environment/bin/irc")
   return()
 endif()
+execute_process(COMMAND ${IRC_EXECUTABLE} --version RESULT_VARIABLE _irc_code OUTPUT_QUIET ERROR_QUIET)
+if(NOT _irc_code EQUAL 0)  # given by hand, or found in an environment that has gone since
+  set(irc_FOUND FALSE)
+  set(irc_NOT_FOUND_MESSAGE
+    "'${IRC_EXECUTABLE} --version' fails (${_irc_code}): give -DIRC_EXECUTABLE=/path/to/environment/bin/irc, or nothing \
+for it (-UIRC_EXECUTABLE) to be looked for")
+  return()
+endif()
 
 # The target of a cross build, from the toolchain file: irc has the table.
-function(_irc_target out)
+function(_irc_target name out)
   if(NOT CMAKE_CROSSCOMPILING)
     set(${out} native PARENT_SCOPE)
     return()
@@ -81,12 +89,23 @@ function(_irc_target out)
   if(NOT code EQUAL 0)
     string(STRIP "${message}" message)
     message(FATAL_ERROR
-      "irc_add_model: which target is this? ${message}\n"
-      "The toolchain says CMAKE_SYSTEM_PROCESSOR=${CMAKE_SYSTEM_PROCESSOR} and the flags '${flags}'. "
-      "Name the target: irc_add_model(... TARGET cortex-m4), for example; 'irc targets' lists them. "
-      "TARGET c gives C source for any compiler.")
+      "irc_add_model(${name}): the toolchain does not say which target this is.\n${message}\n"
+      "To name it: irc_add_model(${name} ... TARGET cortex-m4), for example.")
   endif()
   set(${out} "${found}" PARENT_SCOPE)
+endfunction()
+
+# The target of irc's table that a file describes a variant of.
+function(_irc_base name file out)
+  execute_process(COMMAND ${IRC_EXECUTABLE} targets "${file}" --json
+    OUTPUT_VARIABLE record ERROR_VARIABLE message RESULT_VARIABLE code)
+  if(NOT code EQUAL 0)
+    string(STRIP "${message}" message)
+    message(FATAL_ERROR "irc_add_model(${name}): ${message}")
+  endif()
+  string(JSON base GET "${record}" base)
+  set(${out} "${base}" PARENT_SCOPE)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${file}")
 endfunction()
 
 function(irc_add_model name)
@@ -109,14 +128,21 @@ function(irc_add_model name)
     message(FATAL_ERROR "irc_add_model(${name}): either PASSES or PRESET")
   endif()
   if(NOT ARG_TARGET)
-    _irc_target(ARG_TARGET)
+    _irc_target(${name} ARG_TARGET)
   endif()
   if(NOT ARG_DIRECTORY)
     set(ARG_DIRECTORY "${name}-irc")
   endif()
   get_filename_component(folder "${ARG_DIRECTORY}" ABSOLUTE BASE_DIR "${CMAKE_CURRENT_BINARY_DIR}")
+  get_property(others GLOBAL PROPERTY _IRC_DIRECTORIES)
+  if(folder IN_LIST others)
+    message(FATAL_ERROR "irc_add_model(${name}): another model has the DIRECTORY ${folder}; each needs its own")
+  endif()
+  set_property(GLOBAL APPEND PROPERTY _IRC_DIRECTORIES "${folder}")
 
   # The command line, and the files that it reads. (A target given as a file, my.toml, is relative to the source.)
+  set(machine "${ARG_TARGET}")
+  set(comment "Compiling ${ARG_MODEL} for ${ARG_TARGET}")
   set(read "")
   set(line --name "${name}" -o "${folder}" -q)
   foreach(key IN LISTS files)
@@ -134,6 +160,7 @@ function(irc_add_model name)
   if(ARG_TARGET MATCHES "\\.toml$")
     get_filename_component(ARG_TARGET "${ARG_TARGET}" ABSOLUTE BASE_DIR "${CMAKE_CURRENT_SOURCE_DIR}")
     list(APPEND read "${ARG_TARGET}")
+    _irc_base(${name} "${ARG_TARGET}" machine)
   endif()
   foreach(key TARGET PRESET METRIC MAX_DROP WEIGHTS THREADS RAM FLASH CACHE_DIR)
     if(NOT "${ARG_${key}}" STREQUAL "")
@@ -163,23 +190,24 @@ function(irc_add_model name)
   _irc_write_if_changed("${arguments}" "${text}\n")
 
   set(header "${folder}/include/${name}.h")
-  if(ARG_TARGET STREQUAL "c")
+  if(machine STREQUAL "c")
     set(library "${folder}/src/${name}.c")
-    set(parts archive,header,cpp,report)
   else()
     set(library "${folder}/lib/lib${name}.a")
-    set(parts archive,header,cpp,report)
   endif()
+  # The manifest is no output here: Ninja deletes outputs of a command that is interrupted, and without its manifest
+  # irc would not know the folder for its own.
   add_custom_command(
-    OUTPUT "${library}" "${header}" "${folder}/include/${name}.hpp" "${folder}/manifest.json"
-    COMMAND ${IRC_EXECUTABLE} compile "${model}" ${line} --emit ${parts} --depfile "${folder}.d"
+    OUTPUT "${library}" "${header}" "${folder}/include/${name}.hpp"
+    COMMAND ${IRC_EXECUTABLE} compile "${model}" ${line} --emit archive,header,cpp,report --depfile "${folder}.d"
     DEPENDS ${read} "${arguments}" ${ARG_DEPENDS}
     DEPFILE "${folder}.d"
-    COMMENT "Compiling ${ARG_MODEL} for ${ARG_TARGET}"
+    COMMENT "${comment}"
     VERBATIM)
   add_custom_target(${name}_irc DEPENDS "${library}" "${header}")
+  set_target_properties(${name}_irc PROPERTIES ADDITIONAL_CLEAN_FILES "${folder};${folder}.d")
 
-  if(ARG_TARGET STREQUAL "c")
+  if(machine STREQUAL "c")
     add_library(${name} STATIC "${library}")
     get_property(languages GLOBAL PROPERTY ENABLED_LANGUAGES)
     if(NOT C IN_LIST languages)
@@ -194,7 +222,7 @@ function(irc_add_model name)
       IMPORTED_LOCATION "${library}"
       IMPORTED_LINK_INTERFACE_LANGUAGES C
       INTERFACE_INCLUDE_DIRECTORIES "${folder}/include")
-    if(NOT ARG_TARGET MATCHES "^windows")
+    if(NOT machine MATCHES "^windows")
       set_property(TARGET ${name} APPEND PROPERTY INTERFACE_LINK_LIBRARIES m)
     endif()
     if(ARG_THREADS GREATER 1)

@@ -138,9 +138,46 @@ def test_cmake_compiles_c_source_for_any_machine(
     assert here.run(here.folder / "build/classify") == CLASS
 
 
+@pytest.mark.parametrize("generator", ["Ninja", "Unix Makefiles"])
+def test_cmake_cleans_and_goes_on_after_an_interruption(
+    generator: str, project: Callable[[str], Project], need_tool: Callable[..., str]
+) -> None:
+    for tool in ("cmake", "cc", "ninja" if generator == "Ninja" else "make"):
+        need_tool(tool)
+    here = project("cmake")
+    configure(here, generator=generator)
+    cmake_build(here)
+    folder = here.folder / "build" / "digits-irc"
+    for path in (folder / "lib/libdigits.a", folder / "include/digits.h", folder / "include/digits.hpp"):
+        path.unlink()  # what Ninja does to the outputs of a command that is interrupted
+    cmake_build(here)
+    here.run("cmake", "--build", "build", "--target", "clean")
+    assert not folder.exists()
+    cmake_build(here)
+    assert here.run(here.folder / "build/classify") == CLASS
+
+
+def test_cmake_takes_a_target_from_a_file(project: Callable[[str], Project], need_tool: Callable[..., str]) -> None:
+    for tool in ("cmake", "ninja", "cc"):
+        need_tool(tool)
+    here = project("cmake")
+    (here.folder / "board.toml").write_text('base = "c"\nram_bytes = "64k"\n')
+    lists = here.folder / "CMakeLists.txt"
+    lists.write_text(lists.read_text().replace("PRESET speed", "TARGET board.toml PRESET speed"))
+    configure(here)
+    cmake_build(here)
+    assert (here.folder / "build/digits-irc/src/digits.c").is_file()
+    assert here.run(here.folder / "build/classify") == CLASS
+    (here.folder / "board.toml").write_text('base = "c"\nram_bytes = "1k"\n')
+    assert "more RAM than it may use" in here.run("cmake", "--build", "build", code=1)
+
+
 @pytest.mark.parametrize(
     ("lists", "options", "message"),
     [
+        ("irc_add_model(n MODEL m.onnx TARGET none.toml)", (), "none.toml: cannot read the target"),
+        ("irc_add_model(n MODEL m.onnx)\nirc_add_model(o MODEL m.onnx DIRECTORY n-irc)", (), "another model has"),
+        ("", ("-DIRC_EXECUTABLE=/no/irc",), "'/no/irc --version' fails"),
         ("irc_add_model(n MODEL m.onnx PRESET speed PASSES none)", (), "either PASSES or PRESET"),
         ("irc_add_model(n PRESET speed)", (), "MODEL file.onnx is missing"),
         ("irc_add_model(n-n MODEL m.onnx)", (), "the name is the prefix of C functions"),

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from source_files import python_files
 
+import irc
+
 
 def test_package_list_equals_folders(root: Path) -> None:
     setuptools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -30,11 +32,19 @@ def test_symlinks_point_to_the_folders(root: Path) -> None:
         assert (root / "irc" / name).resolve() == root / name
 
 
+def test_cmake_package_has_the_version_of_irc(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    config = (root / "irc" / "cmake" / "irc-config-version.cmake").read_text()
+    assert f'set(PACKAGE_VERSION "{project["version"]}")' in config
+    assert irc.__version__ == project["version"]
+
+
 def test_wheel_contains_every_module(root: Path, tmp_path: Path) -> None:
     if int(importlib.metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("building the wheel needs setuptools 77 (it is in the extra dev)")
     source = tmp_path / "source"
-    others = {"irc/py.typed", "irc/cmake/irc-config.cmake"}
+    cmake = ("irc-config.cmake", "irc-config-version.cmake")
+    others = {"irc/py.typed", *(f"irc/cmake/{name}" for name in cmake)}
     for name in ("pyproject.toml", "README.md", "LICENSE", *others):
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +59,7 @@ def test_wheel_contains_every_module(root: Path, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("irc_compiler-*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"{package.replace('.', '/')}/{path.name}" for path, package in python_files(root)} | others
-    expected.add(next(name for name in inside if name.endswith(".data/data/share/cmake/irc/irc-config.cmake")))
+    for config in cmake:
+        expected.add(next(name for name in inside if name.endswith(f".data/data/share/cmake/irc/{config}")))
     assert expected == {name for name in inside if ".dist-info/" not in name}
     assert any(name.endswith("/licenses/LICENSE") for name in inside)
