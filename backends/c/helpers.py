@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from irc.backends.c.transforms import COLUMNS, transforms
+
 PREAMBLE = """\
 #include <math.h>
 #include <stddef.h>
@@ -318,6 +320,7 @@ _HELPERS = {
     "irc_tile1": _tile(1),
     "irc_tile4": _tile(4),
     "irc_rest": _REST,
+    **transforms(),
     "irc_depthwise": _DEPTHWISE,
     "irc_rows4": _ROWS,
     "irc_fill": _FILL,
@@ -356,8 +359,10 @@ def preamble(code: str) -> str:
     out = [PREAMBLE]
     if words & {"IRC_ALIGNED", "IRC_APART"}:
         out.append(_ALIGNED)
-    if "IRC_VECTORS" in words:
+    if words & {"IRC_VECTORS", "IRC_AT"}:
         out.append(_VECTORS)
+    if "IRC_AT" in words:
+        out.append(COLUMNS)
     if "IRC_FENCE" in words:
         out.append(_FENCE)
     out += [text for name, text in _HELPERS.items() if name in words]

@@ -33,12 +33,19 @@ CHUNKS, CHUNKS_WIDE = "chunks", "chunks-wide"
 """The same for some of the channels at a time: all places of those, then the others."""
 REAL = "real"
 """C source for real numbers: data, weights and sums are float32."""
+WINOGRAD = "winograd"
+"""Begins a way of C source: the same through Winograd's transforms; outputs of a tile follow, as in winograd4x4."""
+
+
+def is_real(spec: SmallConvSpec | SmallDepthwiseSpec) -> bool:
+    """Whether data are float32."""
+    return spec.way == REAL or spec.way.startswith(WINOGRAD)
 
 
 def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
     """`overlap` of a convolution. Its kernel goes from place to place; the plain one reads a place's window until its
     last channel, the one in pairs has read two of them before it writes the first."""
-    if spec.batch > 1 or spec.way == REAL:
+    if spec.batch > 1 or is_real(spec):
         return {}
     if spec.way == MVE:
         return {0: conv_distance(spec), **_operands(spec, spec.oc if conv_places(spec) > 1 else 0)}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irc.backends.program import Program
-from irc.driver.limits import ram_limit, short_name
-from irc.driver.load import load_data, load_static
+from irc.driver.limits import flash_limit, ram_limit, short_name
+from irc.driver.load import load_calibration, load_static
 from irc.driver.options import CompileOptions
 from irc.driver.runners import measure_stack
 from irc.driver.statistics import pass_context
@@ -39,6 +39,8 @@ def build_program(model: Model, target: Target, options: CompileOptions, progres
     count = workers(options)
     records = tuning(options)
     limit = ram_limit(options)
+    if target.linking == "source" and (limit or flash_limit(options)):
+        target = replace(target, l2_bytes=0)  # source for a microcontroller, where weights stay as small as they are
     try:
         program = build(
             model,
@@ -65,7 +67,7 @@ def build_in_memory(options: CompileOptions, progress: Progress) -> tuple[Model,
     """The model as the passes leave it and its program, neither verified nor written. Its weights are plain: they run
     as fast."""
     model = load_static(options)
-    with pass_context(options, load_data(options.calibration, model)) as context:
+    with pass_context(options, load_calibration(options.calibration, model)) as context:
         context.progress = progress
         Pipeline.parse(options.passes).run(model, context)
     return model, build_program(model, options.target, replace(options, weights="plain"), progress)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from tvm import tirx
@@ -20,76 +19,13 @@ from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, broadcast, con
 from irc.backends.tvm.kernels.elements import Stream, splat
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.specs import WinogradInputSpec, WinogradSpec
-from irc.backends.tvm.winograd import Matrix, input_matrix, input_size, output_matrix
+from irc.backends.tvm.winograd import Matrix, input_matrix, input_size, output_matrix, product
 from irc.targets.target import Target
 
 
 def apply(k: KernelBuilder, matrix: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:
-    """The product of a constant matrix and a column of vectors.
-
-    Interpolation points come in pairs of opposite sign, so rows (or columns) of the matrix come in pairs that differ in
-    the sign of some entries: what the two share is computed once.
-    """
-    matrix, values = _pair_columns(k, matrix, values)
-    found: list[Expr] = [None] * len(matrix)
-    for i, row in enumerate(matrix):
-        if found[i] is not None:
-            continue
-        partner = next((j for j in range(i + 1, len(matrix)) if _are_opposite(row, matrix[j])), None)
-        if partner is None:
-            found[i] = _combine(k, row, values, lanes)
-            continue
-        other = matrix[partner]
-        even = tuple(a if a == b else Fraction(0) for a, b in zip(row, other, strict=True))
-        odd = tuple(a if a != b else Fraction(0) for a, b in zip(row, other, strict=True))
-        scale = next(c for c in reversed(odd) if c)
-        shared = _combine(k, even, values, lanes)
-        rest = _combine(k, tuple(c / scale for c in odd), values, lanes)
-        found[i] = k.let(_add(shared, rest, scale, lanes))
-        found[partner] = k.let(_add(shared, rest, -scale, lanes))
-    return found
-
-
-def _are_opposite(a: Sequence[Fraction], b: Sequence[Fraction]) -> bool:
-    """Equal up to signs, some entries with the same sign and some with the other, at least three in all."""
-    same = sum(1 for x, y in zip(a, b, strict=True) if x == y != 0)
-    opposite = sum(1 for x, y in zip(a, b, strict=True) if x == -y != 0)
-    used = sum(1 for x, y in zip(a, b, strict=True) if x or y)
-    return same > 0 and opposite > 0 and same + opposite == used > 2
-
-
-def _pair_columns(k: KernelBuilder, matrix: Matrix, values: Sequence[Expr]) -> tuple[Matrix, list[Expr]]:
-    """Columns i and j that agree up to signs: sum and difference of the two values take their places."""
-    columns = list(zip(*matrix, strict=True))
-    values = list(values)
-    for i in range(len(columns)):
-        for j in range(i + 1, len(columns)):
-            if not _are_opposite(columns[i], columns[j]):
-                continue
-            same = tuple(a if a == b else Fraction(0) for a, b in zip(columns[i], columns[j], strict=True))
-            other = tuple(a if a != b else Fraction(0) for a, b in zip(columns[i], columns[j], strict=True))
-            values[i], values[j] = k.let(values[i] + values[j]), k.let(values[i] - values[j])
-            columns[i], columns[j] = same, other
-            break
-    return tuple(zip(*columns, strict=True)), values
-
-
-def _combine(k: KernelBuilder, row: Sequence[Fraction], values: Sequence[Expr], lanes: int) -> Expr:
-    """Sum of coefficient * value, those with coefficient 1 first."""
-    terms = sorted(((c, v) for c, v in zip(row, values, strict=True) if c), key=lambda t: abs(t[0]) != 1)
-    (c, v), *rest = terms
-    total = v if c == 1 else k.let(v * const(float(c), "float32", lanes))
-    for c, v in rest:
-        total = k.let(_add(total, v, c, lanes))
-    return total
-
-
-def _add(total: Expr, value: Expr, coefficient: Fraction, lanes: int) -> Expr:
-    if coefficient == 1:
-        return total + value
-    if coefficient == -1:
-        return total - value
-    return total + value * const(float(coefficient), "float32", lanes)
+    """The product of a constant matrix and a column of vectors."""
+    return product(matrix, values, k.let, lambda v, c: v * const(float(c), "float32", lanes))
 
 
 _FEW_SHARES = 8  # of the work: an odd number leaves two threads uneven

@@ -52,6 +52,16 @@ def winograd_choice(region: Region, target: Target) -> Choice | None:
     return choice
 
 
+def source_tile(region: Region, target: Target) -> tuple[int, int] | None:
+    """The tile of a convolution of C source; None where it is computed directly. Compilers have vectors of four numbers
+    for the source, which want whole ones of channels."""
+    choice = winograd_choice(region, replace(target, arch="x86-64", vector_bytes=16))
+    if choice is None:
+        return None
+    oc, ic = region.root.need(1).static_shape()[:2]
+    return choice.tile if oc % 8 == 0 and ic % 4 == 0 else None
+
+
 def retiled(spec: WinogradSpec, target: Target) -> WinogradSpec:
     """`spec` with the block that suits `target`; its weights are packed in blocks of channels."""
     shape = Shape(spec.images, spec.out, spec.kernel, spec.ic, spec.oc)

@@ -17,7 +17,7 @@ from irc.backends.tvm.plan.lower_recurrent import lower_recurrent
 from irc.backends.tvm.plan.lower_resize import lower_resize
 from irc.backends.tvm.plan.lower_sparse import skip_zeros
 from irc.backends.tvm.plan.lower_transposed import lower_transposed
-from irc.backends.tvm.plan.lower_winograd import lower_winograd, winograd_choice
+from irc.backends.tvm.plan.lower_winograd import lower_winograd, source_tile, winograd_choice
 from irc.backends.tvm.plan.moves import lower_concat
 from irc.backends.tvm.plan.normalize import normalize
 from irc.backends.tvm.plan.palette import expand_palettes
@@ -25,6 +25,7 @@ from irc.backends.tvm.plan.palettes import keep_palettes
 from irc.backends.tvm.plan.planner import Call, Planner
 from irc.backends.tvm.plan.regions import Region, find_regions
 from irc.backends.tvm.plan.regroup import regroup
+from irc.backends.tvm.plan.small_channels import kept_channels
 from irc.backends.tvm.plan.small_conv import lower_small, small_weights
 from irc.backends.tvm.plan.source_real import is_real_source, lower_real
 from irc.backends.tvm.plan.stored import keep_stored
@@ -50,7 +51,7 @@ def _lower_linear(p: Planner, region: Region) -> None:
         lower_small(p, region, integer)
         return
     if is_real_source(region.root, p.target):
-        lower_real(p, region)
+        lower_real(p, region, source_tile(region, p.target))
         return
     choice = winograd_choice(region, p.target)
     if choice is not None:
@@ -85,6 +86,7 @@ def make_plan(graph: Graph, target: Target) -> Plan:
     normalize(graph, target)
     planner = Planner(graph, target)
     regions = find_regions(graph)
+    planner.kept = kept_channels(planner, regions)
     attention = {id(a.values): a for a in find_attention(regions, target)}
     inner = {id(r) for a in attention.values() for r in a.inner}
     for region in regions:

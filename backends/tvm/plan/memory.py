@@ -18,7 +18,7 @@ from irc.backends.tvm.plan.offsets import Item, Part, Problem, solve
 from irc.backends.tvm.plan.offsets import lower_bound as bound_of
 from irc.backends.tvm.plan.planner import Call
 from irc.backends.tvm.plan.views import Storage
-from irc.backends.tvm.small import REAL
+from irc.backends.tvm.small import is_real
 from irc.backends.tvm.specs import ElementwiseSpec, SmallConvSpec, SmallDepthwiseSpec, Spec
 
 Behind = Mapping[tuple[int, int, int], int]
@@ -174,7 +174,7 @@ def arg_bytes(spec: Spec, count: int) -> list[int | None]:
     """Bytes from each argument's pointer on that a call of `spec` may touch; None: not known, so all."""
     known: list[int | None] = [None] * count
     if isinstance(spec, SmallConvSpec | SmallDepthwiseSpec):
-        known[0] = spec.x_size * (4 if spec.way == REAL else 1)
+        known[0] = spec.x_size * (4 if is_real(spec) else 1)
         operands = spec.operands[spec.streamed :]
         for i, operand in enumerate(operands):
             known[2 + i] = operand.size * np.dtype(operand.dtype).itemsize

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from irc.backends.tvm.expression import ExpressionBuilder
+from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.plan.integer import FusedQuantize, IntegerWeights, float_weights, integer_weights, start_sum
 from irc.backends.tvm.plan.kinds import is_weight, kind_of
-from irc.backends.tvm.plan.planner import Planner, RegionOperands
+from irc.backends.tvm.plan.planner import Planner, Pointer, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.small_conv import _bias, _geometry, _Images, _images, _nhw, _operands, _plain_gemm
 from irc.backends.tvm.plan.source import real_weights
+from irc.backends.tvm.plan.source_winograd import scratch_bytes, winograd_weights
 from irc.backends.tvm.plan.window import Window
-from irc.backends.tvm.small import REAL
+from irc.backends.tvm.small import REAL, WINOGRAD
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.graph import Node
 from irc.ir.types import Array, DType
@@ -33,8 +35,8 @@ def is_real_source(node: Node, target: Target) -> bool:
     return len(w.static_shape()) == 2 and len(x.static_shape()) >= 2 and (node.op_type == "MatMul" or _plain_gemm(node))
 
 
-def lower_real(p: Planner, region: Region) -> None:
-    """One call; of a convolution in groups one for each group."""
+def lower_real(p: Planner, region: Region, tile: tuple[int, int] | None) -> None:
+    """One call; of a convolution in groups one for each group. `tile`: through Winograd's transforms."""
     node = region.root
     groups = node.get_int("group", 1) if node.op_type == "Conv" else 1
     g = _geometry(node)
@@ -47,10 +49,10 @@ def lower_real(p: Planner, region: Region) -> None:
     images = _images(p, region, data, operands.values)
     oc, ic = w.shape[0] // groups, w.shape[3]
     if node.op_type == "Conv" and kind_of(node) == "depthwise":
-        _call(p, region, images, g, np.ascontiguousarray(w[..., 0].transpose(1, 2, 0)), expression, depthwise=True)
+        _depthwise(p, region, images, g, np.ascontiguousarray(w[..., 0].transpose(1, 2, 0)), expression)
         return
     for i in range(groups):
-        _call(p, region, images.group(i, ic, oc), g, w[i * oc : (i + 1) * oc], expression, depthwise=False)
+        _conv(p, region, images.group(i, ic, oc), g, w[i * oc : (i + 1) * oc], expression, tile)
 
 
 def _weights(node: Node) -> Array:
@@ -61,30 +63,85 @@ def _weights(node: Node) -> Array:
     return np.ascontiguousarray(w.T)
 
 
-def _call(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: object, *, depthwise: bool) -> None:
+def _conv(
+    p: Planner,
+    region: Region,
+    im: _Images,
+    g: Window,
+    w: Array,
+    expression: Expression,
+    tile: tuple[int, int] | None,
+) -> None:
     batch, height, width, ic = im.x.shape
-    out = (im.out.shape[1], im.out.shape[2])
-    packed = w.reshape(-1) if depthwise else real_weights(w)
-    weights = p.constant(packed, region.root.need(1).name)
-    common = {
-        "stride": g.stride,
-        "dilation": g.dilation,
-        "pads": g.pads[:2],
-        "expression": expression,
-        "operands": _operands(p, im.operands),
-        "way": REAL,
-        "x_size": im.x.extent,
-        "y_size": im.out.extent,
-        "w_size": weights.extent,
-    }
-    where = (_nhw(im.x), _nhw(im.out))
-    spec: SmallConvSpec | SmallDepthwiseSpec
-    if depthwise:
-        spec = SmallDepthwiseSpec(im.out.dtype, batch, (height, width), out, g.kernel, ic, *where, **common)  # type: ignore[arg-type]  # of both
-    else:
-        spec = SmallConvSpec(im.out.dtype, batch, (height, width), out, g.kernel, ic, w.shape[0], *where, **common)  # type: ignore[arg-type]  # of both
+    spec = SmallConvSpec(
+        im.out.dtype,
+        batch,
+        (height, width),
+        (im.out.shape[1], im.out.shape[2]),
+        g.kernel,
+        ic,
+        w.shape[0],
+        _nhw(im.x),
+        _nhw(im.out),
+        g.stride,
+        g.dilation,
+        g.pads[:2],
+        0,
+        expression,
+        _operands(p, im.operands),
+        way=REAL,
+        x_size=im.x.extent,
+        y_size=im.out.extent,
+    )
+    macs = batch * math.prod(spec.out) * w.size
+    if tile is None:
+        _call(p, region, im, spec, real_weights(w), macs, region.label)
+        return
+    spec = replace(spec, way=f"{WINOGRAD}{tile[0]}x{tile[1]}", scratch=scratch_bytes(spec, tile))
+    label = f"{region.label} F({tile[0]}x{tile[1]},{g.kernel[0]}x{g.kernel[1]})"
+    _call(p, region, im, spec, winograd_weights(w, tile), macs, label)
+
+
+def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression) -> None:
+    batch, height, width, channels = im.x.shape
+    spec = SmallDepthwiseSpec(
+        im.out.dtype,
+        batch,
+        (height, width),
+        (im.out.shape[1], im.out.shape[2]),
+        g.kernel,
+        channels,
+        _nhw(im.x),
+        _nhw(im.out),
+        g.stride,
+        g.dilation,
+        g.pads[:2],
+        expression=expression,
+        operands=_operands(p, im.operands),
+        way=REAL,
+        x_size=im.x.extent,
+        y_size=im.out.extent,
+    )
+    _call(p, region, im, spec, w.reshape(-1), batch * math.prod(spec.out) * w.size, region.label)
+
+
+def _call(
+    p: Planner,
+    region: Region,
+    im: _Images,
+    spec: SmallConvSpec | SmallDepthwiseSpec,
+    w: Array,
+    macs: int,
+    label: str,
+) -> None:
+    weights = p.constant(w, region.root.need(1).name)
     args = [p.pointer(v) for v in (im.x, weights, *im.operands, im.out)]
-    p.call(spec, args, (im.out.storage,), region.label, macs=batch * math.prod(out) * w.size)
+    writes: tuple[int, ...] = (im.out.storage,)
+    if spec.scratch:
+        scratch = p.new_storage("uint8", spec.scratch)
+        args.append(Pointer(scratch, 0))
+        writes = (*writes, scratch)
+    p.call(replace(spec, w_size=weights.extent), args, writes, label, macs=macs)
 
 
 __all__ = ["is_real_source", "lower_real"]

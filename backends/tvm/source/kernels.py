@@ -9,7 +9,7 @@ from tvm import tirx
 
 from irc.backends.c.arrays import array_text
 from irc.backends.c.numbers import ctype
-from irc.backends.tvm.small import REAL
+from irc.backends.tvm.small import WINOGRAD, is_real
 from irc.backends.tvm.source.printer import Printer
 from irc.backends.tvm.specs import LibrarySpec, SmallConvSpec, SmallDepthwiseSpec, Spec
 from irc.targets.target import Target
@@ -23,12 +23,14 @@ def kernel_source(spec: Spec, target: Target, symbol: str) -> tuple[str, dict[st
     from irc.backends.tvm.source.depthwise import depthwise_source
     from irc.backends.tvm.source.real import RealConv, RealDepthwise
     from irc.backends.tvm.source.window import conv_source
+    from irc.backends.tvm.source.winograd import WinogradConv
 
-    if isinstance(spec, SmallConvSpec | SmallDepthwiseSpec) and spec.way == REAL:
-        made = (
-            RealConv(symbol, spec, target) if isinstance(spec, SmallConvSpec) else RealDepthwise(symbol, spec, target)
-        )
-        return made.build(), {}
+    if isinstance(spec, SmallConvSpec) and spec.way.startswith(WINOGRAD):
+        return WinogradConv(symbol, spec, target).build(), {}
+    if isinstance(spec, SmallConvSpec) and is_real(spec):
+        return RealConv(symbol, spec, target).build(), {}
+    if isinstance(spec, SmallDepthwiseSpec) and is_real(spec):
+        return RealDepthwise(symbol, spec, target).build(), {}
     if isinstance(spec, SmallConvSpec):
         return conv_source(symbol, spec, target), {}
     if isinstance(spec, SmallDepthwiseSpec):
