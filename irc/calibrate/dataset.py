@@ -6,8 +6,8 @@ is checked against the model when the file is opened; samples are then streamed,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from irc.calibrate.npz import Column, open_npz
 from irc.errors import DataError, suggest
 from irc.ir.graph import Model, Value
+from irc.ir.quantization import NO_PORTS, Ports
 from irc.ir.types import Array, Dim, TensorType
 
 LABEL_NAMES = ("labels", "label", "y")
@@ -44,24 +45,22 @@ class Dataset:
     """Samples that fit a model. Implements `irc.pipeline.contract.Samples`.
 
     `labels`: array [samples, ...], or fewer, each for a run of samples, or None. `len()` counts samples (those of an
-    incomplete last batch are left out where the model fixes the batch).
+    incomplete last batch are left out where the model fixes the batch). `ports`: inputs that are quantized when fed.
     """
 
     source: str
     inputs: tuple[_Input, ...]
     labels: Array | None
     samples: int
+    ports: Ports = NO_PORTS
 
     @staticmethod
-    def load(path: str | Path, model: Model, *, real: Collection[str] = ()) -> Dataset:
-        """Open an .npz file. Raises DataError where it does not fit `model`. `real`: names of quantized inputs, which
-        may be given as float32 as well."""
-        return _dataset(str(path), open_npz(Path(path)), model, real)
+    def load(path: str | Path, model: Model, ports: Ports = NO_PORTS) -> Dataset:
+        """Open an .npz file. Raises DataError where it does not fit `model`. Inputs of `ports` may be float32, too."""
+        return _dataset(str(path), open_npz(Path(path)), model, ports)
 
     @staticmethod
-    def of(
-        arrays: Mapping[str, Array], model: Model, source: str = "samples", *, real: Collection[str] = ()
-    ) -> Dataset:
+    def of(arrays: Mapping[str, Array], model: Model, source: str = "samples", ports: Ports = NO_PORTS) -> Dataset:
         """The same from arrays in memory (labels under one of LABEL_NAMES). Raises DataError."""
         columns = {}
         for name, given in arrays.items():
@@ -69,7 +68,7 @@ class Dataset:
             if array.dtype.hasobject:
                 raise DataError(f"array '{name}' holds Python objects", where=source, expected="a plain numeric array")
             columns[name] = Column.of(name, array)
-        return _dataset(source, columns, model, real)
+        return _dataset(source, columns, model, ports)
 
     def __len__(self) -> int:
         batch = self.batch
@@ -87,10 +86,15 @@ class Dataset:
         for parts in zip(*(i.column.blocks(rows) for i in self.inputs), strict=True):
             if fixed is not None and len(parts[0]) < fixed:
                 return
-            yield {i.name: part[0] if i.whole else part for i, part in zip(self.inputs, parts, strict=True)}
+            feed = {i.name: part[0] if i.whole else part for i, part in zip(self.inputs, parts, strict=True)}
+            yield self.ports.feed(feed)
+
+    def quantized(self, ports: Ports) -> Dataset:
+        """The same samples, whose feeds have the integers that `ports` make of real numbers."""
+        return replace(self, ports=ports)
 
 
-def _dataset(source: str, columns: dict[str, Column], model: Model, real: Collection[str]) -> Dataset:
+def _dataset(source: str, columns: dict[str, Column], model: Model, ports: Ports) -> Dataset:
     values = model.graph.inputs
     names = [v.name for v in values]
     labels = next((columns[n] for n in LABEL_NAMES if n in columns and n not in names), None)
@@ -98,7 +102,7 @@ def _dataset(source: str, columns: dict[str, Column], model: Model, real: Collec
     if len(names) == 1 and len(rest) == 1 and next(iter(rest)) in ONLY_INPUT_NAMES:
         rest = {names[0]: next(iter(rest.values()))}
     _check_names(source, names, rest)
-    inputs = tuple(_input(source, value, rest[value.name], real=value.name in real) for value in values)
+    inputs = tuple(_input(source, value, rest[value.name], real=value.name in ports.inputs) for value in values)
     samples = _check_lengths(source, inputs, labels)
     _check_batches(source, inputs, samples)
     for entry in inputs:

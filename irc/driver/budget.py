@@ -53,8 +53,9 @@ def measure_accuracy(
     """Evaluate the compiled network and the original. Raises BudgetError, with the damage by layer, when the drop is
     larger than allowed.
     """
-    run = real_run(execution.run, Ports.between(original.graph, compressed.graph))
-    score = evaluate(run, data, options.metric, original=reference, progress=progress)
+    run = real_run(execution.run, Ports.of(compressed.graph))
+    theirs = real_run(reference, Ports.of(original.graph))
+    score = evaluate(run, data, options.metric, original=theirs, progress=progress)
     found = Accuracy(score, execution.where, options.max_drop)
     drop = score.drop if score.drop is not None else 0.0
     if options.max_drop is None or drop <= options.max_drop + RELATIVE_FLOOR:

@@ -13,7 +13,7 @@ from irc.driver import lower, runners
 from irc.driver.checks import Twin, accuracy, layer_damage
 from irc.driver.compilation import Compilation, new_report, pass_notes, size_of, summaries
 from irc.driver.limits import check_limits
-from irc.driver.load import load_data, load_static
+from irc.driver.load import load_calibration, load_data, load_static
 from irc.driver.lower import Progress
 from irc.driver.manifest import make_manifest
 from irc.driver.options import CompileOptions, check_writable
@@ -50,7 +50,7 @@ def compile_model(
     # All data is looked at now, so that nobody waits for the compiler to hear of a misspelt array.
     with clock("import"):
         original = load_static(options)
-        calibration = load_data(options.calibration, original)
+        calibration = load_calibration(options.calibration, original)
         evaluation = load_data(options.evaluation, original)
         if evaluation is not None:
             check_metric(options.metric, evaluation)

@@ -10,6 +10,7 @@ from irc.errors import ModelError
 from irc.frontend import bind, default_batch, load_model, require_static
 from irc.ir.clone import clone
 from irc.ir.graph import Model
+from irc.ir.quantization import Ports
 
 
 def load_static(options: CompileOptions) -> Model:
@@ -27,7 +28,14 @@ def load_static(options: CompileOptions) -> Model:
 
 
 def load_data(data: Data | None, model: Model) -> Dataset | None:
-    """Samples for `model`. Raises DataError."""
+    """Samples for `model`, with integers or real numbers for quantized inputs. Raises DataError."""
     if data is None:
         return None
-    return Dataset.load(data, model) if isinstance(data, Path) else Dataset.of(data, model)
+    ports = Ports.of(model.graph)
+    return Dataset.load(data, model, ports) if isinstance(data, Path) else Dataset.of(data, model, ports=ports)
+
+
+def load_calibration(data: Data | None, model: Model) -> Dataset | None:
+    """The same, whose feeds are what `model` takes: real numbers for quantized inputs are quantized."""
+    found = load_data(data, model)
+    return None if found is None else found.quantized(Ports.of(model.graph))

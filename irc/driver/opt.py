@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from irc.driver.compilation import new_report, pass_notes, size_of, summaries
-from irc.driver.load import load_data
+from irc.driver.load import load_calibration
 from irc.driver.lower import Progress
 from irc.driver.options import CompileOptions, Data, check_file
 from irc.driver.statistics import pass_context
@@ -58,7 +58,7 @@ def optimize(
         save_statistics=save_statistics,
     )
     original = load_model(path, shapes=shapes, dims=dims)
-    data = load_data(calibration, original)
+    data = load_calibration(calibration, original)
     model = clone(original)
     with pass_context(options, data) as context:
         context.progress, context.explain = progress, explain

@@ -35,7 +35,7 @@ def verify_artifact(
     emulated = isinstance(network, Emulated)
     model = artifact_model(directory)
     ports = Ports.of(model.graph)
-    samples = None if data is None else Dataset.load(data, model, real=ports.inputs)
+    samples = None if data is None else Dataset.load(data, model, ports)
     quantized = has_quantized_activations(model)
     macs = int((manifest.get("after") or {}).get("macs") or 0)
     given = verification_feeds(model, samples, count_feeds(model, macs, quantized=quantized, slow=emulated), seed)

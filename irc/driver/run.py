@@ -31,7 +31,7 @@ def run_artifact(directory: Path, inputs: Path, *, threads: int | None = None) -
     if {n: c.shape for n, c in columns.items()} == {p.name: tuple(p.shape) for p in network.inputs}:
         with np.load(inputs) as arrays:
             return dict(run(dict(arrays)))
-    data = Dataset.load(inputs, ports_model(directory.name, network.inputs), real=ports.inputs)
+    data = Dataset.load(inputs, ports_model(directory.name, network.inputs), ports)
     found: dict[str, list[Array]] = {p.name: [] for p in network.outputs}
     for feed in data.feeds():
         for name, array in run(feed).items():

@@ -32,9 +32,9 @@ def score(
     check_file(original)
     ours = open_subject(subject, shapes=shapes, dims=dims, threads=threads)
     samples = (
-        Dataset.load(data, ours.interface, real=ours.ports.inputs)
+        Dataset.load(data, ours.interface, ours.ports)
         if isinstance(data, Path)
-        else Dataset.of(data, ours.interface, real=ours.ports.inputs)
+        else Dataset.of(data, ours.interface, ports=ours.ports)
     )
     if original is None:
         return evaluate(ours.run, samples, metric, progress=progress)

@@ -91,9 +91,9 @@ def damage(original: Model, compressed: Model, feeds: Iterable[dict[str, Array]]
         return []
     reference = Oracle(original, extra=[p.theirs for p in pairs])
     ours = Oracle(compressed, extra=[p.ours for p in pairs])
-    ports = Ports.of(compressed.graph)
+    theirs, mine = Ports.of(original.graph), Ports.of(compressed.graph)
     for feed in feeds:
-        a, b = reference.run(feed), ours.run(ports.feed(feed))
+        a, b = reference.run(theirs.feed(feed)), ours.run(mine.feed(feed))
         for pair in pairs:
             _accumulate(pair, a[pair.theirs], b[pair.ours])
     return _rows(pairs)

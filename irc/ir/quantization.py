@@ -167,5 +167,8 @@ class Ports:
         return any(arrays[name].dtype.kind in "iu" for name in self.inputs if name in arrays)
 
 
+NO_PORTS = Ports({}, {})
+
+
 def _real(known: Mapping[str, Quantization], arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {n: known[n].dequantize(a) if n in known and a.dtype.kind in "iu" else a for n, a in arrays.items()}

@@ -66,11 +66,12 @@ class QuantizeIO(Pass):
         for port in ports:
             port.find()
         _calibrate([p for p in ports if p.numbers is None], model, ctx)
+        lines = [p.line() for p in ports]
         for port in ports:
             (_change_output if port.is_output else _change_input)(model.graph, port)
         model.graph.sort()
         notes = [p.note for p in ports if p.note]
-        statistics = {"ports": [p.line() for p in ports], **({"notes": notes} if notes else {})}
+        statistics = {"ports": lines, **({"notes": notes} if notes else {})}
         return PassResult(bool(ports), statistics)
 
     def _asked(self, graph: Graph) -> dict[str, DType]:
