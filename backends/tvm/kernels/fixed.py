@@ -102,12 +102,23 @@ class _Fixed:
 def representable(chain: Chain) -> bool:
     """Whether the numbers of `chain` fit 32 bits on the way."""
     packed = [t for t in chain.terms if t.word >= 0]
-    size = sum(t.size for t in chain.terms)
-    if not math.isfinite(size) or len(packed) > 1:
+    if not math.isfinite(sum(t.size for t in chain.terms)) or len(packed) > 1:
         return False
     if packed and (packed[0].factor <= 0 or _others(chain, packed[0]) * 2.0 ** packed[0].fraction > 2.0**30):
         return False
-    return _is_direct(chain) or fraction_of(size) > 0
+    return _is_direct(chain) or _fraction(chain) > 0
+
+
+def _fraction(chain: Chain) -> int:
+    """Bits after the point: as many as the numbers, and the multipliers of `_Fixed.scaled`, have room for."""
+    found = fraction_of(sum(t.size for t in chain.terms))
+    packed = next((t for t in chain.terms if t.word >= 0), None)
+    if packed is not None:  # the last factor is multiplied by its upper 32 bits
+        return min(found, packed.fraction + math.floor(math.log2(0.4999 / packed.factor)))
+    for term in chain.terms:
+        if term.limit > _EXACT_PRODUCT:
+            found = min(found, math.floor(28.999 - math.log2(term.size)))
+    return found
 
 
 def _others(chain: Chain, packed: Term) -> float:
@@ -125,7 +136,7 @@ def _value(fixed: _Fixed, chain: Chain) -> tuple[Expr, int, float]:
     packed = next((t for t in chain.terms if t.word >= 0), None)
     if packed is not None and _is_direct(chain):
         return fixed.packed(packed), packed.fraction, chain.bound * 2.0**-25
-    fraction = fraction_of(sum(t.size for t in chain.terms))
+    fraction = _fraction(chain)
     if packed is None:
         return fixed.sum(chain.terms, fraction, 1.0), fraction, 0.0
     rest = [t for t in chain.terms if t is not packed]
@@ -137,6 +148,13 @@ def _value(fixed: _Fixed, chain: Chain) -> tuple[Expr, int, float]:
     return scaled, fraction, packed.size * 2.0**-25
 
 
+def guarded(k: KernelBuilder, chain: Chain, values: Sequence[Expr]) -> tuple[Expr, int, int]:
+    """(the fixed-point number, its bits after the point, how many units it may differ from float32's)."""
+    fixed = _Fixed(k, values)
+    bits, fraction, shifts = _value(fixed, chain)
+    return bits, fraction, math.ceil((chain.error + shifts) * 2.0**fraction + fixed.lost) + 1
+
+
 def requantize_fixed(k: KernelBuilder, expression: Expression, at: int, chain: Chain, values: Sequence[Expr]) -> Expr:
     """The result of the requantization `expression[at]`, an integer of its type, from the integers in `values` alone.
 
@@ -144,9 +162,7 @@ def requantize_fixed(k: KernelBuilder, expression: Expression, at: int, chain: C
     """
     instr = expression[at]
     zero = int(instr.params[2])
-    fixed = _Fixed(k, values)
-    bits, fraction, shifts = _value(fixed, chain)
-    guard = math.ceil((chain.error + shifts) * 2.0**fraction + fixed.lost) + 1
+    bits, fraction, guard = guarded(k, chain, values)
     joined = zero if abs(zero) << fraction < 2**29 else 0
     offset = (1 << (fraction - 1)) + guard + (joined << fraction)
     v = k.let(bits + int32(offset), "v")

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from kernel_harness import Case, assembly, check, linkable, native_targets, symbol_of
+from tvm import tirx
 
 from irc.backends.artifact import elf
 from irc.backends.artifact.glue import glue_ll
@@ -18,8 +19,10 @@ from irc.backends.artifact.shared import shared_chunks
 from irc.backends.program import Arg, Port, Program, Step
 from irc.backends.tvm.assemble import assemble
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
-from irc.backends.tvm.fixed import pack_factors, packed_scales, unpack_factors
+from irc.backends.tvm.fixed import chain_of, pack_factors, packed_scales, unpack_factors
 from irc.backends.tvm.kernels import fixed
+from irc.backends.tvm.kernels.builder import KernelBuilder
+from irc.backends.tvm.magnitude import magnitudes
 from irc.backends.tvm.reference import evaluate
 from irc.backends.tvm.specs import ElementwiseSpec, Operand, PoolSpec
 from irc.ir.types import Array
@@ -177,6 +180,17 @@ def test_factors_that_fit_no_word_are_refused() -> None:
     below_a_half = pack_factors(np.array([4e-7], np.float32), 16, limits)
     assert below_a_half is not None
     assert below_a_half[0] == 0
+
+
+@pytest.mark.parametrize("case", [*PAIRS, "residual"])
+def test_the_slow_path_is_rare(case: str, products: Target) -> None:
+    """Residuals have factors above 1, of which the upper half of a product has no room for all."""
+    made = residual_case(64).spec.expression if case == "residual" else PAIRS[case]
+    chain = chain_of(made, len(made) - 1, magnitudes(made, np.inf, ()))
+    assert chain is not None
+    values = [tirx.Var(f"v{i}", "int32") for i in range(len(made))]
+    _, fraction, guard = fixed.guarded(KernelBuilder("rare", products), chain, values)
+    assert (2 * guard + 1) / 2**fraction < 0.1  # of the elements
 
 
 # The slow path itself
