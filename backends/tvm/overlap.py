@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from irc.backends.tvm.specs import ElementwiseSpec
+from irc.backends.tvm.specs import ElementwiseSpec, SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.types import Array
 
 _MOST_STEPS = 1 << 20  # elements of an elementwise kernel that are followed one by one
@@ -79,6 +79,27 @@ def window_distance(
     last = [min(s + columns, out[1]) - 1 for s in starts]
     written = np.arange(out[0])[:, None] * y_strides[0] + np.asarray(last)[None, :] * y_strides[1] + place_bytes
     return safe_distance(written.reshape(-1), read.reshape(-1), atomic=atomic)
+
+
+def spec_window(spec: SmallConvSpec | SmallDepthwiseSpec, channels: int, columns: int = 1, *, held: bool) -> int:
+    """`window_distance` of a kernel that computes `channels` of `columns` neighbouring places before it goes on, and
+    that has read all of their windows before (`held`)."""
+    item = np.dtype(spec.y_dtype).itemsize
+    _, xh, xw = spec.x_strides
+    _, yh, yw = (item * s for s in spec.y_strides)
+    return window_distance(
+        spec.image,
+        spec.out,
+        spec.kernel,
+        (xh, xw),
+        (yh, yw),
+        channels * item,
+        stride=spec.stride,
+        dilation=spec.dilation,
+        pads=spec.pads,
+        columns=columns,
+        atomic=held,
+    )
 
 
 def _firsts(out: int, group: int, image: int, kernel: int, stride: int, dilation: int, pad: int) -> list[int]:

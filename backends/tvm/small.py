@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from irc.backends.tvm.overlap import window_distance
+from irc.backends.tvm.overlap import spec_window
 from irc.backends.tvm.small_mve import (
     MVE,
     PLANES,
@@ -53,7 +53,7 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
         return {0: tiles_distance(spec)}
     pairs = spec.way.startswith(PAIRS)
     held = pairs and spec.scratch > 0
-    return {0: _window(spec, spec.oc, held=held), **_operands(spec, spec.oc if pairs else 0)}
+    return {0: spec_window(spec, spec.oc, held=held), **_operands(spec, spec.oc if pairs else 0)}
 
 
 def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
@@ -66,7 +66,7 @@ def depthwise_distances(spec: SmallDepthwiseSpec) -> dict[int, int]:
         return {0: planes_distance(spec)}
     if spec.way.startswith(ROWS):
         return {0: ring_distance(spec)}
-    return {0: _window(spec, spec.channels, held=False), **_operands(spec, 0)}
+    return {0: spec_window(spec, spec.channels, held=False), **_operands(spec, 0)}
 
 
 def _operands(spec: SmallConvSpec | SmallDepthwiseSpec, distance: int) -> dict[int, int]:
@@ -78,24 +78,6 @@ def _operands(spec: SmallConvSpec | SmallDepthwiseSpec, distance: int) -> dict[i
         if operand.strides == alike and np.dtype(operand.dtype).itemsize == item:
             found[2 + number] = distance * item
     return found
-
-
-def _window(spec: SmallConvSpec | SmallDepthwiseSpec, channels: int, *, held: bool) -> int:
-    item = np.dtype(spec.y_dtype).itemsize
-    _, xh, xw = spec.x_strides
-    _, yh, yw = (item * s for s in spec.y_strides)
-    return window_distance(
-        spec.image,
-        spec.out,
-        spec.kernel,
-        (xh, xw),
-        (yh, yw),
-        channels * item,
-        stride=spec.stride,
-        dilation=spec.dilation,
-        pads=spec.pads,
-        atomic=held,
-    )
 
 
 def window_rows(spec: SmallConvSpec) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from irc.backends.tvm.overlap import safe_distance, window_distance
+from irc.backends.tvm.overlap import safe_distance, spec_window
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 
 MVE = "mve"
@@ -78,7 +78,7 @@ def has_tiles(spec: SmallConvSpec) -> bool:
 
 def tiles_distance(spec: SmallConvSpec) -> int:
     """`overlap` of the data in the way "tiles": two places are read until the last of their channels is written."""
-    return _window(flattened(spec), spec.oc, 2, held=False)
+    return spec_window(flattened(spec), spec.oc, 2, held=False)
 
 
 def conv_scratch(spec: SmallConvSpec) -> int:
@@ -197,7 +197,7 @@ def conv_distance(spec: SmallConvSpec) -> int:
     written; long ones that are read where they lie are read until the last one is."""
     flat = flattened(spec)
     held = not is_direct(spec) or is_held(spec, conv_places(spec))
-    return _window(flat, flat.oc, conv_places(spec), held=held)
+    return spec_window(flat, flat.oc, conv_places(spec), held=held)
 
 
 def depthwise_distance(spec: SmallDepthwiseSpec) -> int:
@@ -206,29 +206,10 @@ def depthwise_distance(spec: SmallDepthwiseSpec) -> int:
     kept = ring(spec)
     if kept is None:
         two = pairs_of_places(spec)
-        return _window(spec, spec.channels, 2 if two else 1, held=spec.channels <= BYTES and not two)
+        return spec_window(spec, spec.channels, 2 if two else 1, held=spec.channels <= BYTES and not two)
     item = np.dtype(spec.y_dtype).itemsize
     h = np.arange(spec.out[0])
     written = (h * spec.y_strides[1] + (spec.out[1] - 1) * spec.y_strides[2] + spec.channels) * item
     first = h * spec.stride[0] - spec.pads[0] + kept.rows - new_rows(spec, kept.rows)
     first[0] = 0
     return safe_distance(written, np.clip(first, 0, spec.image[0]) * spec.x_strides[1], atomic=True)
-
-
-def _window(spec: SmallConvSpec | SmallDepthwiseSpec, channels: int, columns: int, *, held: bool) -> int:
-    item = np.dtype(spec.y_dtype).itemsize
-    _, xh, xw = spec.x_strides
-    _, yh, yw = (item * s for s in spec.y_strides)
-    return window_distance(
-        spec.image,
-        spec.out,
-        spec.kernel,
-        (xh, xw),
-        (yh, yw),
-        channels * item,
-        stride=spec.stride,
-        dilation=spec.dilation,
-        pads=spec.pads,
-        columns=columns,
-        atomic=held,
-    )
