@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from irc.backends.tvm.specs import ElementwiseSpec, FillSpec, Operand, Spec, Str
 from irc.ir.graph import Graph, Node, Value
 from irc.ir.types import Array
 from irc.targets.target import Target
+
+if TYPE_CHECKING:
+    from irc.backends.tvm.plan.small_channels import Kept
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Planner:
         self._data: dict[int, Array] = {}  # by storage
         self._by_digest: dict[str, int] = {}
         self._padded: dict[tuple[int, Demand], View] = {}
+        self.kept: dict[int, Kept] = {}  # by id of a value: which of its channels lie in memory (`small_channels.py`)
         self.turned: dict[tuple[int, int], View] = {}  # masks with their rows innermost, by (value, lanes)
         self.origin: tuple[str, ...] = ()
         for port, value in enumerate(graph.inputs):

@@ -25,6 +25,7 @@ from irc.backends.tvm.plan.planner import Planner, Pointer, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.small_pack import pack_conv, pack_depthwise
 from irc.backends.tvm.plan.source import source_depthwise, source_weights
+from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, row_major, strides_in_order
 from irc.backends.tvm.plan.window import Window, window
 from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec, Strides
@@ -88,9 +89,17 @@ def lower_small(p: Planner, region: Region, integer: IntegerWeights) -> None:
     groups = node.get_int("group", 1) if node.op_type == "Conv" else 1
     depthwise = node.op_type == "Conv" and kind_of(node) == "depthwise"
     g = _geometry(node)
-    w = integer.full_weights() if depthwise else integer.w
-    w = w.reshape(w.shape[0], -1, *g.kernel).transpose(0, 2, 3, 1)  # oc, kh, kw, ic
-    expression, values = _expression(p, region, integer, w)
+    full = w = conv_weights(node, integer, g)
+    read, written = p.kept.get(id(integer.x)), p.kept.get(id(region.output))
+    added = None
+    if read is not None and not depthwise:
+        missing = np.delete(np.arange(w.shape[3]), read.channels)
+        added = (w[..., missing].astype(np.int64) * read.values[missing]).sum((1, 2, 3))
+        w = w[..., read.channels]
+    expression, values = small_expression(p, region, integer, full, p.target.fpu != "none", added)
+    if written is not None:
+        w = w[written.channels]
+        values = [v[written.channels] if isinstance(v, np.ndarray) else v for v in values]
     images = replace(_images(p, region, integer, values), constants=_constants(values))
     if depthwise:
         _depthwise(p, region, images, g, w[..., 0], expression, integer.x_zero)
@@ -98,6 +107,13 @@ def lower_small(p: Planner, region: Region, integer: IntegerWeights) -> None:
     oc, ic = w.shape[0] // groups, w.shape[3]
     for i in range(groups):
         _conv(p, region, images.group(i, ic, oc), g, w[i * oc : (i + 1) * oc], expression, integer.x_zero)
+
+
+def conv_weights(node: Node, integer: IntegerWeights, g: Window) -> Array:
+    """Integer weights as [oc, kh, kw, ic]; those of a depthwise convolution less their zero points."""
+    depthwise = node.op_type == "Conv" and kind_of(node) == "depthwise"
+    w = integer.full_weights() if depthwise else integer.w
+    return w.reshape(w.shape[0], -1, *g.kernel).transpose(0, 2, 3, 1)
 
 
 def _geometry(node: Node) -> Window:
@@ -117,14 +133,17 @@ def _bias(node: Node) -> Array | None:
     return np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (columns,)) * np.float32(node.get_float("beta", 1.0)))
 
 
-def _expression(
-    p: Planner, region: Region, integer: IntegerWeights, w: Array
+def small_expression(
+    p: Planner, region: Region, integer: IntegerWeights, w: Array, fpu: bool, added: Array | None = None
 ) -> tuple[Expression, list[Value | Array]]:
-    """The region's expression on sums of x * w, and its operands in their order."""
+    """The region's expression on sums of x * w, and its operands in their order. `fpu`: whether the target has one;
+    `added`: int64 [oc], what belongs to the sums besides."""
     b, operands = ExpressionBuilder(), RegionOperands()
     fused = fuse_quantize(region, _bias(region.root))
     compensation = -integer.x_zero * w.reshape(w.shape[0], -1).astype(np.int64).sum(1)
-    start = start_sum(b, operands, replace(integer, weight_zero=None), fused, compensation, fpu=p.target.fpu != "none")
+    if added is not None:
+        compensation = compensation + added
+    start = start_sum(b, operands, replace(integer, weight_zero=None), fused, compensation, fpu=fpu)
     return b.finish(p.translate(region, b, operands, start, fused.skip)), operands.values
 
 
@@ -142,7 +161,13 @@ def _images(p: Planner, region: Region, integer: IntegerWeights, values: Sequenc
     x = p.view(integer.x)
     if x.strides[1] != 1 and x.shape[1] != 1:
         x = p.ordered(integer.x, order)
-    out = p.output_view(region.output, order, innermost=1)
+    kept = p.kept.get(id(region.output))
+    if kept is None:
+        out = p.output_view(region.output, order, innermost=1)
+    else:
+        shape = (shape[0], len(kept.channels), *shape[2:])
+        dtype = storage_dtype(region.output.dtype)
+        out = View(p.new_storage(dtype, math.prod(shape)), dtype, shape, strides_in_order(shape, order))
     p.views[id(region.output)] = out
     made = []
     for value in values:
@@ -248,7 +273,7 @@ def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expressi
         _call(p, region, im, spec, source_weights(w), macs)
         return
     packed = pack_conv(spec, np.ascontiguousarray(w), im.constants, p.target)
-    _call(p, region, im, packed.spec, packed.weights, macs)
+    _call(p, region, im, packed.spec, packed.weights, macs, packed.elements)
 
 
 def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
@@ -278,7 +303,7 @@ def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, exp
         _call(p, region, im, source_depthwise(spec, w), np.ascontiguousarray(w.transpose(1, 2, 0)), macs)
         return
     packed = pack_depthwise(spec, np.ascontiguousarray(w.transpose(1, 2, 0)), im.constants, p.target)
-    _call(p, region, im, packed.spec, packed.weights, macs, packed.elements)
+    _call(p, region, im, packed.spec, packed.weights, macs)
 
 
 def _call(
@@ -290,6 +315,7 @@ def _call(
     macs: int,
     elements: Sequence[int] | None = None,
 ) -> None:
+    """`elements`: the operands that the kernel reads; None: the last ones, as constants of channels come first."""
     stored = p.constant(weights, region.root.need(1).name)
     first = len(im.operands) - (len(spec.operands) - spec.streamed)
     operands = im.operands[first:] if elements is None else [im.operands[i] for i in elements]
@@ -302,5 +328,4 @@ def _call(
     p.call(spec, args, writes, region.label, macs=macs)
 
 
-__all__ = ["lower_small", "small_weights"]
-    """`elements`: the operands that the kernel reads; None: the last ones, as constants of channels come first."""
+__all__ = ["conv_weights", "lower_small", "small_expression", "small_weights"]

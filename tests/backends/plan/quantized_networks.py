@@ -88,15 +88,17 @@ class Network:
 
     # Linear operators
     def weights(
-        self, shape: Sequence[int], axis: int, *, dtype: str = "int8", zero: int | None = None, each: bool = True
-    ):
-        """(graph value, integers less their zero point, scales float32 [channels])."""
+        self, shape: Sequence[int], axis: int, *, dtype: str = "int8", zero: int | None = None, each: bool = True,
+        dead: Sequence[int] = (),
+    ):  # fmt: skip
+        """(graph value, integers less their zero point, scales float32 [channels]). `dead`: with tiny scales."""
         info = ml_dtypes.iinfo(dtype)
         w = self.rng.integers(int(info.min), int(info.max), shape, np.int16, endpoint=True).astype(dtype)
         if dtype == "int8" and zero is None:
             w = np.maximum(w, -127).astype(dtype)
         channels = shape[axis]
         scale = self.rng.uniform(0.002, 0.02, channels if each else 1).astype(F)
+        scale[list(dead)] *= F(1e-5)
         zeros = np.full(scale.shape, zero or 0, dtype)
         parameters = (scale, zeros) if each else (scale[0], zeros[0])
         value = self.b.dequantize(w, *parameters, **({"axis": axis} if each else {}))
@@ -142,11 +144,16 @@ class Network:
         w_zero: int | None = None,
         each: bool = True,
         bias: bool = True,
+        dead: Sequence[int] = (),
     ) -> Quantized:
         c = x.q.shape[1]
-        w_value, w, w_scale = self.weights((channels, c // group, *kernel), 0, dtype=w_dtype, zero=w_zero, each=each)
+        w_value, w, w_scale = self.weights(
+            (channels, c // group, *kernel), 0, dtype=w_dtype, zero=w_zero, each=each, dead=dead
+        )
         factor = w_scale * float(x.scale)
         bias_data = (self.rng.standard_normal(channels) * 500 * factor).astype(F) if bias else None
+        if bias_data is not None:
+            bias_data[list(dead)] = self.rng.uniform(-2, 2, len(dead)).astype(F)
         value = self.b.conv(
             x.real, w_value, bias_data, strides=[stride] * 2, dilations=[dilation] * 2, pads=list(pads), group=group
         )
@@ -498,6 +505,17 @@ def _single_row(n: Network) -> None:
     n.output(n.product(x, 6, "int8", 0, gemm=True))
 
 
+def _dead_channels(n: Network) -> None:
+    """Most channels are one integer everywhere: zero, or another one, which windows beyond the edge do not see."""
+    dead = [c for c in range(44) if c % 4]
+    x = n.conv(n.input((1, 8, 7, 6), "int8", 0.05, -3), 44, (1, 1), "int8", -128, activation="relu", dead=dead)
+    x = n.conv(x, 44, (3, 3), "int8", -128, group=44, pads=(1, 1, 1, 1), activation="relu", dead=dead[::3])
+    x = n.conv(x, 36, (1, 1), "int8", -128, activation="relu", dead=range(36)[9:])
+    y = n.conv(x, 12, (3, 3), "int8", 4, pads=(1, 1, 0, 0), stride=2)
+    n.output(y)
+    n.output(n.conv(x, 8, (1, 1), "int8", 4))
+
+
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
@@ -529,6 +547,7 @@ NETWORKS: dict[str, Callable[[Network], None]] = {
     "fours": _fours,
     "odd_fours": _odd_fours,
     "single_row": _single_row,
+    "dead_channels": _dead_channels,
 }
 
 
