@@ -36,20 +36,25 @@ def layout_of(emit: Collection[str]) -> str:
 def check_layout(emit: Collection[str], target: Target) -> None:
     """Raises OptionError where the layout is for other processors."""
     layout = layout_of(emit)
+    foreign = sorted({"object", "shared"} & set(emit))
+    if layout and foreign:
+        raise OptionError(
+            f"the folder of {layout} has no place for it", where="--emit", got=foreign[0], hint="compiling once more"
+        )
     if layout == "esp-idf" and target.arch not in ("c", "riscv32"):
         raise OptionError(
             "ESP-IDF is for chips with Xtensa and RISC-V cores",
-            got=f"--target {target.name}",
+            got=f"target {target.name}",
             hint="--target c (source for all of them) or --target riscv32 (ESP32-C3, C6, H2)",
         )
     if layout == "arduino" and not (target.small or target.arch == "c"):
         raise OptionError(
             "Arduino libraries are for microcontrollers",
-            got=f"--target {target.name}",
+            got=f"target {target.name}",
             hint="--target cortex-m4, what your board has, or --target c (source for any board)",
         )
     if layout and target.object_format not in ("elf", "source"):
-        raise OptionError(f"--emit {layout} holds ELF libraries or C source", got=f"--target {target.name}")
+        raise OptionError(f"--emit {layout} holds ELF libraries or C source", got=f"target {target.name}")
 
 
 def arranged(layout: str, program: Program, files: Mapping[str, Sequence[elf.Bytes]]) -> Files:

@@ -90,6 +90,8 @@ def missing_tools(target: Target) -> str:
     tools = _tools(target)
     if not tools:
         return f"target {target.name} names no emulator"
+    if target.runner == "qemu-system" and target.board not in BOARDS:
+        return f"no memory map of the board '{target.board}' is known (of {', '.join(BOARDS)})"
     absent = [tool for tool in tools if not tool or not shutil.which(tool)]
     if not absent:
         return ""

@@ -198,7 +198,7 @@ def _digest(chunks: Sequence[elf.Bytes], size: int | None) -> str:
 
 def write_file(path: Path, chunks: Sequence[elf.Bytes]) -> None:
     """Writes one file (an object, an archive, a header) as a whole or not at all. Raises OutputError."""
-    with _errors(path):
+    with _errors(path, "another path"):
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,7 @@ def write_file(path: Path, chunks: Sequence[elf.Bytes]) -> None:
 def write_directory(directory: Path, files: Mapping[str, Sequence[elf.Bytes]]) -> None:
     """Writes all files under `directory`, or none. An artifact that is there is replaced, anything else is not."""
     directory = Path(os.path.realpath(directory))  # a link stays; what it points to is replaced
-    with _errors(directory):
+    with _errors(directory, "another folder with -o"):
         refuse_foreign(directory)
         made = _make_parents(directory.parent)
         temporary: Path | None = None
@@ -311,14 +311,13 @@ def _umask() -> int:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors(path: Path, hint: str) -> Iterator[None]:
     """Operating system errors as OutputError."""
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"cannot write: {error.strerror or error}", where=str(path), hint="another folder with -o, or more space"
-        ) from error
+        what = f"cannot write: {error.strerror or error}"
+        raise OutputError(what, where=str(path), hint=f"{hint}, or more space") from error
 
 
 @contextmanager

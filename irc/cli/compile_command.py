@@ -76,9 +76,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> CompileOptions:
     """Raises OptionError."""
     from irc.backends.artifact.write import DEFAULT_EMIT
-    from irc.driver.limits import parse_size
     from irc.driver.options import CompileOptions
     from irc.targets import get_target
+    from irc.targets.sizes import parse_size
 
     emit = frozenset(p for p in args.emit.split(",") if p) if args.emit else DEFAULT_EMIT
     return CompileOptions(

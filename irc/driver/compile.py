@@ -12,7 +12,7 @@ from irc.backends.program import Program
 from irc.driver import lower, runners
 from irc.driver.checks import Twin, accuracy, layer_damage
 from irc.driver.compilation import Compilation, new_report, pass_notes, size_of, summaries
-from irc.driver.limits import check_limits
+from irc.driver.limits import check_limits, limit_notes
 from irc.driver.load import load_calibration, load_data, load_static
 from irc.driver.lower import Progress
 from irc.driver.manifest import make_manifest
@@ -82,6 +82,7 @@ def compile_model(
         report.sizes = _program_sizes(done.program)
         report.notes.extend(lower.tuning_notes(options, done.program))
         report.notes.extend((*lower.coding_notes(done.program), *lower.patching_notes(done.program)))
+        report.notes.extend(limit_notes(done.program, options))
     if options.stop_after == "kernels":
         return done
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,17 @@ def own_sources() -> tuple[Path, ...]:
         module = sys.modules.get(point.module)
         if module is not None and module.__file__:
             found.add(Path(module.__file__))
-    return tuple(sorted(found))
+    return tuple(sorted({*found, *_installation()}))
+
+
+def _installation() -> list[Path]:
+    """A file with the version in its path, which goes with an upgrade: installers that link files from a cache (uv)
+    give sources the times that they had there."""
+    try:
+        installed = files("irc-compiler") or []
+    except PackageNotFoundError:  # run from its sources
+        return []
+    return [Path(str(path.locate())).resolve() for path in installed if path.name == "METADATA"]
 
 
 def _escaped(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,25 +10,13 @@ import numpy as np
 
 from irc.backends.program import Program
 from irc.driver.options import CompileOptions
-from irc.errors import LimitError, OptionError
+from irc.errors import LimitError
 
 if TYPE_CHECKING:
     from irc.backends.artifact.footprint import Footprint
 
-_UNITS = {"": 1, "b": 1, "k": 1024, "kb": 1024, "kib": 1024, "m": 1024**2, "mb": 1024**2, "mib": 1024**2}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*\Z")
 _NAMED = 4  # layers that an error names
 _DECODER_BYTES = {"rans": 3000, "huffman": 900}
-
-
-def parse_size(text: str, option: str = "") -> int:
-    """Bytes of texts like "65536", "64k", "64 kB", "1.5M"; k is 1024. Raises OptionError."""
-    match = _SIZE.match(text)
-    if match is None or match[2].lower() not in _UNITS or float(match[1]) <= 0:
-        raise OptionError(
-            f"{option or 'a size'} cannot be read", expected="bytes, such as 65536, 64k, 64kB or 1M", got=repr(text)
-        )
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def ram_limit(options: CompileOptions) -> int | None:
@@ -40,7 +28,8 @@ def flash_limit(options: CompileOptions) -> int | None:
 
 
 def check_limits(program: Program, options: CompileOptions, cache_dir: Path | None) -> None:
-    """Raises LimitError where the finished network does not fit."""
+    """Raises LimitError where the finished network does not fit. Of C source only the weights are known to be in flash:
+    `limit_notes` says so."""
     ram, flash = ram_limit(options), flash_limit(options)
     if ram is None and flash is None:
         return
@@ -49,13 +38,26 @@ def check_limits(program: Program, options: CompileOptions, cache_dir: Path | No
     from irc.driver.runners import glue_object
 
     if program.target.linking == "source":
-        found = ram_alone(program)
+        found = replace(ram_alone(program), weights=program.weights_bytes)
     else:
         found = footprint(program, link(program, glue_object(program, cache_dir)))
     if ram is not None and found.ram > ram:
         raise _ram_error(program, found, ram)
     if flash is not None and found.flash > flash:
         raise _flash_error(program, found, flash)
+
+
+def limit_notes(program: Program, options: CompileOptions) -> list[str]:
+    """What was left out where limits were kept."""
+    if program.target.linking != "source":
+        return []
+    notes = []
+    if ram_limit(options) is not None:
+        notes.append("the limit of RAM was held without the stack, which is the C compiler's")
+    if flash_limit(options) is not None:
+        weights = program.weights_bytes
+        notes.append(f"the limit of flash was held for the {weights} bytes of weights alone: code is the C compiler's")
+    return notes
 
 
 def _ram_error(program: Program, found: Footprint, limit: int) -> LimitError:
@@ -77,6 +79,9 @@ def _ram_error(program: Program, found: Footprint, limit: int) -> LimitError:
 
 
 def _ram_hints(program: Program, found: Footprint, limit: int) -> list[str]:
+    fixed = found.ram - found.workspace - found.decoded
+    if fixed >= limit:
+        return [f"a higher limit: context and stack alone take {fixed} bytes"]
     hints = []
     if program.coded is not None:
         hints.append(_estimate("--weights plain, which decodes nothing into RAM", found.ram - found.decoded, limit))
@@ -84,7 +89,7 @@ def _ram_hints(program: Program, found: Footprint, limit: int) -> list[str]:
         others = found.ram - found.workspace
         hints.append(_estimate("8 bits for data (--passes quantize)", others + found.workspace // 4, limit))
     share = max(0.0, limit - (found.ram - found.workspace)) / max(found.workspace, 1)
-    hints.append(f"fewer channels (prune-channels, about {share:.0%} of them) or a smaller input (--shape)")
+    hints.append(f"fewer channels (prune-channels, about {share:.0%} of them left) or a smaller input (--shape)")
     return hints
 
 

@@ -87,15 +87,25 @@ class CompileOptions:
             )
         if self.weights != "plain" and self.target.linking == "source":
             raise OptionError("C source has its weights as plain arrays", where=f"--weights {self.weights}")
-        for part in self.emit:
-            if part not in EMIT:
-                raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))
-        check_layout(self.emit, self.target)
+        self._check_emit()
         for path in (self.calibration, self.evaluation, self.tuning, self.statistics):
             check_file(path)
         self._check_saving()
         if isinstance(self.model, Path):
             check_file(self.model)
+
+    def _check_emit(self) -> None:
+        for part in self.emit:
+            if part not in EMIT:
+                raise OptionError(f"an artifact has no part '{part}'", hint=suggest(part, EMIT))
+        check_layout(self.emit, self.target)
+        if "shared" in self.emit and self.emit != DEFAULT_EMIT and self.target.linking != "sections":
+            raise OptionError(
+                f"there are no shared libraries for target {self.target.name}",
+                where="--emit",
+                expected="a target for Linux on x86-64 or 64-bit Arm",
+                hint="leaving out 'shared'",
+            )
 
     def _check_saving(self) -> None:
         if self.save_statistics is None:
@@ -135,13 +145,18 @@ def default_name(model: Path | Model) -> str:
 def check_writable(directory: Path) -> None:
     """Fail before the work, not after it. Raises OutputError where `directory` cannot become an artifact."""
     refuse_foreign(directory)
-    parent = directory.absolute().parent
+    check_parent(directory, "another folder with -o")
+
+
+def check_parent(path: Path, hint: str) -> None:
+    """Raises OutputError where nothing of this path can be made."""
+    parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise OutputError("is no folder", where=str(parent), hint="another folder with -o")
+        raise OutputError("is no folder", where=str(parent), hint=hint)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError("cannot be written (permissions)", where=str(parent), hint="another folder with -o")
+        raise OutputError("cannot be written (permissions)", where=str(parent), hint=hint)
 
 
 def json_safe(value: Any) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from irc.backends.artifact.layouts import layout_of
 from irc.driver.depfile import depfile, files_read
+from irc.driver.options import check_parent
 from irc.errors import OptionError
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class Places:
                 raise OptionError(f"{name} is for whole compilations", hint="leaving out --stop-after")
             if path.is_dir():
                 raise OptionError(f"{name} is a folder", where=str(path), expected="the name of a file")
+            check_parent(path, f"another path with {name}")
+        if self.library is not None and not _is_emitted(("archive", "object"), options):
+            raise OptionError("there is no library to put anywhere", where="--library", hint="--emit with archive")
+        if self.header is not None and not _is_emitted(("header",), options):
+            raise OptionError("there is no header to put anywhere", where="--header", hint="--emit with header")
         if self.header is not None and self.header.name != f"{options.name}.h":
             raise OptionError(
                 "the header is included by its name", where=str(self.header), expected=f"a file named {options.name}.h"
@@ -56,15 +63,13 @@ class Places:
             yield replace(options, output=Path(folder) / options.name)
 
     def write(self, done: Compilation) -> None:
-        """Puts the files where they are wanted. Raises OutputError; OptionError where a part was not emitted."""
+        """Puts the files where they are wanted. Raises OutputError."""
         folder = done.options.directory
         main = folder / main_file(done.manifest)
         if self.library is not None:
-            if main.name == "manifest.json":
-                raise OptionError("there is no library to put anywhere", hint="--emit with archive")
             _copy(main, self.library)
         if self.header is not None:
-            _copy(_header(folder, done.manifest), self.header)
+            _copy(folder / str(_named(done.manifest, f"{done.manifest['name']}.h")), self.header)
         if self.depfile is not None:
             target = self.library or (main if self.folder else self.header) or main
             _write(self.depfile, depfile([target], files_read(done, self.files)).encode())
@@ -76,19 +81,21 @@ def main_file(manifest: dict[str, Any]) -> str:
     This is the target of the rule in the depfile, too.
     """
     name = manifest["name"]
-    for wanted in (f"lib{name}.a", f"{name}.o", f"{name}.obj", f"{name}.c"):
-        found = sorted(path for path in manifest["files"] if Path(path).name == wanted)
-        if found:
-            return str(found[0])
+    for wanted in (f"lib{name}.a", f"{name}.o", f"{name}.c"):
+        found = _named(manifest, wanted)
+        if found is not None:
+            return found
     return "manifest.json"
 
 
-def _header(folder: Path, manifest: dict[str, Any]) -> Path:
-    wanted = f"{manifest['name']}.h"
-    found = sorted(path for path in manifest["files"] if Path(path).name == wanted)
-    if not found:
-        raise OptionError("there is no header to put anywhere", hint="--emit with header")
-    return folder / str(found[0])
+def _named(manifest: dict[str, Any], name: str) -> str | None:
+    """The path of a file in the artifact; the first where a layout holds several copies."""
+    return min((path for path in manifest["files"] if Path(path).name == name), default=None)
+
+
+def _is_emitted(parts: Sequence[str], options: CompileOptions) -> bool:
+    """Whether one of these parts will be there. Layouts hold what programs are built with."""
+    return bool(layout_of(options.emit)) or any(part in options.emit for part in parts)
 
 
 def _copy(source: Path, place: Path) -> None:

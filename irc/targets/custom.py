@@ -6,7 +6,7 @@
     flash_bytes = "512k"
 
 Any field of `Target` may stand there; `name` is the file's name where it does not. What of it is LLVM's (`cpu`,
-`features`) is checked when something is compiled.
+`features`, and what `dot` needs of them) is checked when something is compiled.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from irc.errors import OptionError, suggest
+from irc.targets.sizes import parse_size
+from irc.targets.table import CATALOGUE
 from irc.targets.target import Target
 
 ENDING = ".toml"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
-_SIZE = re.compile(r"(\d+) ?(k|kB|KiB|K|M|MB|MiB)?\Z")
 _FEATURE = re.compile(r"[+-][a-z0-9][a-z0-9._-]*\Z")
 _FIXED = ("arch", "linking", "object_format", "pointer_bits", "small", "threads", "activations")
 """What the code generator of the base stands on."""
 _OWN = ("base", "plain", "upgrades")
 """What relates targets of the table to each other. A user's target stands for itself."""
+_OF_KIND = ("dot", "runner")
+"""What some target of the same kind has to have: nothing else is known to work."""
 _POWERS = {"vector_bytes": (4, 64), "alignment": (1, 4096)}
 
 
@@ -69,7 +72,13 @@ def made_of(data: Mapping[str, Any], base: Target, where: str) -> Target:
             raise OptionError(f"targets have no field '{name}'", where=where, hint=suggest(name, allowed))
         values[name] = _value(name, value, kinds[name], f"{where}: {name}")
     if not _NAME.match(values["name"]):
-        raise OptionError("a target's name is a word", where=f"{where}: name", got=repr(values["name"]))
+        raise OptionError(
+            "a target's name is a word",
+            where=f"{where}: name",
+            expected="letters, digits and . - _",
+            got=repr(values["name"]),
+            hint=f'name = "{base.name}-board" in the file',
+        )
     made = Target(**{**values, "base": base.base or base.name, "plain": "", "upgrades": ()})
     for name in _FIXED:
         if getattr(made, name) != getattr(base, name):
@@ -80,7 +89,18 @@ def made_of(data: Mapping[str, Any], base: Target, where: str) -> Target:
                 got=repr(getattr(made, name)),
                 hint="another base",
             )
+    _check_kind(made, base, where)
     return made
+
+
+def _check_kind(made: Target, base: Target, where: str) -> None:
+    """Raises OptionError where no target of this architecture has what `made` has."""
+    kind = [t for t in (base, *CATALOGUE) if (t.arch, t.small) == (made.arch, made.small)]
+    for name in _OF_KIND:
+        choices = {getattr(t, name) for t in kind}
+        if name == "runner":
+            choices.add("")
+        _choice(getattr(made, name), tuple(sorted(choices)), f"{where}: {name}")
 
 
 def target_record(target: Target) -> dict[str, Any]:
@@ -134,11 +154,15 @@ def _strings(name: str, value: Any, where: str) -> tuple[str, ...]:
 
 def _number(name: str, value: Any, where: str) -> int:
     """Numbers, and sizes such as "64k" (of 1024 bytes)."""
-    if isinstance(value, str) and name.endswith("_bytes") and (m := _SIZE.match(value)):
-        value = int(m[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[(m[2] or "")[:1].lower()]
+    if isinstance(value, str) and name.endswith("_bytes"):
+        return _in_range(name, parse_size(value, where), where)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         expected = 'bytes, or a size such as "64k"' if name.endswith("_bytes") else "a number from 0"
         raise OptionError("a value of another type", where=where, expected=expected, got=repr(value))
+    return _in_range(name, value, where)
+
+
+def _in_range(name: str, value: int, where: str) -> int:
     low, high = _POWERS.get(name, (0, 0))
     if high and (value & (value - 1) or not low <= value <= high):
         raise OptionError("not a power of two in range", where=where, expected=f"{low} to {high}", got=str(value))

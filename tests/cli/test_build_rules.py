@@ -81,6 +81,10 @@ def test_compile_for_a_rule(call: Call, model: Path, kernel_cache: Path, tmp_pat
         (("--header", "other.h"), "expected a file named net.h"),
         (("--library", "models"), "--library is a folder"),
         (("--depfile", "d", "--stop-after", "plan"), "--depfile is for whole compilations"),
+        (("--depfile", "models/net.onnx/d"), "is no folder"),
+        (("--header", "net.h", "--emit", "archive"), "--emit with header"),
+        (("--emit", "arduino,shared", "--target", "cortex-m4"), "no place for it; got shared"),
+        (("--emit", "archive,shared", "--target", "wasm32"), "there are no shared libraries for target wasm32"),
     ],
 )
 def test_places_that_cannot_be(options: tuple[str, ...], message: str, call: Call, model: Path) -> None:
@@ -124,6 +128,16 @@ def test_names_are_escaped_for_make(tmp_path: Path, need_tool: Callable[..., str
         assert not made()
     (tmp_path / "plain").unlink()  # gone: made again, not refused
     assert made()
+
+
+def test_an_upgrade_is_seen_by_the_path_of_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not by times alone: installers may keep those that the files had in a cache."""
+    folder = tmp_path / "irc_compiler-0.1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: irc-compiler\nVersion: 0.1.0\n")
+    (folder / "RECORD").write_text("irc/__init__.py,,\nirc_compiler-0.1.0.dist-info/METADATA,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert folder / "METADATA" in own_sources.__wrapped__()
 
 
 def test_line_breaks_are_refused() -> None:

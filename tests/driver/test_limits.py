@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from irc.cli.main import main
 from irc.driver.compile import compile_model
-from irc.driver.limits import flash_limit, parse_size, ram_limit, short_name
+from irc.driver.limits import flash_limit, ram_limit, short_name
 from irc.driver.options import CompileOptions
-from irc.errors import LimitError, OptionError
+from irc.errors import LimitError
 from irc.targets import get_target
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("65536", 65536),
-        ("64k", 65536),
-        ("64K", 65536),
-        ("64 kB", 65536),
-        ("64KiB", 65536),
-        ("1M", 1 << 20),
-        ("1.5k", 1536),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "k", "64x", "-1", "0", "1e3", "64 k B"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match="--ram cannot be read"):
-        parse_size(text, "--ram")
 
 
 def options(model: Path, kernel_cache: Path, **limits: int) -> CompileOptions:
@@ -43,13 +22,29 @@ def options(model: Path, kernel_cache: Path, **limits: int) -> CompileOptions:
 
 def test_too_much_ram(model_file: Path, kernel_cache: Path) -> None:
     with pytest.raises(LimitError) as caught:
-        compile_model(options(model_file, kernel_cache, ram=64))
+        compile_model(options(model_file, kernel_cache, ram=192))
     text = str(caught.value)
-    assert "expected at most 64 bytes" in text
+    assert "expected at most 192 bytes" in text
     assert "workspace" in text
     assert "context 128" in text
     assert "prune-channels" in text
     assert not (model_file.parent / "out").exists()
+
+
+def test_no_network_is_small_enough_for_the_context_alone(model_file: Path, kernel_cache: Path) -> None:
+    with pytest.raises(LimitError, match="context and stack alone take 128 bytes") as caught:
+        compile_model(options(model_file, kernel_cache, ram=128))
+    assert "prune-channels" not in str(caught.value)
+
+
+def test_c_source_is_held_to_what_is_known(model_file: Path, kernel_cache: Path) -> None:
+    """Code and stack are the C compiler's; the weights are in flash whatever it does."""
+    chosen = replace(options(model_file, kernel_cache, flash=1), target=get_target("c"))
+    with pytest.raises(LimitError, match="more flash than it may use"):
+        compile_model(chosen)
+    notes = compile_model(replace(chosen, ram=1 << 20, flash=1 << 20)).report.notes
+    assert any("without the stack" in note for note in notes)
+    assert any("bytes of weights alone" in note for note in notes)
 
 
 def test_too_much_flash(model_file: Path, kernel_cache: Path) -> None:
@@ -83,8 +78,6 @@ def test_the_command_line_has_an_exit_code_of_its_own(
 
 
 def test_a_target_may_fix_the_limits(model_file: Path, kernel_cache: Path) -> None:
-    from dataclasses import replace
-
     chosen = options(model_file, kernel_cache)
     fixed = replace(chosen, target=replace(chosen.target, ram_bytes=100, flash_bytes=200))
     assert (ram_limit(chosen), flash_limit(chosen)) == (None, None)

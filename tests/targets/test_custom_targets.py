@@ -20,7 +20,7 @@ def _written(folder: Path, text: str) -> str:
 
 
 def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
-    path = _written(tmp_path, 'base = "cortex-m4"\nram_bytes = "64k"\nflash_bytes = 262144\nfeatures = ["-dsp"]\n')
+    path = _written(tmp_path, 'base = "cortex-m4"\nram_bytes = "64 kB"\nflash_bytes = "0.25M"\nfeatures = ["-dsp"]\n')
     target = get_target(path)
     base = TARGETS["cortex-m4"]
     assert target == dataclasses.replace(
@@ -54,7 +54,10 @@ def test_what_the_base_needs_of_this_machine_is_needed(tmp_path: Path) -> None:
         ('base = "cortex-m4"\narch = "aarch64"', "arch: 'arch' follows from the base"),
         ('base = "cortex-m4"\nupgrades = ["arm"]', "no field 'upgrades'"),
         ('base = "cortex-m4"\nname = "cortex-m7"', "name: a target of this name exists"),
-        ('base = "cortex-m4"\nname = "a b"', "name: .*word"),
+        ('base = "cortex-m4"\nname = "a b"', "name: .*word.*try name = "),
+        ('base = "cortex-m4"\nram_bytes = "0k"', "ram_bytes: the size cannot be read"),
+        ('base = "cortex-m4"\ndot = "sdot"', "dot: .*expected mve, scalar, smlad"),
+        ('base = "arm"\nrunner = "qemu-system"', "runner: .*expected qemu-user"),
         ("base = ", "no TOML"),
     ],
 )
