@@ -24,7 +24,7 @@ from irc.backends.tvm.plan.kinds import kind_of
 from irc.backends.tvm.plan.planner import Planner, Pointer, RegionOperands
 from irc.backends.tvm.plan.regions import Region
 from irc.backends.tvm.plan.small_pack import pack_conv, pack_depthwise
-from irc.backends.tvm.plan.source import source_depthwise, source_weights
+from irc.backends.tvm.plan.source import source_conv, source_depthwise
 from irc.backends.tvm.plan.translate import storage_dtype
 from irc.backends.tvm.plan.views import View, row_major, strides_in_order
 from irc.backends.tvm.plan.window import Window, window
@@ -270,7 +270,7 @@ def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expressi
     )
     macs = batch * math.prod(spec.out) * w.size
     if p.target.arch == "c":
-        _call(p, region, im, spec, source_weights(w), macs)
+        _call(p, region, im, *source_conv(spec, w), macs)
         return
     packed = pack_conv(spec, np.ascontiguousarray(w), im.constants, p.target)
     _call(p, region, im, packed.spec, packed.weights, macs, packed.elements)

@@ -1,8 +1,8 @@
 """Depthwise convolutions of C source.
 
-The rows of the image under a row of results are copied first, as 16-bit numbers with the border around them, so that
-each byte is widened once. All taps of neighbouring channels are then one expression of contiguous arrays. A product of
-bytes fits 16 bits, and two do where no weight is -128.
+The rows of the image under a row of results are copied first, as 16-bit numbers with the border around them. They stand
+in a ring, so that each byte is widened once. All taps of neighbouring channels are then one expression of contiguous
+arrays. A product of bytes fits 16 bits, and two do where no weight is -128.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class DepthwiseSource:
         self.taps = self.kh * self.kw
         self.chunk = spec.channels if spec.way in (SOURCE, SOURCE_WIDE) else chunk_of(spec)
         self.width = (spec.out[1] - 1) * spec.stride[1] + (self.kw - 1) * spec.dilation[1] + 1
+        self.row = self.width * self.chunk
+        self.ring = spec.dilation[0] == 1 and spec.stride[0] < self.kh
         together = spec.stride[1] == 1 and spec.out[1] % 2 == 0 and spec.y_strides[2] == _TWICE
         self.twice = spec.channels == _TWICE and together and not self.epilogue.moving() and self.taps <= _UNROLLED
         self.lanes = self.chunk * (2 if self.twice else 1)
@@ -45,7 +47,7 @@ class DepthwiseSource:
             f"{y} *y",
         ]
         t.put(f"static void {self.symbol}({', '.join(parameters)})", "{")
-        t.put(f"IRC_ALIGNED int16_t xs[N{self.kh * self.width * self.chunk}];")
+        t.put(f"IRC_ALIGNED int16_t xs[N{self.kh * self.row}];")
         t.put(f"IRC_ALIGNED int16_t ws[N{self.taps * self.lanes}];", f"{y} out[N{self.lanes}];")
         if self.taps > _UNROLLED:
             t.put(f"int32_t acc[N{self.lanes}];")
@@ -56,8 +58,12 @@ class DepthwiseSource:
         self._operands()
         if spec.batch > 1:
             t.put(f"for (int32_t b = 0; b < {spec.batch}; b++) {{")
+        if self.ring:
+            t.put("int32_t row = 0;")
         t.put(f"for (int32_t h = 0; h < {spec.out[0]}; h++) {{")
         self._rows(chunks)
+        if self.taps <= _UNROLLED:
+            t.put(*(f"const int16_t *const line{i} = xs + {self._row(i)};" for i in range(self.kh)))
         self._places(chunks)
         t.put("}", *["}"] * (spec.batch > 1), *["}"] * chunks, "}")
         return t.done(self.epilogue.bounds)
@@ -79,14 +85,29 @@ class DepthwiseSource:
                 self.t.put(f"for (int32_t c = 0; c < {self.lanes}; c++) g{i}[c] = e{i}[c % {self.chunk}];")
 
     def _rows(self, chunks: bool) -> None:
-        """The rows of the window, as wide as all places of a row of results need."""
+        """The rows of the window, as wide as all places of a row of results need. Those that windows above have are
+        there already, unless there are none."""
+        spec, t = self.spec, self.t
+        if not self.ring:
+            self._copy("xs", f"h * {spec.stride[0]} - {spec.pads[0]}", self.kh, chunks)
+            return
+        t.put(f"for (; row < h * {spec.stride[0]} + {self.kh}; row++) {{")
+        self._copy(f"xs + row % {self.kh} * {self.row}", f"row - {spec.pads[0]}", 1, chunks)
+        t.put("}")
+
+    def _row(self, i: int | str) -> str:
+        """Where row `i` of the window stands."""
+        return f"(h * {self.spec.stride[0]} + {i}) % {self.kh} * {self.row}" if self.ring else f"{i} * {self.row}"
+
+    def _copy(self, target: str, first: str, count: int, chunks: bool) -> None:
+        """`count` rows of the image from `first` on."""
         spec = self.spec
         image = offset([("b", spec.x_strides[0] if spec.batch > 1 else 0), ("o", int(chunks))])
         fill = str(spec.fill) if spec.fill >= 0 else f"({spec.fill})"
         self.t.put(
-            f"irc_window_s8(xs, x + ({image}), h * {spec.stride[0]} - {spec.pads[0]}, 0 - {spec.pads[1]}, {self.kh}, "
-            f"{self.width}, {spec.dilation[0]}, 1, {spec.image[0]}, {spec.image[1]}, {spec.x_strides[1]}, "
-            f"{spec.x_strides[2]}, {self.chunk}, {fill});"
+            f"irc_window_s8({target}, x + ({image}), {first}, 0 - {spec.pads[1]}, {count}, {self.width}, "
+            f"{spec.dilation[0]}, 1, {spec.image[0]}, {spec.image[1]}, {spec.x_strides[1]}, {spec.x_strides[2]}, "
+            f"{self.chunk}, {fill});"
         )
 
     def _at(self, strides: tuple[int, ...], chunks: bool) -> str:
@@ -98,7 +119,9 @@ class DepthwiseSource:
         moving = self.epilogue.moving()
         step = "v += 2" if self.twice else "v++"
         t.put(f"for (int32_t v = 0; v < {spec.out[1]}; {step}) {{")
-        t.put(f"const int16_t *const p = xs + v * {spec.stride[1] * self.chunk};")
+        if self.taps <= _UNROLLED:
+            for i in range(self.kh):
+                t.put(f"const int16_t *const p{i} = line{i} + v * {spec.stride[1] * self.chunk};")
         rename = {}
         for i, o in enumerate(spec.operands):
             if i in moving:
@@ -121,8 +144,8 @@ class DepthwiseSource:
     def _tap(self, i: int) -> str:
         """Its offsets are long, which keeps kernels of other offsets apart (`merge`): known ones cost no registers."""
         row, column = divmod(i, self.kw)
-        at = (row * self.width + column * self.spec.dilation[1]) * self.chunk
-        return f"p[{f'{at}L + ' if at else ''}c] * ws[{f'{i * self.lanes}L + ' if i else ''}c]"
+        at = column * self.spec.dilation[1] * self.chunk
+        return f"p{row}[{f'{at}L + ' if at else ''}c] * ws[{f'{i * self.lanes}L + ' if i else ''}c]"
 
     def _sum(self) -> str:
         if self.spec.w_dtype != "int8":
@@ -134,8 +157,9 @@ class DepthwiseSource:
     def _accumulate(self) -> None:
         t, spec = self.t, self.spec
         t.put("memset(acc, 0, sizeof acc);", f"for (int32_t i = 0; i < {self.taps}; i++) {{")
-        row = f"i / {self.kw} * {self.width * self.chunk} + i % {self.kw} * {spec.dilation[1] * self.chunk}"
-        t.put(f"const int16_t *const from = p + ({row});", f"const int16_t *const by = ws + i * {self.lanes};")
+        place = f"v * {spec.stride[1] * self.chunk} + i % {self.kw} * {spec.dilation[1] * self.chunk}"
+        t.put(f"const int16_t *const from = xs + ({self._row(f'i / {self.kw}')} + {place});")
+        t.put(f"const int16_t *const by = ws + i * {self.lanes};")
         vectors(t, self.lanes, ["    " * (t.depth + 1) + "acc[c] += from[c] * by[c];"])
         t.put("}")
 

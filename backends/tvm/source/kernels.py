@@ -9,7 +9,7 @@ from tvm import tirx
 
 from irc.backends.c.arrays import array_text
 from irc.backends.c.numbers import ctype
-from irc.backends.tvm.small import WINOGRAD, is_real
+from irc.backends.tvm.small import SOURCE_NARROW, WINOGRAD, is_real
 from irc.backends.tvm.source.printer import Printer
 from irc.backends.tvm.specs import LibrarySpec, SmallConvSpec, SmallDepthwiseSpec, Spec
 from irc.targets.target import Target
@@ -21,6 +21,7 @@ def kernel_source(spec: Spec, target: Target, symbol: str) -> tuple[str, dict[st
         return _library(spec, symbol)
     from irc.backends.tvm.kernels.table import build
     from irc.backends.tvm.source.depthwise import depthwise_source
+    from irc.backends.tvm.source.narrow import NarrowSource
     from irc.backends.tvm.source.real import RealConv, RealDepthwise
     from irc.backends.tvm.source.window import conv_source
     from irc.backends.tvm.source.winograd import WinogradConv
@@ -31,6 +32,8 @@ def kernel_source(spec: Spec, target: Target, symbol: str) -> tuple[str, dict[st
         return RealConv(symbol, spec, target).build(), {}
     if isinstance(spec, SmallDepthwiseSpec) and is_real(spec):
         return RealDepthwise(symbol, spec, target).build(), {}
+    if isinstance(spec, SmallConvSpec) and spec.way == SOURCE_NARROW:
+        return NarrowSource(symbol, spec, target).build(), {}
     if isinstance(spec, SmallConvSpec):
         return conv_source(symbol, spec, target), {}
     if isinstance(spec, SmallDepthwiseSpec):

@@ -19,15 +19,12 @@ from irc.backends.c.numbers import ctype
 from irc.backends.tvm.kernels.builder import KernelBuilder
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
-from irc.backends.tvm.plan.source import MOST
+from irc.backends.tvm.plan.source import CHANNELS, MOST, STEP
+from irc.backends.tvm.small import SOURCE_SKIPPING
 from irc.backends.tvm.source.printer import Printer
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
 
-CHANNELS = 16
-"""Output channels whose sums stand in an array before the expression is computed: a vector of bytes."""
-STEP = 16
-"""What dot products of bytes are padded to."""
 _MAGIC = 0x4B400000
 """Bits of 1.5 * 2**23: a number that is added to it stands in its low bits, rounded."""
 _AFTER = re.compile(
@@ -307,7 +304,13 @@ class ConvSource:
         t = self.t
         if self.places > 1:
             row = f"w + (ptrdiff_t)o * {self.reduction}"
-            t.put(f"irc_dot{self.places}_{self.apart}(xs, {self.padded // STEP}, {row}, {self.reduction}, m, acc);")
+            name, steps = f"irc_dot{self.places}_{self.apart}", str(self.padded // STEP)
+            if self.spec.way == SOURCE_SKIPPING:
+                name, steps = (
+                    f"irc_skip{self.places}_{self.apart}",
+                    f"w + ({self.spec.oc * self.reduction + STEP - 1} + o)",
+                )
+            t.put(f"{name}(xs, {steps}, {row}, {self.reduction}, m, acc);")
             return
         row = f"w + (ptrdiff_t)(o + c) * {self.reduction}"
         t.put("int32_t c = 0;")
