@@ -1,6 +1,6 @@
 /* A network on a Cortex-M board without an operating system. Semihosting brings samples in and results out:
-   in.bin holds the number of runs (4 bytes; with the top bit, inputs and outputs go to their places
-   in the workspace, which only the first run finds as they were) and one sample's inputs; out.bin gets the outputs of the last run and the
+   in.bin holds the number of runs (4 bytes; with the top bit, inputs and outputs go to their places in the workspace,
+   which only the first run finds as they were) and one sample's inputs; out.bin gets the outputs of the last run, the
    bytes of stack that NAME_run used (4 bytes), and the ticks of the processor's clock that the last run took (8 bytes).
    Exit code as of the hosted program. */
 #include <stddef.h>
@@ -37,7 +37,7 @@ static volatile uint32_t wraps;
 
 static void wrapped(void) { wraps++; }
 
-static uint64_t ticks(void)
+static inline __attribute__((always_inline)) uint64_t ticks(void)
 {
     uint32_t before, current;
     do {
@@ -83,30 +83,23 @@ static __attribute__((aligned(64), section(".irc_big"))) unsigned char memory[IR
 static ircnet_ctx ctx;
 static const size_t input_places[] = {IRCNET_INPUT_PLACES 0}, output_places[] = {IRCNET_OUTPUT_PLACES 0};
 
-/* Paints the stack below a frame, but for the few bytes of this function. */
-static __attribute__((noinline)) void paint(volatile unsigned char *frame)
-{
-    for (volatile unsigned char *p = frame - STACK; p < frame - 64; p++) *p = PAINT;
-}
-
-/* Bytes below the frame that lost their paint. */
-static __attribute__((noinline)) uint32_t painted_over(volatile unsigned char *frame)
-{
-    volatile unsigned char *p = frame - STACK;
-    while (p < frame && *p == PAINT) p++;
-    return (uint32_t)(frame - p);
-}
-
 static uint64_t taken;
 
-static __attribute__((noinline)) int repeat(uint32_t runs, const void **inputs, void **outputs)
+/* Runs the network. *used: bytes of stack below what this function has when it calls NAME_run. The stack is painted from
+   there down, and nothing but the network writes to it: what is called in between is part of this function. */
+static __attribute__((noinline)) int repeat(uint32_t runs, const void **inputs, void **outputs, uint32_t *used)
 {
+    volatile unsigned char *top, *p;
     int code = IRC_OK;
+    __asm__ volatile("mov %0, sp" : "=r"(top));
+    for (p = top - STACK; p < top; p++) *p = PAINT;
     while (runs-- && code == IRC_OK) {
         uint64_t start = ticks();
         code = ircnet_run(&ctx, inputs, outputs, workspace);
         taken = ticks() - start;
     }
+    for (p = top - STACK; p < top && *p == PAINT; p++) {}
+    *used = (uint32_t)(top - p);
     return code;
 }
 
@@ -114,7 +107,7 @@ int irc_main(void)
 {
     const void *inputs[IRCNET_INPUTS + 1];
     void *outputs[IRCNET_OUTPUTS + 1];
-    unsigned char *place = memory, *here = (unsigned char *)__builtin_frame_address(0);
+    unsigned char *place = memory;
     uint32_t runs = 0, used = 0, inside;
     int in = opened("in.bin", 1), out = opened("out.bin", 5), code = IRC_OK; /* "rb" and "wb" */
     if (in < 0 || out < 0 || transfer(READ, in, &runs, sizeof runs)) return 91;
@@ -133,9 +126,7 @@ int irc_main(void)
     timer[1] = 0xFFFFFF;
     timer[2] = 0;
     timer[0] = 7; /* on, with exceptions, at the processor's clock */
-    paint(here);
-    code = repeat(runs, inputs, outputs);
-    used = painted_over(here);
+    code = repeat(runs, inputs, outputs, &used);
     if (code != IRC_OK) return 110 + code;
     for (int i = 0; i < IRCNET_OUTPUTS; i++)
         if (transfer(WRITE, out, outputs[i], ircnet_outputs[i].bytes)) return 93;
