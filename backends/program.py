@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from irc.ir.quantization import Quantization
+from irc.ir.quantization import STORED, Quantization
 from irc.ir.types import Array, DType
 from irc.targets.target import Target
 
@@ -62,9 +62,10 @@ class Port:
     @property
     def quantization(self) -> Quantization | None:
         """Between real numbers and the elements of this port; None where these are no quantized numbers."""
-        if self.scale is None:
-            return None
-        return Quantization(DType(self.dtype), self.scale, self.zero_point or 0)
+        dtype = DType(self.dtype)
+        return (
+            None if self.scale is None or dtype not in STORED else Quantization(dtype, self.scale, self.zero_point or 0)
+        )
 
     @property
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.header import c_float
 from irc.backends.program import Port, Program
+from irc.ir.quantization import Quantization
 
 _TYPES = {
     "float32": "float",
@@ -244,7 +245,7 @@ def cpp_text(program: Program) -> str:
         "SHARED": _SHARED,
         "MESSAGES": "\n".join(f'    case {n}: return "{meaning}";' for n, meaning in abi.ERRORS.values()),
         "EXAMPLE": ", ".join(n for n, _ in both),
-        "MATH": "#include <cmath>\n" if any(p.scale is not None for p in program.inputs) else "",
+        "MATH": "#include <cmath>\n" if any(p.quantization for p in program.inputs) else "",
         "CONSTANTS": "".join(_constants(n, port) for n, port in both),
         "PARAMETERS": f",\n{' ' * 12}".join(parameters),
         "CHECKS": "".join(
@@ -278,27 +279,27 @@ def _constants(name: str, port: Port) -> str:
         lines += [
             f"    static constexpr float {name}_scale = {c_float(port.scale)};  // real = (q - zero_point) * scale",
             f"    static constexpr int {name}_zero_point = {port.zero_point or 0};",
-            _quantize(name, port) if name.startswith("input") else _dequantize(name, port),
         ]
+    if port.quantization is not None:
+        lines.append(_quantize(name, port.quantization) if name.startswith("input") else _dequantize(name))
     return "\n".join(lines) + "\n"
 
 
-def _quantize(name: str, port: Port) -> str:
-    assert port.quantization is not None
-    low, high = (limit - port.quantization.zero_point for limit in port.quantization.limits)
+def _quantize(name: str, numbers: Quantization) -> str:
+    low, high = (limit - numbers.zero_point for limit in numbers.limits)
     return f"""\
     // Rounds half to even and stays in the range of the type; NaN becomes its lowest number.
-    static {_type(port)} quantize_{name}(float real) noexcept
+    static {name}_type quantize_{name}(float real) noexcept
     {{
         const float steps = std::nearbyint(real / {name}_scale);
         const int q = !(steps > {low}) ? {low} : steps > {high} ? {high} : static_cast<int>(steps);
-        return static_cast<{_type(port)}>(q + {name}_zero_point);
+        return static_cast<{name}_type>(q + {name}_zero_point);
     }}"""
 
 
-def _dequantize(name: str, port: Port) -> str:
+def _dequantize(name: str) -> str:
     return f"""\
-    static constexpr float dequantize_{name}({_type(port)} q) noexcept
+    static constexpr float dequantize_{name}({name}_type q) noexcept
     {{
         return static_cast<float>(q - {name}_zero_point) * {name}_scale;
     }}"""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from irc.errors import DataError
+from irc.errors import DataError, OptionError
 from irc.ir.builder import GraphBuilder, weights
 from irc.ir.graph import Model
 from irc.pipeline import PRESETS, Pipeline
-from irc.pipeline.presets import SUMMARIES, default_weights
+from irc.pipeline.presets import SUMMARIES, default_weights, with_io
 
 
 def _model() -> Model:
@@ -41,3 +41,19 @@ def test_the_lossless_preset_needs_nothing() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_round_trip(preset: str) -> None:
     assert str(Pipeline.parse(preset)) == PRESETS[preset]
+
+
+def test_types_of_ports_become_a_pass_behind_the_others() -> None:
+    assert with_io("speed", []) == "speed"
+    assert with_io("speed", ["float32"]) == "speed"
+    assert str(Pipeline.parse(with_io("", ["int8"]))) == "quantize-io"
+    assert str(Pipeline.parse(with_io("", ["uint8", "a b=float32"]))) == 'quantize-io{type=uint8 float32="a b"}'
+    named = with_io("eliminate-dead", ["x=int8", "y=int8", "a=b=uint8"])
+    assert str(Pipeline.parse(named)) == 'eliminate-dead,quantize-io{type=float32 int8=x,y uint8="a=b"}'
+    assert default_weights(with_io("size", ["int8", "y=float32"])) == "coded"
+
+
+@pytest.mark.parametrize("text", ["", "int", "x=", "=int8", "x=int16"])
+def test_what_is_no_type(text: str) -> None:
+    with pytest.raises(OptionError, match="--io"):
+        with_io("speed", [text])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy
 
@@ -44,6 +46,8 @@ def test_types_of_quantized_networks():
     assert "using input_0_type = std::uint8_t;" in text
     assert "input_0_scale = 0.125f;" in text
     assert "input_0_zero_point = 128;" in text
+    assert "static input_0_type quantize_input_0(float real)" in text
+    assert "quantize_input_1" not in text
     assert "span<const bool> input_1" in text
     assert "using input_2_type = std::uint16_t;" in text
     assert "@" not in text
@@ -58,6 +62,39 @@ def test_a_network_without_inputs_compiles(tmp_path, tool):
         '#include "net.hpp"\nint f(irc::net_network &n, irc::span<float> y) { return n.run(y); }\n'
     )
     tool("g++", "-std=c++17", *STRICT, "-fsyntax-only", f"-I{tmp_path / 'net' / 'include'}", tmp_path / "main.cpp")
+
+
+QUANTIZED = """
+#include <cmath>
+#include <cstdio>
+#include "net.hpp"
+int main()
+{
+    using net = irc::net_network;
+    float real;
+    while (std::fread(&real, sizeof real, 1, stdin) == 1) std::putchar(net::quantize_input_0(real) + 128);
+    static_assert(net::dequantize_output_0(3) == -2.0f);
+    return net::quantize_input_0(std::nanf("")) == -128 && net::input_0_zero_point == NET_INPUT_0_ZERO_POINT
+            && net::output_0_scale == NET_OUTPUT_0_SCALE
+        ? 0 : 1;
+}
+"""
+
+
+@pytest.mark.skipif(not toy.runs_natively(), reason="this CPU: builds and runs x86-64 programs")
+def test_numbers_are_quantized_as_by_irc(tmp_path, tool):
+    program = toy.chain("copy")
+    scale = float(np.float32(0.0237))
+    program.inputs, program.outputs = (Port("x", "int8", (4,), scale, -7),), (Port("y", "uint8", (4,), 0.5, 7),)
+    write_artifact(program, tmp_path / "net", manifest={}, glue_object=toy.assembled(program), emit={"header", "cpp"})
+    (tmp_path / "main.cpp").write_text(QUANTIZED)
+    include, built = f"-I{tmp_path / 'net' / 'include'}", tmp_path / "program"
+    tool("g++", "-std=c++17", *STRICT, include, tmp_path / "main.cpp", "-lm", "-o", built)
+    ties = (np.arange(-140, 140) + 0.5) * scale
+    real = np.concatenate([ties, np.nextafter(np.float32(ties), np.float32(9)), [-1e30, 1e30]]).astype(np.float32)
+    found = subprocess.run([built], input=real.tobytes(), capture_output=True, check=True).stdout
+    wanted = program.inputs[0].quantization.quantize(real)
+    np.testing.assert_array_equal(np.frombuffer(found, np.uint8).astype(int) - 128, wanted)
 
 
 PLACES = """
