@@ -30,17 +30,18 @@ _ULP = 2.0**-24  # largest relative error of one rounding
 _SHIFTED = 2.0**31 - 1
 
 
-def pack_factors(factors: Array, fraction: int, limits: Array) -> Array | None:
+def pack_factors(factors: Array, fraction: int, limits: Array, *, alone: bool = True) -> Array | None:
     """int32 words of float32 `factors`; None where some factor has none with this fraction.
 
-    `limits` bound the sums that they multiply. A factor whose products all are below a half is 0.
+    `limits` bound the sums that they multiply. `alone`: the products are all that is rounded, so that a factor whose
+    products all are below a half is 0.
     """
     m = factors.astype(np.float64)
     if not np.all(np.isfinite(m)) or np.any(m < 0):
         return None
     mantissa, exponent = np.frexp(m)
     shift = fraction + 1 + exponent
-    nothing = (m == 0) | (m * limits < 0.499)
+    nothing = (m == 0) | (alone & (m * limits < 0.499))
     fits = (shift >= 0) & (shift < 1 << SHIFT_BITS) & (limits * 2.0**shift <= _SHIFTED)
     if not np.all(nothing | fits):
         return None
@@ -53,7 +54,7 @@ def packed_scales(scales: Array, limits: Array, requantized: bool) -> tuple[Arra
     largest one that leaves room for what is added. None where there is none. `limits` bound the sums."""
     room = limits if requantized else 2 * limits
     for fraction in FRACTIONS if requantized else range(30, 0, -1):
-        words = pack_factors(scales, fraction, room)
+        words = pack_factors(scales, fraction, room, alone=requantized)
         if words is not None:
             return words, fraction
     return None

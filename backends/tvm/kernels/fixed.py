@@ -182,9 +182,10 @@ def requantize_fixed(k: KernelBuilder, expression: Expression, at: int, chain: C
 
 
 def float_of_word(word: Expr, instr: Instr) -> Expr:
-    """The bits of the float32 in a packed word that is not 0; `instr` unpacks it."""
+    """The bits of the float32 in a packed word; `instr` unpacks it."""
     exponent = (word & int32(31)) + int32(125 - int(instr.params[0]))
-    return ((word >> int32(7)) & int32(0x7FFFFF)) | (exponent << int32(23))
+    bits = ((word >> int32(7)) & int32(0x7FFFFF)) | (exponent << int32(23))
+    return tirx.Select(word != int32(0), bits, int32(0))
 
 
 def _call(name: str, *args: Expr) -> Expr:

@@ -180,6 +180,7 @@ def test_factors_that_fit_no_word_are_refused() -> None:
     below_a_half = pack_factors(np.array([4e-7], np.float32), 16, limits)
     assert below_a_half is not None
     assert below_a_half[0] == 0
+    assert pack_factors(np.array([4e-7], np.float32), 16, limits, alone=False) is None, "something may be added"
 
 
 @pytest.mark.parametrize("case", [*PAIRS, "residual"])

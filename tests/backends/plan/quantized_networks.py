@@ -153,7 +153,8 @@ class Network:
         factor = w_scale * float(x.scale)
         bias_data = (self.rng.standard_normal(channels) * 500 * factor).astype(F) if bias else None
         if bias_data is not None:
-            bias_data[list(dead)] = self.rng.uniform(-2, 2, len(dead)).astype(F)
+            steps = self.rng.uniform(-(2.0**29), 2.0**29, len(dead))  # in an int32 with the sums
+            bias_data[list(dead)] = (steps * factor[list(dead)]).astype(F)
         value = self.b.conv(
             x.real, w_value, bias_data, strides=[stride] * 2, dilations=[dilation] * 2, pads=list(pads), group=group
         )
