@@ -32,6 +32,10 @@ _TEMPLATE = """\
 #ifndef IRC_@NAME@_HPP
 #define IRC_@NAME@_HPP
 
+#if __cplusplus < 201703L && !(defined(_MSVC_LANG) && _MSVC_LANG >= 201703L)
+#error "@NAME@.hpp needs C++17 (-std=c++17); @NAME@.h does with any C and C++"
+#endif
+
 #include "@NAME@.h"
 
 @MATH@@SHARED@

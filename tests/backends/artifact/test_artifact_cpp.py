@@ -39,6 +39,15 @@ def test_program(options, artifacts, tmp_path, tool):
     tool(str(program))
 
 
+def test_older_standards_are_told(artifacts, need_tool, tmp_path):
+    source = tmp_path / "old.cpp"
+    source.write_text('#include "toy.hpp"\n')
+    command = [need_tool("g++"), "-std=c++14", "-fsyntax-only", f"-I{artifacts / 'toy' / 'include'}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "toy.hpp needs C++17" in done.stderr
+
+
 def test_types_of_quantized_networks():
     program = toy.chain("copy")
     program.inputs = (Port("x", "uint8", (1, 4), 0.125, 128), Port("flag", "bool", ()), Port("h", "float16", (2,)))
