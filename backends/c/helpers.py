@@ -144,21 +144,19 @@ _WINDOW_REAL = _window(
 )
 
 
-def _dot(places: int, apart: int, *, skipping: bool = False) -> str:
+def _dot(places: int, apart: int) -> str:
     """Sums of `places` arrays of 16 * n numbers, `apart` numbers apart, each times the same `rows` rows of weights;
-    every 16th of acc. A known distance makes one address of those of all arrays. `skipping`: n is an array, of what
-    each row has."""
+    every 16th of acc. A known distance makes one address of those of all arrays."""
     sums = ", ".join(f"s{p} = 0" for p in range(places))
     steps = " ".join(f"s{p} += x[i{f' + {p * apart}' if p else ''}] * w[i];" for p in range(places))
     ends = " ".join(f"acc[{16 * p}] = s{p};" for p in range(places))
-    name = f"irc_{'skip' if skipping else 'dot'}{places}{f'_{apart}' if apart else ''}"
-    n, length = ("const int8_t *n", "*n++") if skipping else ("ptrdiff_t n", "n")
+    name = f"irc_dot{places}_{apart}" if apart else f"irc_dot{places}"
     return f"""\
-static IRC_APART void {name}(const int16_t *x, {n}, const int8_t *w, ptrdiff_t length, int32_t rows,
+static IRC_APART void {name}(const int16_t *x, ptrdiff_t n, const int8_t *w, ptrdiff_t length, int32_t rows,
     int32_t *acc)
 {{
+    const ptrdiff_t m = 16 * n;
     for (; rows > 0; rows--, w += length, acc++) {{
-        const ptrdiff_t m = 16 * {length};
         int32_t {sums};
         for (ptrdiff_t i = 0; i < m; i++) {{ {steps} }}
         {ends}
@@ -331,7 +329,6 @@ _HELPERS = {
     "irc_window_f32": _WINDOW_REAL,
     "irc_dot1": _dot(1, 0),
     **{f"irc_dot{n}_{apart}": _dot(n, apart) for n in (4, 8, 9) for apart in DISTANCES},
-    **{f"irc_skip{n}_{apart}": _dot(n, apart, skipping=True) for n in (4, 8, 9) for apart in DISTANCES},
     "irc_hidden": (
         "/* A number that compilers do not know: comparisons with known ones become branches, which they cannot do for "
         "several\n   values at once. */\n"

@@ -222,7 +222,7 @@ def _needed(
 
 def _rounded_up(needed: Array, target: Target) -> Array:
     """Channels that are needed, and the first others until their number is what kernels take together."""
-    together = _TOGETHER_VECTORS if target.dot == MVE else _TOGETHER
+    together = _TOGETHER_VECTORS if target.dot == MVE or target.arch == "c" else _TOGETHER
     count = max(-(-int(needed.sum()) // together) * together, together)
     order = np.argsort(~needed, kind="stable")
     return np.sort(order[:count])

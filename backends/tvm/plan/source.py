@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from irc.backends.tvm.small import CHUNKS, CHUNKS_WIDE, SOURCE, SOURCE_NARROW, SOURCE_SKIPPING, SOURCE_WIDE
+from irc.backends.tvm.small import CHUNKS, CHUNKS_WIDE, SOURCE, SOURCE_NARROW, SOURCE_WIDE
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.ir.types import Array
 
@@ -20,8 +20,6 @@ _NARROW = 16
 """Sums of so many products are expressions, with 16-bit weights on the stack."""
 _FEW_PLACES = 64
 """Fewer are not worth that weights are brought into another order first."""
-_WORTH_SKIPPING = 0.125
-"""The share of the steps that must go: each dot product asks how many it has."""
 
 
 def chunk_of(spec: SmallDepthwiseSpec) -> int:
@@ -39,11 +37,6 @@ def source_conv(spec: SmallConvSpec, w: Array) -> tuple[SmallConvSpec, Array]:
     places = spec.batch * spec.out[0] * spec.out[1]
     if places >= _FEW_PLACES and _is_narrow(spec) and not (w == -128).any():
         return replace(spec, way=SOURCE_NARROW), flat
-    steps = _steps(w.reshape(w.shape[0], -1))
-    most = -(-w[0].size // STEP)
-    if places > 1 and most <= 127 and steps.sum() <= (1 - _WORTH_SKIPPING) * most * len(steps):
-        flat = np.concatenate([flat, steps.astype(w.dtype)])
-        return replace(spec, way=SOURCE_SKIPPING, w_size=flat.size), flat
     return spec, flat
 
 
@@ -51,12 +44,6 @@ def _is_narrow(spec: SmallConvSpec) -> bool:
     inside = all((o - 1) * s < i for o, s, i in zip(spec.out, spec.stride, spec.image, strict=True))
     alone = spec.kernel == (1, 1) and spec.pads == (0, 0) and inside
     return alone and spec.ic <= _NARROW and spec.oc % CHANNELS == 0 and spec.ic * spec.oc <= MOST
-
-
-def _steps(rows: Array) -> Array:
-    """How many steps each row has up to its last weight that is not zero."""
-    last = np.where(rows != 0, np.arange(1, rows.shape[1] + 1), 0).max(1)
-    return np.asarray(-(-last // STEP))
 
 
 def real_weights(w: Array) -> Array:

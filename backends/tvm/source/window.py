@@ -20,7 +20,6 @@ from irc.backends.tvm.kernels.builder import KernelBuilder
 from irc.backends.tvm.kernels.emit import emit_expression
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.plan.source import CHANNELS, MOST, STEP
-from irc.backends.tvm.small import SOURCE_SKIPPING
 from irc.backends.tvm.source.printer import Printer
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
@@ -304,13 +303,8 @@ class ConvSource:
         t = self.t
         if self.places > 1:
             row = f"w + (ptrdiff_t)o * {self.reduction}"
-            name, steps = f"irc_dot{self.places}_{self.apart}", str(self.padded // STEP)
-            if self.spec.way == SOURCE_SKIPPING:
-                name, steps = (
-                    f"irc_skip{self.places}_{self.apart}",
-                    f"w + ({self.spec.oc * self.reduction + STEP - 1} + o)",
-                )
-            t.put(f"{name}(xs, {steps}, {row}, {self.reduction}, m, acc);")
+            name = f"irc_dot{self.places}_{self.apart}"
+            t.put(f"{name}(xs, {self.padded // STEP}, {row}, {self.reduction}, m, acc);")
             return
         row = f"w + (ptrdiff_t)(o + c) * {self.reduction}"
         t.put("int32_t c = 0;")

@@ -64,7 +64,7 @@ def wide_weights(n: Network) -> None:
     n.output(n.conv(n.bytes((1, 6, 9, 9), "int8", 0.02, 0), 16, (1, 1), "int8", 7))
 
 
-def skipping(n: Network) -> None:
+def without_weights(n: Network) -> None:
     n.output(n.conv(n.bytes((1, 20, 6, 7), "int8", 0.02, 3), 21, (3, 3), "int8", -20, pads=(1, 1, 1, 1)))
 
 
@@ -86,7 +86,7 @@ CASES: dict[str, tuple[type[Network], Callable[[Network], None], str]] = {
     "narrow": (Network, narrow, "x4 * ws"),
     "narrow_and_added": (Network, narrow_and_added, "x15 * ws"),
     "wide_weights": (Wide, wide_weights, "irc_dot"),
-    "skipping": (Sparse, skipping, "irc_skip"),
+    "without_weights": (Sparse, without_weights, "irc_dot"),
     "depthwise": (Network, depthwise, "line2"),
 }
 
