@@ -19,6 +19,7 @@ from irc.backends.artifact.machines import missing_tools
 from irc.driver.compile import compile_model
 from irc.driver.options import CompileOptions
 from irc.driver.runners import execution
+from irc.pipeline.presets import with_io
 from irc.targets import get_target, runs_here
 
 Array = np.ndarray[Any, Any]
@@ -49,6 +50,8 @@ OWN = {
     "ad01_fp32": "ad",
 }
 """Float models of the evaluation data, quantized here, and the tasks whose samples calibrate them."""
+DIGITS = {"digits": ("float32",), "digits_integers": ("inputs=int8", "outputs=uint8")}
+"""The example, quantized here, and the types of its inputs and outputs."""
 GIVEN = (
     "pretrainedResnet_quant_qdq",
     "vww_96_int8_qdq",
@@ -95,9 +98,10 @@ def quantized(name: str, folder: Path, data: Path | None, digits: Path, cache: P
         assert data is not None
         source = onnx.load(data / "models" / f"{name}.onnx")
     else:
-        model = digits / "digits.onnx" if name == "digits" else Path(str(data)) / "models" / f"{name}.onnx"
-        samples: Any = digits / "digits_calibration.npz" if name == "digits" else _calibration(OWN[name], data, model)
-        options = CompileOptions(model, get_target("native"), passes="speed", calibration=samples, stop_after="passes")
+        model = digits / "digits.onnx" if name in DIGITS else Path(str(data)) / "models" / f"{name}.onnx"
+        samples: Any = digits / "digits_calibration.npz" if name in DIGITS else _calibration(OWN[name], data, model)
+        passes = with_io("speed", DIGITS.get(name, ()))
+        options = CompileOptions(model, get_target("native"), passes=passes, calibration=samples, stop_after="passes")
         from irc.export import to_bytes
 
         source = onnx.load_from_string(to_bytes(compile_model(options).model))
@@ -155,7 +159,7 @@ def outputs(path: Path, target: str, cache: Path) -> list[Array]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["digits", *OWN, *GIVEN])
+@pytest.mark.parametrize("name", [*DIGITS, *OWN, *GIVEN])
 def test_same_bits(
     name: str, target: str, models: Path, digits_dir: Path, kernel_cache: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -164,7 +168,7 @@ def test_same_bits(
         pytest.skip(f"this CPU does not run {target}")
     if not runs_here(chosen) and missing_tools(chosen):
         pytest.skip(f"needs tools for {target}: {missing_tools(chosen)}")
-    data = None if name == "digits" else request.getfixturevalue("data_dir")
+    data = None if name in DIGITS else request.getfixturevalue("data_dir")
     path = quantized(name, models, data, digits_dir, kernel_cache)
     remembered = models / f"{name}.npz"
     if not remembered.is_file():
