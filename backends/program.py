@@ -129,4 +129,5 @@ class Program:
     output_places: tuple[int | None, ...] = ()
     stack_bytes: int | None = None  # that a call of NAME_run needs at most; None: not known
     outside: tuple[str, ...] = ()  # functions of the C library that it calls, where the stack is known
+    instructions: int | None = None  # of one run on one thread, estimated from the code; None: not known
     coded: Coded | None = None  # the weights as the library stores them, to be decoded by NAME_init; None: plain

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from irc.backends.tvm.soft import with_soft_functions
-from irc.backends.tvm.stack import StackUse, stack_use
 from irc.errors import InternalError
 from irc.targets.target import Target
 
@@ -40,13 +39,13 @@ def target_spec(target: Target) -> dict[str, Any]:
 
 
 def assemble(ll_text: str, target: Target) -> bytes:
-    """A relocatable object (position independent code) of the functions in `ll_text`. As `assemble_with_stack`."""
-    return assemble_with_stack(ll_text, target)[0]
+    """A relocatable object (position independent code) of the functions in `ll_text`. As `assemble_with_text`."""
+    return assemble_with_text(ll_text, target)[0]
 
 
-def assemble_with_stack(ll_text: str, target: Target) -> tuple[bytes, StackUse | None]:
-    """A relocatable object (position independent code) of the functions in `ll_text`, and the stack they need where
-    the text is a whole program and irc reads the target's assembly (`stack.py`).
+def assemble_with_text(ll_text: str, target: Target) -> tuple[bytes, str]:
+    """A relocatable object (position independent code) of the functions in `ll_text`, and its assembly text where the
+    text is a whole program and irc reads the target's assembly (`stack.py`, `counting`); otherwise "".
 
     The text must carry its target triple; the machine is added unless the text already names one.
     Runs in this process: LLVM ends the process on some malformed input, so callers that assemble what users wrote do
@@ -66,12 +65,12 @@ def assemble_with_stack(ll_text: str, target: Target) -> tuple[bytes, StackUse |
             module = load(str(source), "ll")
             module.write_to_file(str(result))
             readable = target.linking == "module" and target.arch in ("arm32", "riscv32", "riscv64")
-            stack = stack_use(module.inspect_source("asm")) if readable else None
+            assembly = str(module.inspect_source("asm")) if readable else ""
         except Exception as error:  # TVM raises several unrelated classes
             raise InternalError(
                 "LLVM rejects generated code", where=f"target {target.name}", got=_reason(str(error))
             ) from error
-        return result.read_bytes(), stack
+        return result.read_bytes(), assembly
 
 
 def _reason(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -304,7 +304,19 @@ def _assemble(
         worth_threads=worth_threads(calls, plan),
         input_places=placed.inputs,
         output_places=placed.outputs,
+        instructions=_instructions([compiled[versions[-1].key] for versions in kernels]),
     )
+
+
+_CALL = 20
+"""Instructions that the entry function takes for one call of a kernel: its arguments, and what a call saves."""
+
+
+def _instructions(kernels: Sequence[Compiled]) -> int | None:
+    """Of all calls, one by one, with the kernels of the strongest level; None where one is not known."""
+    found = [kernel.info.get("instructions") for kernel in kernels]
+    known = [count for count in found if count is not None]
+    return sum(known) + _CALL * len(known) if len(known) == len(found) else None
 
 
 def _with_scratch(plan: Plan, call: Call, versions: list[Compiled]) -> Call:

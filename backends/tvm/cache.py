@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_CODE = ("*.py", "kernels/*.py", "library/*.py", "library/**/*.py", "source/*.py", "../c/*.py")
+_CODE = ("*.py", "kernels/*.py", "library/*.py", "library/**/*.py", "source/*.py", "counting/*.py", "../c/*.py")
 
 
 def default_cache_dir() -> Path:

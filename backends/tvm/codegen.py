@@ -57,16 +57,25 @@ def _without_last_feature(text: str, feature: str) -> str:
 
 def compile_object(func: Any, target: Target) -> bytes:
     """The object of a kernel, slim; its LLVM IR text where all kernels become one module."""
-    return kernel_bytes(compile_ll(func, target), target)
+    return finished(kernel_text(func, target), target)
 
 
-def kernel_bytes(text: str, target: Target) -> bytes:
-    """What a program keeps of a kernel, from LLVM IR text as TVM writes it."""
-    from irc.backends.tvm.slim import align_stack, object_from_ll, slim_ll, tightened
+def kernel_text(func: Any, target: Target) -> str:
+    """Optimized LLVM IR text of a kernel, without what nobody needs."""
+    from irc.backends.tvm.slim import align_stack, slim_ll
 
-    text = slim_ll(text)  # functions of `soft.py` join it in the assembler: once for all kernels of a module
+    text = slim_ll(
+        compile_ll(func, target)
+    )  # functions of `soft.py` join it in the assembler: once for all kernels of a module
     if target.arch == "x86-64" and target.vector_bytes > 16:
         text = align_stack(text)
+    return text
+
+
+def finished(text: str, target: Target) -> bytes:
+    """What a program keeps of a kernel, from its slim LLVM IR text."""
+    from irc.backends.tvm.slim import object_from_ll, tightened
+
     return tightened(text, target).encode() if target.linking == "module" else object_from_ll(text)
 
 

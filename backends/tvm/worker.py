@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -33,28 +34,55 @@ def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict
         source, facts = kernel_source(spec, target, symbol)
         return source.encode(), facts
     if isinstance(spec, LibrarySpec):
-        from irc.backends.tvm.library.compile import compile_library
+        from irc.backends.tvm.codegen import finished
+        from irc.backends.tvm.library.compile import compile_library_text
 
-        data, info = compile_library(spec.model, target, symbol)
-        return data, {"scratch": info.scratch_bytes}
-    from irc.backends.tvm.codegen import compile_object
+        text, info = compile_library_text(spec.model, target, symbol)
+        data = finished(text, target)
+        return data, {"scratch": info.scratch_bytes, **_instructions(text, target, symbol)}
+    from irc.backends.tvm.codegen import finished, kernel_text
     from irc.backends.tvm.kernels.table import build, instructions
 
-    text = instructions(symbol, spec, target)
-    if text is not None:
-        return text.encode(), {}
+    written = instructions(symbol, spec, target)
+    if written is not None:
+        return written.encode(), {}
+    text = kernel_text(build(symbol, spec, target), target)
+    return finished(text, target), _instructions(text, target, symbol)
 
-    return compile_object(build(symbol, spec, target), target), {}
+
+def _instructions(text: str, target: Target, symbol: str) -> dict[str, Any]:
+    """The estimated instructions of a kernel that becomes an object of its own, where they can be told."""
+    from irc.backends.tvm.counting.program import count_kernel, reader_of
+    from irc.backends.tvm.slim import loaded_ll
+
+    if target.linking == "module" or reader_of(target) is None:
+        return {}
+    head = re.search(rf"^define .*@{symbol}\((.*)\)", text, re.MULTILINE)
+    assert head is not None
+    count = count_kernel(str(loaded_ll(text).inspect_source("asm")), target, symbol, head[1].count("ptr"))
+    return {} if count is None else {"instructions": count}
+
+
+def _facts(assembly: str, target: Target) -> dict[str, Any]:
+    """What the assembly of a whole program says of it: stack, functions outside, estimated instructions."""
+    from irc.backends.tvm.counting.program import count_program
+    from irc.backends.tvm.stack import stack_use
+
+    stack = stack_use(assembly)
+    info: dict[str, Any] = {} if stack is None else {"stack_bytes": stack.nbytes, "outside": list(stack.outside)}
+    entry = re.search(r"^\s*\.globl\s+(\w+_run)\b", assembly, re.MULTILINE)
+    count = count_program(assembly, target, entry[1]) if entry else None
+    return info if count is None else {**info, "instructions": count}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     target = read_target(request["target"])
     info: dict[str, Any]
     if request["kind"] == "assemble":
-        from irc.backends.tvm.assemble import assemble_with_stack
+        from irc.backends.tvm.assemble import assemble_with_text
 
-        data, stack = assemble_with_stack(request["text"], target)
-        info = {} if stack is None else {"stack_bytes": stack.nbytes, "outside": list(stack.outside)}
+        data, assembly = assemble_with_text(request["text"], target)
+        info = _facts(assembly, target) if assembly else {}
     else:
         data, info = compile_kernel(from_json(request["spec"]), target, request["symbol"])
     return {"ok": True, "object": base64.b64encode(data).decode(), "info": info}

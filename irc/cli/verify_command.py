@@ -26,9 +26,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(found.to_json())
         return 0
-    from irc.report.model import verification_lines
+    from irc.report.model import instruction_lines, verification_lines
 
-    for line in verification_lines(found.to_json()):
+    facts = found.to_json()
+    counted = {"counted": facts["instructions"]} if "instructions" in facts else {}
+    for line in (*verification_lines(facts), *(f"instructions: {text}" for text in instruction_lines(counted))):
         print(line)
     for note in found.notes:
         output.note(note)

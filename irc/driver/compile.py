@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def compile_model(
         with clock("verify"):
             refused = Verification("none", reason="the user refused (--no-verify)")
             report.verification = verification(done, twin, calibration) if options.verify else refused.to_json()
+        report.instructions = _instructions(done.program, report.verification)
         with clock("evaluate"):
             found = accuracy(done, twin, evaluation, progress)
             report.accuracy = found.to_json() if found is not None else None
@@ -141,6 +142,12 @@ def _write(done: Compilation) -> None:
     )
     done.report.sizes |= _file_sizes(done.manifest)
     done.directory = done.options.directory
+
+
+def _instructions(program: Program, verification: Mapping[str, Any]) -> dict[str, int]:
+    """Of one run: as the code says, and as an emulated board counted while the result was checked."""
+    found = {"estimated": program.instructions, "counted": verification.get("instructions")}
+    return {name: count for name, count in found.items() if count is not None}
 
 
 def _program_sizes(program: Program) -> dict[str, int]:

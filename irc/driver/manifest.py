@@ -37,6 +37,7 @@ def make_manifest(done: Compilation) -> dict[str, Any]:
         "before": report.before.to_json() if report.before else None,
         "after": report.after.to_json() if report.after else None,
         "verification": report.verification,
+        "instructions": report.instructions,
         "accuracy": (report.accuracy | {"data": data_facts(options.evaluation)}) if report.accuracy else None,
         "steps": len(report.steps),
         "notes": report.notes,

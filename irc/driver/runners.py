@@ -47,7 +47,8 @@ def glue_object(program: Program, cache_dir: Path | None) -> bytes:
 
 
 def measure_stack(program: Program, cache_dir: Path | None) -> None:
-    """Sets `stack_bytes` and `outside` of a program that becomes one module; others have no bound that is known."""
+    """Sets `stack_bytes`, `outside` and `instructions` of a program that becomes one module; others have no bound of
+    the stack that is known."""
     if program.target.linking != "module":
         return
     from irc.backends.artifact.glue import glue_ll
@@ -56,6 +57,7 @@ def measure_stack(program: Program, cache_dir: Path | None) -> None:
     facts = assembled(glue_ll(program), program.target, cache_dir=cache_dir).info
     program.stack_bytes = facts.get("stack_bytes")
     program.outside = tuple(facts.get("outside", ()))
+    program.instructions = facts.get("instructions")
 
 
 def in_process(program: Program, *, cache_dir: Path | None = None, threads: int | None = None) -> Execution:

@@ -61,6 +61,8 @@ def _cards(report: Report) -> Iterator[tuple[str, str]]:
         yield "multiply-adds", f"{count_text(report.before.macs)} &rarr; {count_text(report.after.macs)}"
     for name, size in report.sizes.items():
         yield escape(name), bytes_text(size)
+    for name, count in report.instructions.items():
+        yield f"instructions a run, {name}", count_text(count)
     if report.accuracy:
         accuracy = report.accuracy
         yield escape(str(accuracy["metric"])), escape(str(accuracy.get("shown", accuracy["score"])))

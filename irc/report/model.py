@@ -58,7 +58,8 @@ class StepRow:
 
 @dataclass
 class Report:
-    """`verification`, `accuracy`, `interface`: as in the manifest. `damage`: rows of LayerDamage.to_json()."""
+    """`verification`, `accuracy`, `instructions`, `interface`: as in the manifest. `damage`: rows of
+    LayerDamage.to_json()."""
 
     version: str
     model: str
@@ -72,6 +73,7 @@ class Report:
     sizes: dict[str, int] = field(default_factory=dict)
     interface: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
+    instructions: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, Any] | None = None
     damage: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -92,6 +94,7 @@ class Report:
             "sizes": self.sizes,
             "interface": self.interface,
             "verification": self.verification,
+            "instructions": self.instructions,
             "accuracy": self.accuracy,
             "damage": self.damage,
             "notes": self.notes,
@@ -151,9 +154,13 @@ def verification_lines(verification: Mapping[str, Any]) -> list[str]:
         text += f", {share:.2%} within a step" if verification.get("quantized") and worst else ""
         lines.append(text + (f", {snr:.1f} dB" if worst else ""))
     how = f"{verification['where']} ({verification.get('how', '')})"
-    if "instructions" in verification:
-        lines.append(f"{count_text(verification['instructions'])} instructions a run, counted by the emulator")
     return [f"{how}, {verification.get('samples')} {verification.get('data', '')} samples", *lines]
+
+
+def instruction_lines(instructions: Mapping[str, int]) -> list[str]:
+    """The instructions of one run in words: counted by an emulator, and estimated from the code."""
+    words = {"counted": "counted by the emulator", "estimated": "estimated from the code"}
+    return [f"{count_text(instructions[k])} a run, {text}" for k, text in words.items() if k in instructions]
 
 
 def _number(value: Any) -> float:

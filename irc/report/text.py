@@ -13,7 +13,17 @@ from irc.evaluation.cost import Costs
 from irc.evaluation.kinds import KindCost
 from irc.evaluation.latency import Latency
 from irc.pipeline.contract import Refusal
-from irc.report.model import Report, Size, StepRow, bytes_text, count_text, plain, shortened, verification_lines
+from irc.report.model import (
+    Report,
+    Size,
+    StepRow,
+    bytes_text,
+    count_text,
+    instruction_lines,
+    plain,
+    shortened,
+    verification_lines,
+)
 
 WORST = 20
 """Layers shown of a damage table; the report file has them all."""
@@ -38,6 +48,8 @@ def _parts(report: Report, directory: str) -> Iterator[RenderableType]:
         table.add_row("sizes", ", ".join(f"{name} {bytes_text(n)}" for name, n in report.sizes.items()))
     if report.interface.get("threads", 1) > 1:
         table.add_row("threads", f"a pool of {report.interface['threads']}")
+    for i, line in enumerate(instruction_lines(report.instructions)):
+        table.add_row("instructions" if i == 0 else "", line)
     for i, line in enumerate(verification_lines(report.verification)):
         table.add_row("verified" if i == 0 else "", line)
     if report.accuracy:
@@ -215,6 +227,7 @@ def _manifest_lines(manifest: Mapping[str, Any], here: Sequence[str]) -> Iterato
     yield "memory", _memory_lines(manifest) or [f"weights {weights}, workspace {workspace}"]
     yield "threads", [f"a pool of {interface['threads']}"] if interface.get("threads", 1) > 1 else []
     yield "pipeline", [manifest.get("pipeline") or "none"]
+    yield "instructions", instruction_lines(manifest.get("instructions") or {})
     yield "verified", verification_lines(manifest.get("verification") or {})
     yield "accuracy", [accuracy_text(manifest["accuracy"])] if manifest.get("accuracy") else []
     yield "notes", list(manifest.get("notes", []))

@@ -19,12 +19,20 @@ class LibraryInfo:
 
 
 def compile_library(model_bytes: bytes, target: Target, symbol: str) -> tuple[bytes, LibraryInfo]:
-    """Object with `void symbol(inputs..., outputs..., scratch, int32 part, int32 parts)`; part 0 does the work.
+    """As `compile_library_text`, finished: an object, or text where all kernels become one module."""
+    from irc.backends.tvm.codegen import finished
+
+    text, info = compile_library_text(model_bytes, target, symbol)
+    return finished(text, target), info
+
+
+def compile_library_text(model_bytes: bytes, target: Target, symbol: str) -> tuple[str, LibraryInfo]:
+    """LLVM IR text with `void symbol(inputs..., outputs..., scratch, int32 part, int32 parts)`; part 0 does the work.
 
     `model_bytes`: an ONNX model of one or a few nodes, static shapes; initializers are compiled in, graph inputs are
     the parameters in their order. All arrays are C-contiguous, `scratch` is 64-byte aligned. Raises UnsupportedError.
     """
-    from irc.backends.tvm.library.emit import object_bytes, scratch_of
+    from irc.backends.tvm.library.emit import object_text, scratch_of
     from irc.backends.tvm.library.region import lower_region
 
     kernel = lower_region(model_bytes)
@@ -33,4 +41,4 @@ def compile_library(model_bytes: bytes, target: Target, symbol: str) -> tuple[by
         scratch_of(kernel), len(kernel.inputs), len(kernel.outputs), tuple(p[0] for p in ports),
         tuple(p[1] for p in ports),
     )  # fmt: skip
-    return object_bytes(kernel, target, symbol), info
+    return object_text(kernel, target, symbol), info

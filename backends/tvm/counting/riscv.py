@@ -1,0 +1,205 @@
+"""RISC-V instructions (RV32IM, RV64IM with Zba and Zbb) as `flow.py` wants them. The RISC-V Instruction Set Manual,
+Volume I; names and pseudoinstructions as LLVM prints them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from irc.backends.tvm.counting.flow import Branch, Call, Instruction, Op, Value
+from irc.backends.tvm.counting.reading import STACK, Text, arithmetic, number, op
+
+ARGUMENTS = tuple(f"a{i}" for i in range(8))
+_CLOBBERED = (*ARGUMENTS, *(f"t{i}" for i in range(7)), "ra")
+_BINARY = {
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "and": "and",
+    "or": "orr",
+    "xor": "eor",
+    "andn": "bic",
+    "orn": "orn",
+    "sll": "lsl",
+    "srl": "lsr",
+    "sra": "asr",
+    "div": "sdiv",
+    "divu": "udiv",
+    "slt": "lt",
+    "sltu": "ltu",
+    "sgt": "gt",
+    "max": "max",
+    "min": "min",
+    "maxu": "maxu",
+    "minu": "minu",
+    "addw": "add",
+    "subw": "sub",
+    "mulw": "mul",
+    "sllw": "lsl",
+}
+_IMMEDIATE = {
+    "addi": "add",
+    "addiw": "add",
+    "andi": "and",
+    "ori": "orr",
+    "xori": "eor",
+    "slli": "lsl",
+    "slliw": "lsl",
+    "srli": "lsr",
+    "srai": "asr",
+    "slti": "lt",
+    "sltiu": "ltu",
+}
+_AGAINST_ZERO = {"beqz": "beq", "bnez": "bne", "bltz": "blt", "bgez": "bge", "blez": "ble", "bgtz": "bgt"}
+_STORES = ("sw", "sd", "sb", "sh", "fsw", "fsd", "vs", "nop", "fence", "vse", "ecall", "vsetivli")
+_MEMORY = re.compile(r"(-?\w+)?\(sp\)$")
+
+
+def read(text: Text, bits: int) -> list[str | Instruction]:
+    """The instructions and labels of a function of a machine with registers of so many bits."""
+    return _Reader(text, bits).lines()
+
+
+class _Reader:
+    def __init__(self, text: Text, bits: int) -> None:
+        self.text, self.bits = text, bits
+        self.depth = 0
+        self.word = bits // 8
+        self.f = arithmetic(bits)
+
+    def lines(self) -> list[str | Instruction]:
+        found: list[str | Instruction] = []
+        body = 0
+        ended = False
+        for line in self.text.lines:
+            if ended:  # behind a return lies the body again
+                self.depth, ended = body, False
+            if isinstance(line, str):
+                found.append(line)
+                continue
+            made = self._instruction(*line)
+            body = max(body, self.depth)
+            ended = (made.branch is not None and made.branch.label is None) or (
+                made.call is not None and made.call.ends
+            )
+            found.append(made)
+        return found
+
+    def _instruction(self, name: str, args: list[str]) -> Instruction:
+        found = self._control(name, args)
+        if found is not None:
+            return found
+        if args and args[0] == "sp":
+            amount = number(args[-1])
+            self.depth += 1 << 16 if amount is None else -amount
+            return Instruction()
+        if len(args) == 2 and (m := _MEMORY.match(args[1])):
+            slot = f"slot{self.depth - int(m[1] or '0', 0)}"
+            if name in ("sw", "sd"):
+                return Instruction((op(slot, self.f["mov"], self._value(args[0])),))
+            if name in ("lw", "ld"):
+                return Instruction((Op(args[0], lambda a: a, (slot,)),))
+        if name.startswith(_STORES) or not args:
+            return Instruction()
+        return Instruction((self._computed(name, args),))
+
+    def _value(self, text: str) -> int | str | None:
+        if text == "zero":
+            return 0
+        if text == "sp":
+            return STACK - self.depth
+        n = number(text)
+        if n is not None:
+            return n & ((1 << self.bits) - 1)
+        return None if "%" in text else text
+
+    def _control(self, name: str, args: list[str]) -> Instruction | None:
+        if name == "j":
+            return Instruction(branch=Branch(args[0]))
+        if name in ("ret", "jr"):
+            return Instruction(branch=Branch(None))
+        if name in ("call", "tail", "jalr"):
+            called = args[-1].split("@")[0]
+            slots = tuple(f"slot{self.depth - self.word * i}" for i in range(8))
+            ends = name == "tail"
+            call = Call(called, name == "jalr", (*ARGUMENTS, *slots), _CLOBBERED, ends=ends, slot=self.depth)
+            return Instruction(call=call)
+        name, operands = (_AGAINST_ZERO[name], [args[0], "zero"]) if name in _AGAINST_ZERO else (name, args[:2])
+        compare = _COMPARISONS.get(name)
+        if compare is None:
+            return None
+        seen = self.f["mov"] if name.endswith("u") else self.f["signed"]
+        a, b = (self._value(o) for o in operands)
+
+        def decided(x: Value, y: Value) -> Value:
+            return compare(seen(x), seen(y)) if isinstance(x, int) and isinstance(y, int) else None
+
+        made = op("", decided, a, b)
+        return Instruction(branch=Branch(args[-1], made.compute or (lambda: None), made.reads))
+
+    def _computed(self, name: str, args: list[str]) -> Op:
+        target = args[0]
+        if name == "li":
+            return op(target, self.f["mov"], self._value(args[1]))
+        if name in ("lui", "auipc", "la", "lla"):
+            n = number(args[-1])
+            if name == "lui" and n is not None:
+                return op(target, self.f["mov"], self._extended(n << 12, 32))
+            symbol = re.sub(r"%\w+\(|\)", "", args[-1])
+            return Op(target, lambda: symbol)
+        if name == "mv":
+            return op(target, self.f["mov"], self._value(args[1]))
+        if name in ("neg", "not", "seqz", "snez", "zext.b", "sext.w", "zext.h"):
+            return op(target, self._unary(name), self._value(args[1]))
+        if name == "addi" and "%" in args[-1]:
+            return op(target, self.f["add"], self._value(args[1]), 0)
+        if name in _BINARY and name != "sgt" and len(args) == 3:
+            return self._worded(name, op(target, self.f[_BINARY[name]], self._value(args[1]), self._value(args[2])))
+        if name in _IMMEDIATE:
+            return self._worded(name, op(target, self.f[_IMMEDIATE[name]], self._value(args[1]), self._value(args[2])))
+        if m := re.fullmatch(r"sh([123])add", name):
+            shift = int(m[1])
+            return op(target, lambda a, b: self.f["add"](self.f["lsl"](a, shift), b), *map(self._value, args[1:]))
+        return Op(target)
+
+    def _worded(self, name: str, made: Op) -> Op:
+        """The result of an instruction on 32 bits of a 64-bit register."""
+        compute = made.compute
+        if not name.endswith("w") or compute is None:
+            return made
+        return Op(made.target, lambda *v: self._word(compute(*v)), made.reads)
+
+    def _word(self, a: Value) -> Value:
+        return self._extended(a, 32) if isinstance(a, int) else None
+
+    def _extended(self, a: int, bits: int) -> int:
+        a &= (1 << bits) - 1
+        return (a - (1 << bits) if a >> (bits - 1) else a) & ((1 << self.bits) - 1)
+
+    def _unary(self, name: str) -> Value:
+        mask = (1 << self.bits) - 1
+        found: dict[str, Callable[[int], int]] = {
+            "neg": lambda a: -a & mask,
+            "not": lambda a: ~a & mask,
+            "seqz": lambda a: int(a == 0),
+            "snez": lambda a: int(a != 0),
+            "zext.b": lambda a: a & 0xFF,
+            "zext.h": lambda a: a & 0xFFFF,
+            "sext.w": lambda a: self._extended(a, 32),
+        }
+        computed = found[name]
+        return lambda a: computed(a) if isinstance(a, int) else None
+
+
+_COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "beq": lambda a, b: a == b,
+    "bne": lambda a, b: a != b,
+    "blt": lambda a, b: a < b,
+    "bge": lambda a, b: a >= b,
+    "bgt": lambda a, b: a > b,
+    "ble": lambda a, b: a <= b,
+    "bltu": lambda a, b: a < b,
+    "bgeu": lambda a, b: a >= b,
+    "bgtu": lambda a, b: a > b,
+    "bleu": lambda a, b: a <= b,
+}
