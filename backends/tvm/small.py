@@ -9,6 +9,7 @@ import numpy as np
 
 from irc.backends.tvm.overlap import spec_window
 from irc.backends.tvm.small_mve import (
+    HELD,
     MVE,
     PLANES,
     TILES,
@@ -51,6 +52,8 @@ def conv_distances(spec: SmallConvSpec) -> dict[int, int]:
         return {}
     if spec.way == MVE:
         return {0: conv_distance(spec), **_operands(spec, spec.oc if conv_places(spec) > 1 else 0)}
+    if spec.way == HELD:
+        return {0: conv_distance(spec)}
     if spec.way == TILES:
         return {0: tiles_distance(spec)}
     pairs = spec.way.startswith(PAIRS)

@@ -22,6 +22,9 @@ PLANES = "planes"
 TILES = "tiles"
 """The way of 1 x 1 convolutions of long windows: two places by four channels."""
 
+HELD = "held"
+"""The way of convolutions of windows of up to 32 bytes: two places by four channels."""
+
 BYTES = 16
 """Of a vector."""
 
@@ -74,6 +77,26 @@ def has_tiles(spec: SmallConvSpec) -> bool:
     row = flat.out[0] == 1 and flat.image == flat.out and flat.out[1] > 1
     vectors = spec.ic % BYTES == 0 and _HELD * BYTES <= spec.ic < 4096 and spec.oc % TILE == 0
     return plain and row and vectors and flat.y_strides[2] + TILE < 1 << 16 and spec.y_dtype == "int8"
+
+
+_HELD_ROWS = 4  # of a kernel
+_OFFSETS = 128  # of a vector's load
+
+
+def has_held(spec: SmallConvSpec) -> bool:
+    """Whether the kernel of held windows is made for a convolution: an even number of places in a row, and windows of
+    8, 16 or 32 bytes that follow each other, or larger kernels with rows of up to 16."""
+    flat = flattened(spec)
+    plain = flat.batch == 1 and flat.dilation == (1, 1) and spec.y_dtype == "int8" and spec.oc % TILE == 0
+    pairs = flat.out[1] % 2 == 0 and flat.x_strides[2] == spec.ic and flat.y_strides[2] + TILE < 1 << 16
+    pairs &= flat.stride[1] * spec.ic < _OFFSETS
+    if not (plain and pairs):
+        return False
+    if is_direct(spec):
+        row = flat.out[0] == 1 and flat.image == flat.out and flat.stride == (1, 1)
+        return row and spec.ic in (BYTES // 2, BYTES, 2 * BYTES)
+    height, width = spec.kernel
+    return height <= _HELD_ROWS and width * spec.ic <= BYTES and height * width * spec.ic <= 2 * BYTES
 
 
 def tiles_distance(spec: SmallConvSpec) -> int:

@@ -11,7 +11,7 @@ of the sums, the scales, the addends. Armv8-M Architecture Reference Manual, C2:
 from __future__ import annotations
 
 from irc.backends.tvm.kernels.small_asm import Assembly, float_bits
-from irc.backends.tvm.small_epilogue import epilogue_of
+from irc.backends.tvm.small_epilogue import Epilogue, epilogue_of
 from irc.backends.tvm.small_mve import BYTES, TILE, flattened, steps_of
 from irc.backends.tvm.specs import SmallConvSpec
 from irc.targets.target import Target
@@ -91,32 +91,40 @@ class _Tiles:
             asm(f"subw {pointer},{pointer},#{self.steps * BYTES}")
 
     def _write(self) -> None:
-        """The sums of both places as bytes. Saturation to 16 bits changes nothing that 8 bits would show."""
-        asm = self.asm
-        low, high, zero, factor = self.epilogue.requantize.params
+        requantize_tile(self.asm, self.epilogue, _SUMS, ("q0", "q1"), "q2")
+        self.asm("vstrb.16 q0,[r9,q7]")
 
-        def both(form: str) -> None:
-            asm(*(form.replace("q#", q) for q in ("q0", "q1")))
 
-        for q, (a, b, c, d) in zip(("q0", "q1"), _SUMS, strict=True):
-            asm(f"vmov {q}[2],{q}[0],{a},{c}", f"vmov {q}[3],{q}[1],{b},{d}")
-        asm("vldrw.u32 q2,[r5],#16", "vldrw.u32 q3,[r5],#16")
-        both("vadd.i32 q#,q#,q2")
-        both("vcvt.f32.s32 q#,q#")
-        both("vmul.f32 q#,q#,q3")
-        if self.epilogue.addend >= 0:
-            asm("vldrw.u32 q2,[r5],#16")
-            both("vadd.f32 q#,q#,q2")
-        if factor != 1.0:
-            asm.constant("r0", float_bits(float(factor)))
-            both("vmul.f32 q#,q#,r0")
-        both("vcvtn.s32.f32 q#,q#")
-        asm("vqmovnb.s32 q0,q0", "vqmovnt.s32 q0,q1")
-        if zero:
-            asm("vqadd.s16 q0,q0,r11")
-        asm("vqmovnb.s16 q0,q0")
-        for name, limit, needed in (("vmax", low, low > -128), ("vmin", high, high < 127)):
-            if needed:
-                asm.constant("r0", int(limit))
-                asm("vdup.8 q1,r0", f"{name}.s8 q0,q0,q1")
-        asm("vstrb.16 q0,[r9,q7]")
+def requantize_tile(
+    asm: Assembly, epilogue: Epilogue, sums: tuple[tuple[str, ...], tuple[str, ...]], q: tuple[str, str], spare: str
+) -> None:
+    """The sums of two places, four channels each, as bytes in the even lanes of `q`[0], place beside place. Constants
+    are read at r5; r11 holds the zero point. Saturation to 16 bits changes nothing that 8 bits would show. Uses r0."""
+    low, high, zero, factor = epilogue.requantize.params
+    first, _ = q
+
+    def both(form: str) -> None:
+        asm(*(form.replace("q#", name) for name in q))
+
+    for name, (a, b, c, d) in zip(q, sums, strict=True):
+        asm(f"vmov {name}[2],{name}[0],{a},{c}", f"vmov {name}[3],{name}[1],{b},{d}")
+    asm(f"vldrw.u32 {spare},[r5],#16")
+    both(f"vadd.i32 q#,q#,{spare}")
+    both("vcvt.f32.s32 q#,q#")
+    asm(f"vldrw.u32 {spare},[r5],#16")
+    both(f"vmul.f32 q#,q#,{spare}")
+    if epilogue.addend >= 0:
+        asm(f"vldrw.u32 {spare},[r5],#16")
+        both(f"vadd.f32 q#,q#,{spare}")
+    if factor != 1.0:
+        asm.constant("r0", float_bits(float(factor)))
+        both("vmul.f32 q#,q#,r0")
+    both("vcvtn.s32.f32 q#,q#")
+    asm(f"vqmovnb.s32 {first},{first}", f"vqmovnt.s32 {first},{q[1]}")
+    if zero:
+        asm(f"vqadd.s16 {first},{first},r11")
+    asm(f"vqmovnb.s16 {first},{first}")
+    for name, limit, needed in (("vmax", low, low > -128), ("vmin", high, high < 127)):
+        if needed:
+            asm.constant("r0", int(limit))
+            asm(f"vdup.8 {spare},r0", f"{name}.s8 {first},{first},{spare}")

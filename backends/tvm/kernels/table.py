@@ -19,6 +19,7 @@ from irc.backends.tvm.kernels import (
     recurrent,
     resize,
     rows,
+    small_held,
     small_mve,
     small_pairs,
     small_plain,
@@ -30,7 +31,7 @@ from irc.backends.tvm.kernels import (
     winograd,
 )
 from irc.backends.tvm.small import PAIRS, ROWS
-from irc.backends.tvm.small_mve import MVE, PLANES, TILES
+from irc.backends.tvm.small_mve import HELD, MVE, PLANES, TILES
 from irc.backends.tvm.specs import (
     AttentionSpec,
     DepthwiseSpec,
@@ -105,6 +106,8 @@ def instructions(symbol: str, spec: Spec, target: Target) -> str | None:
         return small_pairs.build(symbol, spec, target)
     if isinstance(spec, SmallConvSpec) and spec.way == TILES:
         return small_tiles.build(symbol, spec, target)
+    if isinstance(spec, SmallConvSpec) and spec.way == HELD:
+        return small_held.build(symbol, spec, target)
     if isinstance(spec, SmallDepthwiseSpec) and spec.way.startswith(ROWS):
         return small_rows.build(symbol, spec, target)
     if isinstance(spec, SmallDepthwiseSpec) and spec.way == PLANES:

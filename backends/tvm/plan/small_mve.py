@@ -10,6 +10,7 @@ import numpy as np
 from irc.backends.tvm.small_epilogue import Epilogue, canonical, channel_values, epilogue_of, streamed_operands
 from irc.backends.tvm.small_mve import (
     BYTES,
+    HELD,
     MVE,
     PLANES,
     TILE,
@@ -17,9 +18,11 @@ from irc.backends.tvm.small_mve import (
     blocks,
     conv_scratch,
     depthwise_scratch,
+    has_held,
     has_planes,
     has_tiles,
     in_blocks,
+    is_direct,
     pairs_of_places,
     plane_bytes,
     steps_of,
@@ -36,9 +39,9 @@ def mve_conv(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -
 
     `constants`: the numbers of each operand where they are known.
     """
-    tiles_made = _tiles(spec, w, constants)
-    if tiles_made is not None:
-        return tiles_made
+    written = _tiles(spec, w, constants) or _held(spec, w, constants)
+    if written is not None:
+        return written
     oc, steps = w.shape[0], steps_of(spec)
     last = spec.expression[-1]
     bytes_out = last.op == "requantize" and last.dtype == "int8"
@@ -149,6 +152,29 @@ def _tiles(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> 
     operands = _channel_operands(spec.oc, count)
     made = replace(spec, expression=expression, operands=operands, way=TILES, streamed=count, w_size=packed.size)
     return made, packed
+
+
+def _held(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> tuple[SmallConvSpec, Array] | None:
+    """`spec` in the way "held", and its weights; None where that kernel is not made for it."""
+    epilogue = epilogue_of(spec.expression)
+    if epilogue is None or not epilogue.simple or not has_held(spec):
+        return None
+    values = _channel_values(spec, epilogue, constants, spec.oc)
+    if values is None:
+        return None
+    bias, scale, others = values
+    expression, count = canonical(epilogue)
+    if is_direct(spec) and spec.ic < BYTES:  # as 16-bit numbers
+        vectors = np.ascontiguousarray(w.reshape(spec.oc, -1).astype(np.int16)).view(np.int8)
+    else:
+        vectors = np.zeros((spec.oc, steps_of(spec) * BYTES), np.int8)
+        vectors[:, : w[0].size] = w.reshape(spec.oc, -1)
+    numbers = [bias.astype(np.int32), scale.astype(np.float32), *others]
+    parts = [vectors.reshape(spec.oc // TILE, -1), *(n.reshape(-1, TILE).view(np.int8) for n in numbers)]
+    packed = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
+    operands = _channel_operands(spec.oc, count)
+    made = replace(spec, expression=expression, operands=operands, way=HELD, streamed=count, w_size=packed.size)
+    return replace(made, scratch=0 if is_direct(spec) else conv_scratch(made)), packed
 
 
 def _channel_values(
