@@ -24,6 +24,7 @@ from irc.backends.tvm.kernels import (
     small_pairs,
     small_plain,
     small_planes,
+    small_quantize,
     small_rows,
     small_tiles,
     sparse,
@@ -112,4 +113,6 @@ def instructions(symbol: str, spec: Spec, target: Target) -> str | None:
         return small_rows.build(symbol, spec, target)
     if isinstance(spec, SmallDepthwiseSpec) and spec.way == PLANES:
         return small_planes.build(symbol, spec, target)
+    if isinstance(spec, ElementwiseSpec) and small_quantize.fits(spec, target):
+        return small_quantize.build(symbol, spec, target)
     return None
