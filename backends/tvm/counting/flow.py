@@ -7,7 +7,9 @@ depend on is kept (a backward slice, by liveness), and the slice is executed.
 
 A loop that is entered again with the same numbers in what it reads takes the same steps: its count and what it leaves
 in registers are remembered, so that a nest of loops costs about the sum of its extents, not their product. Where what
-changes from one time to the next decides on nothing but the end of the loop, only that is computed.
+changes from one time to the next decides on nothing but the end of the loop, only that is computed; and where a loop
+with others in it (the places of a row) has taken as long several times, it is taken to go on so until shortly before
+its end.
 
 Where a branch depends on data it is not known where it goes. A few instructions that are jumped over count half (a
 selection), a loop is left; otherwise control falls through, which is where LLVM places what it takes for likely.
@@ -16,7 +18,7 @@ selection), a loop is left; otherwise control falls through, which is where LLVM
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,8 @@ MOST_STEPS = 400_000
 """Blocks that are followed before counting is given up."""
 RARE = "irc_soft_"
 """Functions that are called about once in ten thousand elements begin so."""
+_ALIKE = 4  # times that a loop has to take as long before loops inside are taken to go on so
+_LAST = 5  # times that are followed all the same
 _SKIPPED = 6  # instructions of a block that counts half where nobody knows whether it is jumped over
 
 
@@ -116,6 +120,7 @@ class Flow:
     def __init__(self, lines: Sequence[str | Instruction]) -> None:
         """`lines`: instructions, and labels as text, in order."""
         self.blocks = _blocks(lines)
+        _drop_unknown(self.blocks)
         _slice(self.blocks)
         self.loops = _loops(self.blocks)
         self.needed = tuple(sorted(self.blocks[0].needed)) if self.blocks else ()
@@ -152,6 +157,41 @@ def _blocks(lines: Sequence[str | Instruction]) -> list[_Block]:
         plain = all(b.branch is None and not any(isinstance(s, Call) for s in b.steps) for b in between)
         block.skip = bool(between) and plain and sum(b.count for b in between) <= _SKIPPED
     return blocks
+
+
+def _drop_unknown(blocks: list[_Block]) -> None:
+    """Takes the operands from what is never known, on no way that leads there: what depends on data."""
+    unknown: dict[int, set[str]] = {0: set()}
+    todo = [0]
+    while todo:
+        number = todo.pop()
+        after = set(unknown[number])
+        for step in blocks[number].steps:
+            _after(step, after)
+        for s in blocks[number].successors:
+            both = after if s not in unknown else unknown[s] & after
+            if s not in unknown or both != unknown[s]:
+                unknown[s] = set(both)
+                todo.append(s)
+    for number, block in enumerate(blocks):
+        now = unknown.get(number, set())
+        kept: list[Op | Call] = []
+        for step in block.steps:
+            kept.append(Op(step.target) if isinstance(step, Op) and not now.isdisjoint(step.reads) else step)
+            _after(step, now)
+        block.steps = kept
+        if block.branch is not None and not now.isdisjoint(block.branch.reads):
+            block.branch = Branch(block.branch.label, lambda: None)
+
+
+def _after(step: Op | Call, unknown: set[str]) -> None:
+    """What is not known before a step -> behind it."""
+    if isinstance(step, Call):
+        unknown.update(step.clobbers)
+    elif step.compute is None or not unknown.isdisjoint(step.reads):
+        unknown.add(step.target)
+    else:
+        unknown.discard(step.target)
 
 
 def _slice(blocks: list[_Block]) -> None:
@@ -270,7 +310,9 @@ class Counter:
         flows: Mapping[str, Flow],
         arguments: Callable[[Call, Mapping[str, Value]], dict[str, Value]],
         outside: Callable[[str, Mapping[str, Value]], float | None],
+        bits: int = 64,
     ) -> None:
+        self.mask = (1 << bits) - 1
         self.flows, self.outside, self.arguments = flows, outside, arguments
         self.steps = 0.0
         self._known: dict[tuple[Value, ...], Counted] = {}
@@ -304,9 +346,10 @@ class Counter:
         while at is not None:
             inner = flow.loops.get(at)
             if inner is not None and inner is not loop:
-                if trace is not None:
-                    trace.append(_Seen(inner, {v: env.get(v) for v in inner.reads}))
+                known = {v: env.get(v) for v in inner.reads} if trace is not None else {}
                 at, more, guessed = self._repeat(flow, inner, env)
+                if trace is not None:
+                    trace.append(_Seen(inner, known, left={v: env[v] for v in inner.writes if v in env}))
             else:
                 at, more, guessed = self._block(flow, at, env, trace)
             count, unknown = count + more, unknown + guessed
@@ -321,46 +364,73 @@ class Counter:
             own = dict(zip(loop.reads, key, strict=True))
             before = dict(own)
             at, count, unknown = self._walk(flow, loop.header, loop, own)
+            times, same, last, earlier = 1, 0, 0.0, list[_Seen]()
             while at == loop.header:
+                looked = times < 2 * _ALIKE or times % 8 < 2  # looking takes longer than going on
                 start, trace = dict(own), list[_Seen]()
-                at, more, guessed = self._walk(flow, loop.header, loop, own, trace)
-                count, unknown = count + more, unknown + guessed
-                again = self._alike(loop, start, own, trace) if at == loop.header else 0
-                count, unknown = count + again * more, unknown + again * guessed
+                at, more, guessed = self._walk(flow, loop.header, loop, own, trace if looked else None)
+                count, unknown, times = count + more, unknown + guessed, times + 1
+                same, last = same + 1 if more == last else 0, more
+                if at == loop.header and looked:
+                    alike = earlier if same >= _ALIKE and _same_way(earlier, trace) else None
+                    again = self._alike(loop, start, own, trace, alike)
+                    count, unknown = count + again * more, unknown + again * guessed
+                    same = 0 if again else same
+                earlier = trace
             left = {v: own[v] for v in loop.writes if v in own and (v not in before or own[v] != before[v])}
             found = loop.known[key] = (at, left, count, unknown)
         env.update(found[1])
         return found[0], found[2], found[3]
 
-    def _alike(self, loop: _Loop, start: Mapping[str, Value], env: dict[str, Value], trace: Sequence[_Seen]) -> int:
+    def _alike(
+        self,
+        loop: _Loop,
+        start: Mapping[str, Value],
+        env: dict[str, Value],
+        trace: Sequence[_Seen],
+        earlier: Sequence[_Seen] | None,
+    ) -> int:
         """How many more times the loop goes the way of `trace`, which began with `start` and ended with `env`; `env`
-        becomes what is left then. Only what changes from one time to the next is computed."""
+        becomes what is left then. Only what changes from one time to the next is computed. `earlier`: the time before,
+        where loops inside have taken as long several times: they go on to, and leave numbers that grow as they did; but
+        not the last few times, which may meet the edge of an image."""
         moving = {v for v in loop.reads if start.get(v) != env.get(v)}
-        steps = _changing(trace, moving, loop.reads)
+        steps, guesses = _changing(trace, moving, loop.reads, None), False
+        if not steps and earlier is not None:
+            moving = {v for v in loop.reads if start.get(v) != env.get(v)}
+            steps, guesses = _changing(trace, moving, loop.reads, earlier), True
         if not steps:
             return 0
-        state = {v: env.get(v) for v in moving}
-        times = 0
+        states = [{v: env.get(v) for v in moving}]
         while self.steps <= MOST_STEPS:
-            now = dict(state)
-            for seen, reads, known in steps:
-                what = seen.what
-                values = [now.get(v) if v in reads else known.get(v) for v in what.reads]
-                computed = None if any(v is None for v in values) else self._apply(what, values)
-                if isinstance(what, Op):
-                    now[what.target] = computed
-                elif computed is None or bool(computed) is not seen.taken:
-                    env.update(state)
+            now = dict(states[-1])
+            for step in steps:
+                if not self._again(step, now, len(states)):
+                    times = max(0, len(states) - 1 - (_LAST if guesses else 0))
+                    env.update(states[times])
                     return times
-            state = {v: now.get(v) for v in moving}
-            times += 1
+            states.append({v: now.get(v) for v in moving})
             self.steps += len(steps) / 8  # a block takes about as long as eight of these
         raise GaveUp("too many steps")
 
-    @staticmethod
-    def _apply(what: Any, values: Sequence[Value]) -> Value:
+    def _again(self, step: _Step, now: dict[str, Value], times: int) -> bool:
+        """Does a step once more; False where it is a branch that goes another way."""
+        seen, reads = step.seen, step.changing
+        what = seen.what
+        if isinstance(what, _Loop):
+            for v, value in seen.left.items():
+                now[v] = (value + times * step.growth[v]) & self.mask if v in step.growth else value
+            return True
+        if isinstance(what, Call):
+            now.update(dict.fromkeys(what.clobbers))
+            return True
+        values = [now.get(v) if v in reads else seen.known.get(v) for v in what.reads]
         compute = what.compute if isinstance(what, Op) else what.holds
-        return None if compute is None else compute(*values)
+        computed = None if compute is None or any(v is None for v in values) else compute(*values)
+        if isinstance(what, Op):
+            now[what.target] = computed
+            return True
+        return computed is not None and bool(computed) is seen.taken
 
     def _block(
         self, flow: Flow, number: int, env: dict[str, Value], trace: list[_Seen] | None
@@ -409,48 +479,73 @@ class Counter:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A step, loop or branch that control went through, what it read, and whether the branch was taken."""
+    """A step, loop or branch that control went through, what it read, whether the branch was taken, and what the loop
+    left."""
 
     what: Op | Call | Branch | _Loop
     known: Mapping[str, Value]
     taken: bool | None = None
+    left: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that is different every time: operands that change, and by how much the results of a loop grow."""
+
+    seen: _Seen
+    changing: frozenset[str]
+    growth: Mapping[str, int] = field(default_factory=dict)
+
+
+def _same_way(a: Sequence[_Seen], b: Sequence[_Seen]) -> bool:
+    return len(a) == len(b) and all(x.what is y.what and x.taken is y.taken for x, y in zip(a, b, strict=True))
 
 
 def _changing(
-    trace: Sequence[_Seen], moving: set[str], reads: Sequence[str]
-) -> list[tuple[_Seen, frozenset[str], Mapping[str, Value]]]:
-    """The steps and branches of `trace` whose operands change from one time to the next, with those operands;
-    `moving`, what changes over the loop, grows where more does. Nothing where a loop or call depends on what changes,
-    or no branch does (then only data end the loop)."""
+    trace: Sequence[_Seen], moving: set[str], reads: Sequence[str], earlier: Sequence[_Seen] | None
+) -> list[_Step]:
+    """The steps and branches of `trace` whose operands change from one time to the next; `moving`, what changes over
+    the loop, grows where more does. Nothing where, without `earlier`, a call or a loop depends on what changes, or no
+    branch does (then only data end the loop)."""
     while True:
-        changes, steps, ends = set(moving), [], False
-        for seen in trace:
-            touched = frozenset(changes.intersection(seen.what.reads))
-            if isinstance(seen.what, Call | _Loop):
-                if touched or (isinstance(seen.what, Call) and seen.what.register):
+        changes, steps, ends = set(moving), list[_Step](), False
+        for index, seen in enumerate(trace):
+            what = seen.what
+            touched = frozenset(changes.intersection(what.reads))
+            if isinstance(what, Call):
+                if earlier is None and (touched or changes.intersection(what.clobbers)):
                     return []
-                if changes.intersection(seen.what.clobbers if isinstance(seen.what, Call) else seen.what.writes):
+                changes.difference_update(what.clobbers)
+                steps.append(_Step(seen, touched))
+            elif isinstance(what, _Loop):
+                growth = _growth(seen, earlier[index]) if earlier is not None else None
+                if growth is None and (touched or changes.intersection(what.writes)):
                     return []
-                continue
-            if isinstance(seen.what, Branch):
+                if growth is not None:
+                    changes = changes.difference(seen.left) | set(growth)
+                    steps.append(_Step(seen, touched, growth))
+            elif isinstance(what, Branch):
                 if touched and seen.taken is None:
                     return []
                 ends = ends or bool(touched)
-            elif touched:
-                changes.add(seen.what.target)
-            elif seen.what.target in changes:
-                changes.discard(seen.what.target)
-                steps.append((seen, touched, seen.known))
-            if touched:
-                steps.append((seen, touched, seen.known))
+                steps += [_Step(seen, touched)] if touched else []
+            elif touched or what.target in changes:
+                (changes.add if touched else changes.discard)(what.target)
+                steps.append(_Step(seen, touched))
         more = changes.intersection(reads) - moving
         if not more:
             return steps if ends else []
         moving |= more
 
 
-def _computed(compute: Function | None, reads: Iterable[str], env: Mapping[str, Value]) -> Value:
+def _growth(seen: _Seen, before: _Seen) -> dict[str, int]:
+    """By how much what a loop leaves grew since the time before."""
+    both = ((v, seen.left[v], before.left.get(v)) for v in seen.left)
+    return {v: a - b for v, a, b in both if isinstance(a, int) and isinstance(b, int) and a != b}
+
+
+def _computed(compute: Function | None, reads: Sequence[str], env: Mapping[str, Value]) -> Value:
     if compute is None:
         return None
     values = [env.get(v) for v in reads]
-    return None if any(v is None for v in values) else compute(*values)
+    return None if None in values else compute(*values)

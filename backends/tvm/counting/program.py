@@ -74,7 +74,7 @@ def _counted(
 
     try:
         flows = {n: Flow(read(text)) for n, text in texts.items()}
-        counter = Counter(flows, arguments, _cost)
+        counter = Counter(flows, arguments, _cost, 8 * word)
         return round(counter.run(name, given).instructions) if name in flows else None
     except GaveUp:
         return None
