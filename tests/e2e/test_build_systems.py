@@ -209,6 +209,17 @@ def test_cmake_says_what_is_wrong(
     assert message in " ".join(configure(here, *options, code=1).split())
 
 
+def test_cmake_passes_on_types_of_ports(project: Callable[[str], Project], need_tool: Callable[..., str]) -> None:
+    need_tool("cmake")
+    need_tool("ninja")
+    here = project("cmake")
+    model = "irc_add_model(n MODEL m.onnx TARGET cortex-m4 PRESET speed IO int8 scores=float32)"
+    top = "cmake_minimum_required(VERSION 3.21)\nproject(p NONE)\nfind_package(irc REQUIRED)\n"
+    (here.folder / "CMakeLists.txt").write_text(top + model)
+    configure(here)
+    assert "--io int8 --io scores=float32" in here.run("ninja", "-C", "build", "-t", "commands", "n_irc")
+
+
 def test_cmake_without_irc(project: Callable[[str], Project], need_tool: Callable[..., str], root: Path) -> None:
     cmake = need_tool("cmake")
     here = project("cmake")
