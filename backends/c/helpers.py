@@ -31,6 +31,15 @@ _ALIGNED = """\
 #endif
 """
 
+_GENERAL = """\
+/* Of functions that are not made again for known arguments: comparisons with known numbers become branches or masks. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define IRC_GENERAL __attribute__((noinline, noclone))
+#else
+#define IRC_GENERAL
+#endif
+"""
+
 _FENCE = """\
 /* A product that is added to something is rounded first: the same bits with and without fused multiply-adds. */
 #if defined(__clang__) || !defined(__GNUC__)
@@ -190,58 +199,68 @@ typedef float irc_u4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 
 def _tile(places: int) -> str:
-    """Sums over n of `places` arrays times 8 columns of weights."""
+    """Sums over `rows` rows of n numbers, `apart` numbers apart, of `places` arrays times 8 columns of weights; from
+    number o of each y on."""
     each = range(places)
     declared = ", ".join(f"a{p} = zero, b{p} = zero" for p in each)
-    arrays = ", ".join(f"*const x{p} = x[{p}]" for p in each)
-    steps = "\n        ".join(f"a{p} += u * x{p}[i]; b{p} += v * x{p}[i];" for p in each)
-    again = "\n        ".join(f"a{p} += u1 * x{p}[i + 1]; b{p} += v1 * x{p}[i + 1];" for p in each)
-    ends = "\n    ".join(f"*(irc_u4 *)(acc + {8 * p}) = a{p}; *(irc_u4 *)(acc + {8 * p + 4}) = b{p};" for p in each)
+    arrays = ", ".join(f"*const x{p} = x[{p}] + k" for p in each)
+    steps = "\n            ".join(f"a{p} += u * x{p}[i]; b{p} += v * x{p}[i];" for p in each)
+    again = "\n            ".join(f"a{p} += u1 * x{p}[i + 1]; b{p} += v1 * x{p}[i + 1];" for p in each)
+    ends = "\n    ".join(f"*(irc_u4 *)(y[{p}] + o) = a{p}; *(irc_u4 *)(y[{p}] + o + 4) = b{p};" for p in each)
     return f"""\
-/* Sums over n of {places} arrays times 8 columns of weights. */
-static IRC_APART void irc_tile{places}(const float *const *x, const float *w, int32_t n, float *acc)
+/* Sums over rows of n numbers, `apart` from each other, of {places} arrays times 8 columns of weights: y[][o...]. */
+static IRC_APART void irc_tile{places}(const float *const *x, const float *w, int32_t n, int32_t rows, ptrdiff_t apart,
+    float *const *y, int32_t o)
 {{
 #ifdef IRC_VECTORS
     const irc_v4 zero = {{0.0f, 0.0f, 0.0f, 0.0f}};
     irc_v4 {declared};
-    const float {arrays};
-    ptrdiff_t i = 0;
-    for (; i + 2 <= n; i += 2, w += 16) {{
-        const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
-        {steps}
-        const irc_v4 u1 = *(const irc_u4 *)(w + 8), v1 = *(const irc_u4 *)(w + 12);
-        {again}
-    }}
-    if (i < n) {{
-        const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
-        {steps}
+    for (ptrdiff_t k = 0; rows > 0; rows--, k += apart) {{
+        const float {arrays};
+        ptrdiff_t i = 0;
+        for (; i + 2 <= n; i += 2, w += 16) {{
+            const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
+            {steps}
+            const irc_v4 u1 = *(const irc_u4 *)(w + 8), v1 = *(const irc_u4 *)(w + 12);
+            {again}
+        }}
+        if (i < n) {{
+            const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
+            {steps}
+            w += 8;
+        }}
     }}
     {ends}
 #else
-    irc_columns(x, {places}, w, n, acc);
+    irc_columns(x, {places}, w, n, rows, apart, y, o);
 #endif
 }}"""
 
 
 _COLUMNS = """\
 #ifndef IRC_VECTORS
-static IRC_APART void irc_columns(const float *const *x, int32_t places, const float *w, int32_t n, float *acc)
+static IRC_APART void irc_columns(const float *const *x, int32_t places, const float *w, int32_t n, int32_t rows,
+    ptrdiff_t apart, float *const *y, int32_t o)
 {
     for (int32_t p = 0; p < places; p++) {
-        for (int32_t c = 0; c < 8; c += 4, acc += 4) {
-            const float *from = w + c, *data = x[p];
+        float *to = y[p] + o;
+        for (int32_t c = 0; c < 8; c += 4, to += 4) {
+            const float *from = w + c;
             float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
-            for (int32_t i = 0; i < n; i++, from += 8) {
-                const float t = *data++;
-                s0 += t * from[0];
-                s1 += t * from[1];
-                s2 += t * from[2];
-                s3 += t * from[3];
+            for (int32_t j = 0; j < rows; j++) {
+                const float *data = x[p] + j * apart;
+                for (int32_t i = 0; i < n; i++, from += 8) {
+                    const float t = *data++;
+                    s0 += t * from[0];
+                    s1 += t * from[1];
+                    s2 += t * from[2];
+                    s3 += t * from[3];
+                }
             }
-            acc[0] = s0;
-            acc[1] = s1;
-            acc[2] = s2;
-            acc[3] = s3;
+            to[0] = s0;
+            to[1] = s1;
+            to[2] = s2;
+            to[3] = s3;
         }
     }
 }
@@ -249,69 +268,121 @@ static IRC_APART void irc_columns(const float *const *x, int32_t places, const f
 
 _REST = """\
 /* The same for fewer columns. */
-static IRC_APART void irc_rest(const float *const *x, int32_t places, const float *w, int32_t n, int32_t columns,
-    float *acc)
+static IRC_APART void irc_rest(const float *const *x, int32_t places, const float *w, int32_t n, int32_t rows,
+    ptrdiff_t apart, int32_t columns, float *const *y, int32_t o)
 {
     for (int32_t p = 0; p < places; p++) {
         for (int32_t c = 0; c < columns; c++) {
+            const float *from = w + c;
             float s = 0.0f;
-            for (int32_t i = 0; i < n; i++) s += x[p][i] * w[i * columns + c];
-            acc[p * 8 + c] = s;
+            for (int32_t j = 0; j < rows; j++)
+                for (int32_t i = 0; i < n; i++, from += columns) s += x[p][j * apart + i] * *from;
+            y[p][o + c] = s;
         }
     }
 }"""
 
-_DEPTHWISE = """\
-/* Sums of the taps of a window that are inside of the image, for each channel. */
-static IRC_APART void irc_depthwise(const float *x, const float *w, int32_t row, int32_t column, int32_t kh, int32_t kw,
-    int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh, int32_t sw, int32_t count, float *acc)
+_FINISH = """\
+/* Sums, plus biases, plus other numbers where there are any, clamped. */
+static IRC_GENERAL void irc_finish(float *y, const float *IRC_RESTRICT bias, const float *IRC_RESTRICT other, float low,
+    float high, int32_t n)
 {
-    int32_t i0 = 0, i1 = kh, j0 = 0, j1 = kw, c = 0;
-    while (i0 < i1 && row + i0 * dh < 0) i0++;
-    while (i1 > i0 && row + (i1 - 1) * dh >= height) i1--;
-    while (j0 < j1 && column + j0 * dw < 0) j0++;
-    while (j1 > j0 && column + (j1 - 1) * dw >= width) j1--;
-    x += (row + i0 * dh) * sh + (column + j0 * dw) * sw;
-    w += (i0 * kw + j0) * count;
-    i1 -= i0;
-    j1 -= j0;
 #ifdef IRC_VECTORS
-    for (; c + 16 <= count; c += 16) {
-        irc_v4 a = {0.0f, 0.0f, 0.0f, 0.0f}, b = a, d = a, e = a;
-        for (ptrdiff_t i = 0; i < i1; i++) {
-            const float *p = x + i * dh * sh + c, *q = w + i * kw * count + c;
-            for (ptrdiff_t j = 0; j < j1; j++, p += dw * sw, q += count) {
-                a += *(const irc_u4 *)p * *(const irc_u4 *)q;
-                b += *(const irc_u4 *)(p + 4) * *(const irc_u4 *)(q + 4);
-                d += *(const irc_u4 *)(p + 8) * *(const irc_u4 *)(q + 8);
-                e += *(const irc_u4 *)(p + 12) * *(const irc_u4 *)(q + 12);
-            }
+    for (; n >= 8; n -= 8, y += 8, bias += 8) {
+        if (other != NULL) {
+            for (ptrdiff_t i = 0; i < 8; i++) y[i] += other[i];
+            other += 8;
         }
-        *(irc_u4 *)(acc + c) = a;
-        *(irc_u4 *)(acc + c + 4) = b;
-        *(irc_u4 *)(acc + c + 8) = d;
-        *(irc_u4 *)(acc + c + 12) = e;
-    }
-    for (; c + 8 <= count; c += 8) {
-        irc_v4 a = {0.0f, 0.0f, 0.0f, 0.0f}, b = a;
-        for (ptrdiff_t i = 0; i < i1; i++) {
-            const float *p = x + i * dh * sh + c, *q = w + i * kw * count + c;
-            for (ptrdiff_t j = 0; j < j1; j++, p += dw * sw, q += count) {
-                a += *(const irc_u4 *)p * *(const irc_u4 *)q;
-                b += *(const irc_u4 *)(p + 4) * *(const irc_u4 *)(q + 4);
-            }
+        for (ptrdiff_t i = 0; i < 8; i++) {
+            float t = y[i] + bias[i];
+            t = low > t ? low : t;
+            y[i] = high < t ? high : t;
         }
-        *(irc_u4 *)(acc + c) = a;
-        *(irc_u4 *)(acc + c + 4) = b;
     }
 #endif
-    for (; c < count; c++) {
-        float s = 0.0f;
-        for (int32_t i = 0; i < i1; i++) {
-            const float *p = x + i * dh * sh + c, *q = w + i * kw * count + c;
-            for (int32_t j = 0; j < j1; j++, p += dw * sw, q += count) s += *p * *q;
+    for (; n > 0; n--, y++, bias++) {
+        float t = *y + *bias;
+        if (other != NULL) t += *other++;
+        t = low > t ? low : t;
+        *y = high < t ? high : t;
+    }
+}"""
+
+_DEPTHWISE3 = """\
+#ifdef IRC_VECTORS
+/* Windows of 3 x 3 inside of the image: `places` of them, `step` from each other, all of their channels. */
+static IRC_APART void irc_depthwise3(const float *x, const float *w, int32_t places, int32_t step, int32_t sh,
+    int32_t sw, int32_t count, float *y, int32_t apart)
+{
+    for (int32_t c = 0; c < count; c += 4, x += 4, y += 4, w += 4) {
+        irc_v4 u[9];
+        for (int32_t i = 0; i < 9; i++) u[i] = *(const irc_u4 *)(w + i * count);
+        const float *p = x, *q = x + sh, *r = q + sh;
+        float *to = y;
+        for (int32_t n = places; n > 0; n--, p += step, q += step, r += step, to += apart) {
+            irc_v4 s = u[0] * *(const irc_u4 *)p;
+            s += u[1] * *(const irc_u4 *)(p + sw);
+            s += u[2] * *(const irc_u4 *)(p + 2 * sw);
+            s += u[3] * *(const irc_u4 *)q;
+            s += u[4] * *(const irc_u4 *)(q + sw);
+            s += u[5] * *(const irc_u4 *)(q + 2 * sw);
+            s += u[6] * *(const irc_u4 *)r;
+            s += u[7] * *(const irc_u4 *)(r + sw);
+            s += u[8] * *(const irc_u4 *)(r + 2 * sw);
+            *(irc_u4 *)to = s;
         }
-        acc[c] = s;
+    }
+}
+#endif"""
+
+_DEPTHWISE = """\
+/* Sums of the taps of windows that are inside of the image, for each channel: `places` windows, `step` columns
+   from each other. */
+static IRC_APART void irc_depthwise(const float *x, const float *w, int32_t row, int32_t column, int32_t step,
+    int32_t places, int32_t kh, int32_t kw, int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh,
+    int32_t sw, int32_t count, float *y, int32_t apart)
+{
+    int32_t i0 = 0, i1 = kh;
+    while (i0 < i1 && row + i0 * dh < 0) i0++;
+    while (i1 > i0 && row + (i1 - 1) * dh >= height) i1--;
+    for (; places > 0; places--, column += step, y += apart) {
+        int32_t j0 = 0, j1 = kw, c = 0;
+#ifdef IRC_VECTORS
+        if (kh == 3 && kw == 3 && i1 - i0 == 3 && count % 4 == 0 && column >= 0 && column + 2 * dw < width) {
+            const int32_t most = (width - 1 - 2 * dw - column) / step + 1, n = most < places ? most : places;
+            irc_depthwise3(x + (row * sh + column * sw), w, n, step * sw, dh * sh, dw * sw, count, y, apart);
+            places -= n - 1;
+            column += (n - 1) * step;
+            y += (n - 1) * apart;
+            continue;
+        }
+#endif
+        while (j0 < j1 && column + j0 * dw < 0) j0++;
+        while (j1 > j0 && column + (j1 - 1) * dw >= width) j1--;
+        const float *const from = x + ((row + i0 * dh) * sh + (column + j0 * dw) * sw);
+        const float *const weights = w + (i0 * kw + j0) * count;
+#ifdef IRC_VECTORS
+        for (; c + 8 <= count; c += 8) {
+            irc_v4 a = {0.0f, 0.0f, 0.0f, 0.0f}, b = a;
+            for (ptrdiff_t i = 0; i < i1 - i0; i++) {
+                const float *p = from + i * dh * sh + c, *q = weights + i * kw * count + c;
+                for (ptrdiff_t j = j0; j < j1; j++, p += dw * sw, q += count) {
+                    a += *(const irc_u4 *)p * *(const irc_u4 *)q;
+                    b += *(const irc_u4 *)(p + 4) * *(const irc_u4 *)(q + 4);
+                }
+            }
+            *(irc_u4 *)(y + c) = a;
+            *(irc_u4 *)(y + c + 4) = b;
+        }
+#endif
+        for (; c < count; c++) {
+            float s = 0.0f;
+            for (int32_t i = 0; i < i1 - i0; i++) {
+                const float *p = from + i * dh * sh + c, *q = weights + i * kw * count + c;
+                for (int32_t j = j0; j < j1; j++, p += dw * sw, q += count) s += *p * *q;
+            }
+            y[c] = s;
+        }
     }
 }"""
 
@@ -321,6 +392,8 @@ _HELPERS = {
     "irc_tile4": _tile(4),
     "irc_rest": _REST,
     **transforms(),
+    "irc_finish": _FINISH,
+    "irc_depthwise3": _DEPTHWISE3,
     "irc_depthwise": _DEPTHWISE,
     "irc_rows4": _ROWS,
     "irc_fill": _FILL,
@@ -361,6 +434,8 @@ def preamble(code: str) -> str:
         out.append(_ALIGNED)
     if words & {"IRC_VECTORS", "IRC_AT"}:
         out.append(_VECTORS)
+    if "IRC_GENERAL" in words:
+        out.append(_GENERAL)
     if "IRC_AT" in words:
         out.append(COLUMNS)
     if "IRC_FENCE" in words:

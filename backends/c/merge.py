@@ -13,13 +13,14 @@ from dataclasses import dataclass
 _TOKEN = re.compile(
     r"[A-Za-z_]\w*"
     r"|\(-\d+\)(?![\w.])"
+    r"|\([-+]INFINITY\)"
     r"|\(-(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+)f\)"
     r"|(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+)f?"
     r"|\d+\w*"
     r"|\s+|."
 )
 _INTEGER = re.compile(r"(\d+|\(-\d+\))\Z")
-_REAL = re.compile(r"\(?-?\d[\d.]*(?:e[-+]?\d+)?f\)?\Z")
+_REAL = re.compile(r"(\(?-?\d[\d.]*(?:e[-+]?\d+)?f\)?|\([-+]INFINITY\))\Z")
 _SIZE = re.compile(r"N\d+\Z")
 _DEFINITION = re.compile(r"^static ", re.MULTILINE)
 

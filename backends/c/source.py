@@ -65,6 +65,8 @@ class _Source:
         kernels = {symbol: data.decode() for symbol, data in program.kernels.items()}
         short = {symbol: f"kernel_{i}" for i, symbol in enumerate(kernels)}
         texts = {short[s]: text.replace(s, short[s]) for s, text in kernels.items()}
+        self.nulls = {s: _nulls(text) for s, text in texts.items()}
+        texts = {s: text.replace(_NULL, "") for s, text in texts.items()}
         self.short = short
         self.merged = merge(texts)
         self.of: dict[str, Merged] = {}
@@ -191,7 +193,12 @@ class _Source:
         symbol = self.short[step.symbol]
         merged = self.of[symbol]
         kinds = self.parameters[merged.name]
-        args = [self._argument(arg, kind) for arg, kind in zip(step.args, kinds, strict=False)]
+        given = iter(step.args)
+        count = len(step.args) + len(self.nulls[symbol])  # tables follow
+        args = [
+            "NULL" if n in self.nulls[symbol] else self._argument(next(given), kind)
+            for n, kind in enumerate(kinds[:count])
+        ]
         for letter, ctype, table in (("q", "int32_t", merged.integers), ("r", "float", merged.reals)):
             if table:
                 name = f"{letter}_{symbol.removeprefix('kernel_')}"
@@ -220,6 +227,18 @@ class _Source:
             return f"({kind}){name}[{arg.index}]"
         pointer = f"(const char *){name}[{arg.index}]" if arg.space == "input" else f"(char *){name}[{arg.index}]"
         return f"({kind})({constant}void *)({pointer} + {arg.offset})"
+
+
+_NULL = " /* NULL */"
+"""Stands behind a parameter of a kernel that the program has no argument for."""
+
+
+def _nulls(text: str) -> set[int]:
+    """Which parameters of a kernel are NULL."""
+    if _NULL not in text:
+        return set()
+    head = next(line for line in text.split("\n") if _NULL in line)
+    return {n for n, parameter in enumerate(head.split(",")) if _NULL in parameter}
 
 
 _NAMES = (("workspace", "workspace"), ("inputs", "input"), ("outputs", "output"))

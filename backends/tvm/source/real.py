@@ -1,13 +1,17 @@
 """Convolutions and matrix products of real numbers for C source.
 
 A tile is 4 places by 8 channels, in vectors where the compiler has them (`helpers.py`). Weights stand in tiles of 8
-channels, [kh, kw, ic, 8], the last with as many as there are.
+channels, [kh, kw, ic, 8], the last with as many as there are. Sums are written to where the results shall be; the
+expression of a place is computed on them there, by a function for what most layers have (`Common`), otherwise printed.
 """
 
 from __future__ import annotations
 
-from irc.backends.c.numbers import ctype
-from irc.backends.tvm.source.window import ConvSource, Epilogue, Text, offset, vectors
+import math
+from dataclasses import dataclass
+
+from irc.backends.c.numbers import ctype, real
+from irc.backends.tvm.source.window import Epilogue, Text, vectors
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
 
@@ -15,92 +19,212 @@ TILE = 8
 _PLACES = 4
 
 
-class RealConv(ConvSource):
+@dataclass(frozen=True)
+class Common:
+    """The expression sum + bias (operand 0), + operand 1 where there is one, clamped; None: not that one."""
+
+    added: bool
+    low: float
+    high: float
+
+    @staticmethod
+    def of(spec: SmallConvSpec | SmallDepthwiseSpec) -> Common | None:
+        code = spec.expression
+        bias = [o.strides[-1] == 1 and not any(o.strides[1:3]) for o in spec.operands[:1]]
+        if spec.y_dtype != "float32" or not code or code[0].op != "accumulator" or bias != [True]:
+            return None
+        if any(o.dtype != "float32" for o in spec.operands):
+            return None
+        at, added, low, high = 0, 0, -math.inf, math.inf
+        for i, instr in enumerate(code[1:], 1):
+            if instr.op == "operand":
+                if instr.params != (added,) or added == 2:
+                    return None
+                continue
+            if instr.op == "add" and sorted(instr.args) == [at, i - 1] and code[i - 1].op == "operand" and low < high:
+                added += 1
+            elif instr.op == "relu" and instr.args == (at,) and added and math.isinf(low):
+                low = 0.0
+            else:
+                return None
+            at = i
+        if added != len(spec.operands) or at != len(code) - 1 or (added == 2 and spec.operands[1].strides[-1] != 1):
+            return None
+        return Common(added == 2, low, high)
+
+
+class RealEpilogue:
+    """The expression of a place, on its sums."""
+
+    def __init__(self, spec: SmallConvSpec | SmallDepthwiseSpec, target: Target, symbol: str) -> None:
+        self.spec = spec
+        self.printed = Epilogue(spec, "float32", target, symbol)
+        self.common = Common.of(spec)
+        self.in_place = spec.y_dtype == "float32"
+
+    def parameters(self) -> list[str]:
+        """Operands. Of common expressions there are always two; nobody reads the second where it is NULL."""
+        found = [f"const {ctype(o.dtype)} *IRC_RESTRICT e{i}" for i, o in enumerate(self.spec.operands)]
+        if self.common is not None and not self.common.added:
+            found.append("const float *IRC_RESTRICT e1 /* NULL */")
+        return found
+
+    def put(self, t: Text, sums: str, y: str, count: int, first: str = "") -> None:
+        """Statements for `count` channels, from `first` on, of the place (b, h, v). Its sums begin at `sums`, results
+        at `y`."""
+        several, plus = self.spec.batch > 1, f" + {first}" if first else ""
+        if self.common is not None:
+            strides = self.spec.operands[1].strides if self.common.added else (0, 0, 0, 0)
+            other = f"{int(self.common.added)} ? e1 + ({place_at(strides, several=several)}){plus} : NULL"
+            bounds = ", ".join(_bound(v) for v in (self.common.low, self.common.high))
+            t.put(f"irc_finish({sums}, e0{plus}, {other}, {bounds}, {count});")
+            return
+        moving, result = self.printed.moving(), "sums" if self.in_place else "results"
+        lines = self.printed.lines(t.depth + 2, result, "c", "sums[c]")
+        t.put("{")
+        for i, o in enumerate(self.spec.operands):
+            here = plus if o.strides[-1] else ""
+            if i in moving:
+                at = place_at(o.strides, several=several)
+                t.put(f"const {ctype(o.dtype)} *const f{i} = e{i} + ({at}){here};")
+            elif here:
+                lines = [line.replace(f"e{i}[c]", f"e{i}[{first} + c]") for line in lines]
+        t.put(f"{'' if self.in_place else 'const '}float *const sums = {sums};")
+        if not self.in_place:
+            t.put(f"{ctype(self.spec.y_dtype)} *const results = {y};")
+        vectors(t, count, lines, TILE)
+        if not moving:
+            t.put("(void)h;", "(void)v;", *["(void)b;"] * several)
+        t.put("}")
+
+
+def place_at(strides: tuple[int, ...], *, several: bool) -> str:
+    """Where the place (b, h, v) lies. All terms are there, whatever their strides, so that kernels look alike."""
+    return f"h * {strides[1]} + v * {strides[2]}" + (f" + b * {strides[0]}" if several else "")
+
+
+def _bound(value: float) -> str:
+    """A literal that `merge.py` may make a parameter of."""
+    if math.isinf(value):
+        return "(-INFINITY)" if value < 0 else "(+INFINITY)"
+    return real(value, "float32")
+
+
+class RealConv:
     """`symbol(x, w, operands..., y)`."""
 
-    x_type = "float"
-
     def __init__(self, symbol: str, spec: SmallConvSpec, target: Target) -> None:
-        super().__init__(symbol, spec, target)
-        self.places = 1 if self.total == 1 else _PLACES
-        self.padded = self.apart = self.reduction
+        self.spec, self.symbol = spec, symbol
+        self.reduction = spec.kernel[0] * spec.kernel[1] * spec.ic
+        self.total = spec.batch * spec.out[0] * spec.out[1]
+        self.epilogue = RealEpilogue(spec, target, symbol)
+        self.t = Text()
 
-    @property
-    def x_dtype(self) -> str:
-        return "float32"
-
-    def _declare(self) -> None:
-        t, n = self.t, self.places
-        if not self._is_plain():
-            t.put(f"float xs[N{n * self.reduction}];")
-        t.put(f"const float *xp[{n}];", f"float acc[{n * TILE}];")
-
-    def _window(self, target: str, at: str) -> None:
-        n = "n" if self.total > 1 else "0"
-        spec = self.spec
-        if self._is_plain():
-            b, h, w = spec.x_strides
-            place = self._at((b, h * spec.stride[0], w * spec.stride[1]))
-            self.t.put(f"xp[{n}] = x + ({place});")
-            return
-        super()._window(target, at)
-        self.t.put(f"xp[{n}] = {target} + {at};")
-
-    def _window_function(self) -> str:
-        return "irc_window_f32"
-
-    def _fill(self) -> str:
-        return ""
-
-    def _in_rows(self) -> bool:
-        return False
-
-    def _channels(self, count: str) -> None:
+    def build(self) -> str:
         spec, t = self.spec, self.t
-        if self.total > 1:
-            t.put(f"for (int32_t i = n; i < {self.places}; i++) xp[i] = xp[0];")
+        y = ctype(spec.y_dtype)
+        parameters = ["const float *x", "const float *IRC_RESTRICT w", *self.epilogue.parameters(), f"{y} *y"]
+        t.put(f"static void {self.symbol}({', '.join(parameters)})", "{")
+        if self.total == 1:
+            self._single()
+        else:
+            self._places()
+        t.put("}")
+        return t.done([])
+
+    def _is_inside(self) -> bool:
+        """Whether all windows lie in the image."""
+        spec = self.spec
+        return spec.pads == (0, 0) and all(
+            (o - 1) * s + (k - 1) * d < i
+            for o, s, k, d, i in zip(spec.out, spec.stride, spec.kernel, spec.dilation, spec.image, strict=True)
+        )
+
+    def _has_rows(self) -> bool:
+        """Whether the rows of a window are contiguous in the image, so that they need no copy."""
+        spec = self.spec
+        return spec.kernel == (1, 1) or (spec.dilation == (1, 1) and spec.x_strides[2] == spec.ic)
+
+    def _window(self, to: str, x: str, h: str, v: str) -> str:
+        spec = self.spec
+        numbers = (*spec.kernel, *spec.dilation, *spec.image, *spec.x_strides[1:], spec.ic)
+        return f"irc_window_f32({to}, {x}, {h}, {v}, {', '.join(map(str, numbers))});"
+
+    def _single(self) -> None:
+        """One place: a row of a matrix mostly."""
+        spec, t = self.spec, self.t
+        plain = spec.kernel == (1, 1) and self._is_inside()
+        if not self.epilogue.in_place:
+            t.put(f"float acc[{spec.oc}];")
+        target = "y" if self.epilogue.in_place else "acc"
+        if plain:
+            t.put("const float *const xp[1] = {x};")
+        else:
+            t.put(f"float xs[N{self.reduction}];", "const float *const xp[1] = {xs};")
+        t.put(f"float *const ys[1] = {{{target}}};", "const int32_t b = 0, h = 0, v = 0;", "(void)b;")
+        if not plain:
+            t.put(self._window("xs", "x", f"0 - {spec.pads[0]}", f"0 - {spec.pads[1]}"))
+        self._tiles("1", str(self.reduction), "1", "0", 1)
+        self.epilogue.put(t, target, "y", spec.oc)
+
+    def _places(self) -> None:
+        """Four places at a time: windows at the edge of the image are copied, others are read where they are."""
+        spec, t = self.spec, self.t
+        several = spec.batch > 1
+        everywhere = self._is_inside() and self._has_rows()
+        t.put(f"float xs[N{1 if everywhere else _PLACES * self.reduction}];")
+        if not self.epilogue.in_place:
+            t.put(f"float acc[{_PLACES * spec.oc}];")
+        t.put(f"const float *xp[{_PLACES}], *from[{_PLACES}];", f"float *ys[{_PLACES}];")
+        t.put(f"int32_t hs[{_PLACES}], vs[{_PLACES}];")
+        t.put(f"for (int32_t place = 0; place < {self.total};) {{")
+        t.put(f"int32_t n = 0, inside = {int(self._has_rows())};")
+        t.put(f"for (; n < {_PLACES} && place < {self.total}; n++, place++) {{")
+        self._coordinates("place")
+        t.put(f"hs[n] = h * {spec.stride[0]} - {spec.pads[0]};", f"vs[n] = v * {spec.stride[1]} - {spec.pads[1]};")
+        last = [i - (k - 1) * d - 1 for i, k, d in zip(spec.image, spec.kernel, spec.dilation, strict=True)]
+        high = [str(v) if v >= 0 else f"({v})" for v in last]
+        t.put(f"if (hs[n] < 0 || vs[n] < 0 || hs[n] > {high[0]} || vs[n] > {high[1]}) inside = 0;")
+        t.put(f"from[n] = x{f' + b * {spec.x_strides[0]}' if several else ''};")
+        y = "y" if self.epilogue.in_place else "acc"
+        t.put(f"ys[n] = {y} + ({self._at(spec.y_strides) if self.epilogue.in_place else f'n * {spec.oc}'});", "}")
+        t.put(f"for (int32_t i = 0; i < {_PLACES}; i++) {{", "const int32_t p = i < n ? i : 0;")
+        inside = f"from[p] + (hs[p] * {spec.x_strides[1]} + vs[p] * {spec.x_strides[2]})"
+        t.put(f"xp[i] = inside ? {inside} : xs + p * {self.reduction};", "ys[i] = ys[p];")
+        t.put(f"if (!inside && i < n) {self._window(f'xs + i * {self.reduction}', 'from[i]', 'hs[i]', 'vs[i]')}", "}")
+        rows = (f"inside ? {spec.kernel[1] * spec.ic} : {self.reduction}", f"inside ? {spec.kernel[0]} : 1")
+        self._tiles("n", *rows, str(spec.x_strides[1]), _PLACES)
+        t.put("for (int32_t p = 0; p < n; p++) {")
+        self._coordinates("(place - n + p)")
+        out = "ys[p]" if self.epilogue.in_place else f"y + ({self._at(spec.y_strides)})"
+        self.epilogue.put(t, "ys[p]", out, spec.oc)
+        t.put("}", "}")
+
+    def _coordinates(self, place: str) -> None:
+        """b, h and v of a place of the output."""
+        spec, t = self.spec, self.t
+        if spec.batch == 1:
+            t.put(f"const int32_t h = {place} / {spec.out[1]}, v = {place} % {spec.out[1]};")
+            return
+        t.put(f"const int32_t b = {place} / {math.prod(spec.out)}, v = {place} % {spec.out[1]};")
+        t.put(f"const int32_t h = {place} / {spec.out[1]} % {spec.out[0]};")
+
+    def _at(self, strides: tuple[int, ...]) -> str:
+        return place_at(strides, several=self.spec.batch > 1)
+
+    def _tiles(self, count: str, n: str, rows: str, apart: str, places: int) -> None:
+        """Sums of all channels, tile by tile."""
+        spec, t = self.spec, self.t
+        arguments = f"w + (ptrdiff_t)o * {self.reduction}, {n}, {rows}, {apart}"
         t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {TILE}) {{")
-        t.put(f"const float *const v = w + (ptrdiff_t)o * {self.reduction};".replace("*const v ", "*const from "))
-        rest = spec.oc % TILE
-        t.put(f"const int32_t m = irc_least({spec.oc} - o, {TILE});" if rest else f"const int32_t m = {TILE};")
-        tile = f"irc_tile{self.places}(xp, from, {self.reduction}, acc);"
-        if rest:
-            last = f"irc_rest(xp, {self.places}, from, {self.reduction}, m, acc);"
-            t.put(f"if (m == {TILE}) {tile}", f"else {last}") if spec.oc > TILE else t.put(last)
+        tile = f"irc_tile{places}(xp, {arguments}, ys, o);"
+        if spec.oc % TILE:
+            t.put(
+                f"if ({spec.oc} - o < {TILE}) irc_rest(xp, {count}, {arguments}, {spec.oc} - o, ys, o);", f"else {tile}"
+            )
         else:
             t.put(tile)
-        self._write(count)
         t.put("}")
-
-    def _write(self, count: str) -> None:
-        spec, t = self.spec, self.t
-        single = self.total == 1
-        if not single:
-            t.put(f"for (int32_t p = 0; p < {count}; p++) {{")
-        t.put("float *const sums = acc" + ("" if single else f" + p * {TILE}") + ";")
-        target = "sums" if spec.y_dtype == "float32" else "out"
-        if target == "out":
-            t.put(f"{ctype(spec.y_dtype)} out[{TILE}];")
-        lines = self._expression(target)
-        t.put("for (int32_t c = 0; c < m; c++) {")
-        t.add(lines)
-        t.put("}")
-        t.put(f"memcpy({'y' if single else 'ys[p]'} + o, {target}, (size_t)m * sizeof(*{target}));")
-        if not single:
-            t.put("}")
-
-    def _expression(self, target: str) -> list[str]:
-        spec, t = self.spec, self.t
-        single, moving = self.total == 1, self.epilogue.moving()
-        for i in moving:
-            source = f"e{i}" if single else f"fs{i}[p]"
-            plus = " + o" if spec.operands[i].strides[-1] else ""
-            t.put(f"const {ctype(spec.operands[i].dtype)} *const f{i} = {source}{plus};")
-        lines = self.epilogue.lines(t.depth + 1, target, "c", "sums[c]")
-        for i, o in enumerate(spec.operands):
-            if o.strides[-1] and i not in moving:
-                lines = [line.replace(f"e{i}[c]", f"e{i}[o + c]") for line in lines]
-        return lines
 
 
 class RealDepthwise:
@@ -108,35 +232,38 @@ class RealDepthwise:
 
     def __init__(self, symbol: str, spec: SmallDepthwiseSpec, target: Target) -> None:
         self.spec, self.symbol = spec, symbol
-        self.epilogue = Epilogue(spec, "float32", target, symbol)
+        self.epilogue = RealEpilogue(spec, target, symbol)
         self.t = Text()
 
     def build(self) -> str:
         spec, t = self.spec, self.t
-        y = ctype(spec.y_dtype)
+        y, several, whole = ctype(spec.y_dtype), spec.batch > 1, self.epilogue.in_place
         parameters = ["const float *x", "const float *IRC_RESTRICT w", *self.epilogue.parameters(), f"{y} *y"]
-        t.put(f"static void {self.symbol}({', '.join(parameters)})", "{", f"float acc[N{spec.channels}];")
-        target = "acc" if spec.y_dtype == "float32" else "out"
-        if target == "out":
-            t.put(f"{y} out[N{spec.channels}];")
-        if spec.batch > 1:
+        t.put(f"static void {self.symbol}({', '.join(parameters)})", "{")
+        if not whole:
+            t.put(f"float acc[{spec.channels}];")
+        if several:
             t.put(f"for (int32_t b = 0; b < {spec.batch}; b++) {{")
-        t.put(f"for (int32_t h = 0; h < {spec.out[0]}; h++) {{", f"for (int32_t v = 0; v < {spec.out[1]}; v++) {{")
-        image = offset([("b", spec.x_strides[0] if spec.batch > 1 else 0)])
-        t.put(
-            f"irc_depthwise(x + ({image}), w, h * {spec.stride[0]} - {spec.pads[0]}, "
-            f"v * {spec.stride[1]} - {spec.pads[1]}, {spec.kernel[0]}, {spec.kernel[1]}, {spec.dilation[0]}, "
-            f"{spec.dilation[1]}, {spec.image[0]}, {spec.image[1]}, {spec.x_strides[1]}, {spec.x_strides[2]}, "
-            f"{spec.channels}, acc);"
-        )
-        for i in self.epilogue.moving():
-            o = spec.operands[i]
-            t.put(f"const {ctype(o.dtype)} *const f{i} = e{i} + ({self._at(o.strides)});")
-        lines = self.epilogue.lines(t.depth + 1, target, "c", "acc[c]")
-        vectors(t, spec.channels, lines, TILE)
-        t.put(f"memcpy(y + ({self._at(spec.y_strides)}), {target}, {spec.channels} * sizeof(*{target}));")
-        t.put("}", "}", *["}"] * (spec.batch > 1), "}")
-        return t.done(self.epilogue.bounds)
+        t.put(f"for (int32_t h = 0; h < {spec.out[0]}; h++) {{")
+        image = f"x + b * {spec.x_strides[0]}" if several else "x"
+        row = place_at(spec.y_strides, several=several)
+        if whole:
+            t.put("int32_t v = 0;")
+            self._sums(image, f"y + ({row})", spec.out[1])
+            t.put(f"for (; v < {spec.out[1]}; v++) {{")
+        else:
+            t.put(f"for (int32_t v = 0; v < {spec.out[1]}; v++) {{")
+            self._sums(image, "acc", 1)
+        self.epilogue.put(t, f"y + ({row})" if whole else "acc", f"y + ({row})", spec.channels)
+        t.put("}", "}", *["}"] * several, "}")
+        return t.done([])
 
-    def _at(self, strides: tuple[int, ...]) -> str:
-        return offset([("b", strides[0] if self.spec.batch > 1 else 0), ("h", strides[1]), ("v", strides[2])])
+    def _sums(self, x: str, y: str, places: int) -> None:
+        """Of places of a row from v on."""
+        spec = self.spec
+        self.t.put(
+            f"irc_depthwise({x}, w, h * {spec.stride[0]} - {spec.pads[0]}, v * {spec.stride[1]} - {spec.pads[1]}, "
+            f"{spec.stride[1]}, {places}, {spec.kernel[0]}, {spec.kernel[1]}, {spec.dilation[0]}, {spec.dilation[1]}, "
+            f"{spec.image[0]}, {spec.image[1]}, {spec.x_strides[1]}, {spec.x_strides[2]}, {spec.channels}, {y}, "
+            f"{spec.y_strides[2]});"
+        )

@@ -9,10 +9,12 @@ of eight channels, [points, ic, 8] each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from irc.backends.c.transforms import input_name, output_name
 from irc.backends.tvm.plan.source_winograd import TILES, tile_of
-from irc.backends.tvm.source.window import Epilogue, Text, offset
+from irc.backends.tvm.source.real import RealEpilogue, place_at
+from irc.backends.tvm.source.window import Text
 from irc.backends.tvm.specs import SmallConvSpec
 from irc.backends.tvm.winograd import input_size
 from irc.targets.target import Target
@@ -28,7 +30,7 @@ class WinogradConv:
         self.spec, self.symbol = spec, symbol
         self.tile = tile_of(spec.way)
         self.sizes = tuple(input_size(m, r) for m, r in zip(self.tile, spec.kernel, strict=True))
-        self.epilogue = Epilogue(spec, "float32", target, symbol)
+        self.epilogue = RealEpilogue(spec, target, symbol)
         self.t = Text()
 
     def build(self) -> str:
@@ -37,71 +39,85 @@ class WinogradConv:
         parameters = ["const float *x", "const float *IRC_RESTRICT w", *self.epilogue.parameters()]
         t.put(f"static void {self.symbol}({', '.join([*parameters, 'float *y', 'float *scratch'])})", "{")
         t.put(f"float *const s = scratch + {points * TILES * spec.ic};")
-        t.put(f"int32_t bs[{TILES}], hs[{TILES}], vs[{TILES}], b = 0, h = 0, v = 0;", f"const float *xp[{TILES}];")
-        tiles = spec.batch * math.prod(-(-o // m) for o, m in zip(spec.out, self.tile, strict=True))
+        several = spec.batch > 1
+        t.put(
+            f"int32_t {f'bs[{TILES}], ' if several else ''}hs[{TILES}], vs[{TILES}];",
+            f"const float *xp[{TILES}];",
+            f"float *sp[{TILES}];",
+        )
+        high, wide = (-(-o // m) for o, m in zip(spec.out, self.tile, strict=True))
+        tiles = spec.batch * high * wide
         t.put(f"for (int32_t tile = 0; tile < {tiles};) {{", "int32_t n = 0;")
         t.put(f"for (; n < {TILES} && tile < {tiles}; n++, tile++) {{")
+        t.put(*[f"bs[n] = tile / {high * wide};"] * several, f"hs[n] = tile / {wide} % {high} * {self.tile[0]};")
+        t.put(f"vs[n] = tile % {wide} * {self.tile[1]};")
         self._input()
         t.put("}", f"for (int32_t o = 0; o < {spec.oc}; o += {_CHANNELS}) {{")
-        t.put(f"for (int32_t p = 0; p < {points}; p++) {{")
-        t.put(f"for (int32_t i = 0; i < {TILES}; i++) xp[i] = scratch + (p * {TILES} + (i < n ? i : 0)) * {spec.ic};")
+        t.put(f"for (int32_t p = 0; p < {points}; p++) {{", f"for (int32_t i = 0; i < {TILES}; i++) {{")
+        t.put(f"xp[i] = scratch + (p * {TILES} + (i < n ? i : 0)) * {spec.ic};")
+        t.put(f"sp[i] = s + (p * {TILES} + (i < n ? i : 0)) * {_CHANNELS};", "}")
         weights = f"w + (ptrdiff_t)(o * {points} + p * {_CHANNELS}) * {spec.ic}"
-        t.put(f"irc_tile{TILES}(xp, {weights}, {spec.ic}, s + p * {_SUMS});", "}")
-        self._output()
+        t.put(f"irc_tile{TILES}(xp, {weights}, {spec.ic}, 1, 0, sp, 0);", "}")
+        self._transform_back()
+        self._results()
         t.put("}", "}", "}")
-        return t.done(self.epilogue.bounds)
+        return t.done([])
 
     def _input(self) -> None:
         """The window of a tile, transformed."""
         spec, t = self.spec, self.t
         rows, columns = self.sizes
         _, sh, sw = spec.x_strides
-        image = offset([("b", spec.x_strides[0] if spec.batch > 1 else 0)])
+        image = f"x + bs[n] * {spec.x_strides[0]}" if spec.batch > 1 else "x"
         t.put(
-            f"irc_window_f32(s, x + ({image}), h - {spec.pads[0]}, v - {spec.pads[1]}, {rows}, {columns}, 1, 1, "
+            f"irc_window_f32(s, {image}, hs[n] - {spec.pads[0]}, vs[n] - {spec.pads[1]}, {rows}, {columns}, 1, 1, "
             f"{spec.image[0]}, {spec.image[1]}, {sh}, {sw}, {spec.ic});"
         )
         row = columns * spec.ic
         if rows > 1:
-            t.put(f"{input_name(rows)}(s, {row}, s, {row}, {row});")
+            t.put(f"{self._input_transform(0)}(s, {row}, s, {row}, {row});")
         to = f"scratch + (i * {columns * TILES} + n) * {spec.ic}"
         t.put(f"for (int32_t i = 0; i < {rows}; i++) {{")
         if columns > 1:
-            t.put(f"{input_name(columns)}(s + i * {row}, {spec.ic}, {to}, {TILES * spec.ic}, {spec.ic});")
+            t.put(f"{self._input_transform(1)}(s + i * {row}, {spec.ic}, {to}, {TILES * spec.ic}, {spec.ic});")
         else:
             t.put(f"memcpy({to}, s + i * {row}, {spec.ic} * sizeof(*s));")
-        t.put("}", "bs[n] = b;", "hs[n] = h;", "vs[n] = v;")
-        t.put(f"if ((v += {self.tile[1]}) >= {spec.out[1]}) {{", "v = 0;")
-        t.put(f"if ((h += {self.tile[0]}) >= {spec.out[0]}) {{", "h = 0;", "b++;", "}", "}")
+        t.put("}")
 
-    def _output(self) -> None:
-        """The sums of eight channels transformed back, and the results that lie in the image."""
-        spec, t = self.spec, self.t
+    def _transform_back(self) -> None:
+        """The sums of eight channels."""
+        t = self.t
         rows, columns = self.sizes
         row = columns * _SUMS
         if rows > 1:
-            t.put(f"{output_name(self.tile[0], rows)}(s, {row}, s, {row}, {row});")
+            t.put(f"{self._output_transform(0)}(s, {row}, s, {row}, {row});")
         if columns > 1:
-            t.put(f"for (int32_t i = 0; i < {self.tile[0]}; i++) {{")
             at = f"s + i * {row}, {_SUMS}"
-            t.put(f"{output_name(self.tile[1], columns)}({at}, {at}, {_SUMS});", "}")
-        t.put("for (int32_t p = 0; p < n; p++) {", "const int32_t b1 = bs[p], h1 = hs[p], v1 = vs[p];")
-        t.put(f"const int32_t high = irc_least({self.tile[0]}, {spec.out[0]} - h1);")
-        t.put(f"const int32_t wide = irc_least({self.tile[1]}, {spec.out[1]} - v1);", "(void)b1;")
-        t.put("for (int32_t i = 0; i < high; i++) {", "for (int32_t j = 0; j < wide; j++) {")
-        t.put(f"float *const sums = s + ((i * {columns} + j) * {TILES} + p) * {_CHANNELS};")
-        moving = self.epilogue.moving()
-        for i in moving:
-            plus = " + o" if spec.operands[i].strides[-1] else ""
-            t.put(f"const float *const f{i} = e{i} + ({self._at(spec.operands[i].strides)}){plus};")
-        lines = self.epilogue.lines(t.depth + 1, "sums", "c", "sums[c]")
-        for i, operand in enumerate(spec.operands):
-            if operand.strides[-1] and i not in moving:
-                lines = [line.replace(f"e{i}[c]", f"e{i}[o + c]") for line in lines]
-        t.put(f"for (int32_t c = 0; c < {_CHANNELS}; c++) {{")
-        t.add(lines)
-        t.put("}", f"memcpy(y + ({self._at(spec.y_strides)}) + o, sums, {_CHANNELS} * sizeof(*sums));", "}", "}", "}")
+            t.put(f"for (int32_t i = 0; i < {self.tile[0]}; i++) {{")
+            t.put(f"{self._output_transform(1)}({at}, {at}, {_SUMS});", "}")
 
-    def _at(self, strides: tuple[int, ...]) -> str:
-        batch = strides[0] if self.spec.batch > 1 else 0
-        return offset([("b1", batch), ("(h1 + i)", strides[1]), ("(v1 + j)", strides[2])])
+    def _results(self) -> None:
+        """Of eight channels: those that lie in the image."""
+        spec, t = self.spec, self.t
+        columns = self.sizes[1]
+        t.put("for (int32_t p = 0; p < n; p++) {")
+        t.put(f"for (int32_t i = 0; i < {self.tile[0]} && hs[p] + i < {spec.out[0]}; i++) {{")
+        t.put(f"for (int32_t j = 0; j < {self.tile[1]} && vs[p] + j < {spec.out[1]}; j++) {{")
+        t.put(f"const int32_t h = hs[p] + i, v = vs[p] + j{', b = bs[p]' if spec.batch > 1 else ''};")
+        t.put(f"float *const tile_sums = s + ((i * {columns} + j) * {TILES} + p) * {_CHANNELS};")
+        self.epilogue.put(t, "tile_sums", "y", _CHANNELS, "o")
+        y = place_at(spec.y_strides, several=spec.batch > 1)
+        t.put(f"memcpy(y + ({y}) + o, tile_sums, {_CHANNELS} * sizeof(*y));", "}", "}", "}")
+
+    def _transform(self, axis: int, name: Callable[[int], str]) -> str:
+        """The name of a transform along an axis. Where tiles are those of 3 x 3 kernels, both that there are: kernels
+        of either tile are one function then."""
+        if self.spec.kernel != (3, 3) or self.tile[0] != self.tile[1]:
+            return name(self.tile[axis])
+        return f"({int(self.tile[0] == 4)} ? {name(4)} : {name(2)})"
+
+    def _input_transform(self, axis: int) -> str:
+        return self._transform(axis, lambda m: input_name(input_size(m, self.spec.kernel[axis])))
+
+    def _output_transform(self, axis: int) -> str:
+        return self._transform(axis, lambda m: output_name(m, input_size(m, self.spec.kernel[axis])))
