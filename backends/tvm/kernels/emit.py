@@ -29,7 +29,14 @@ from irc.backends.tvm.kernels.builder import (
     reinterpret,
     vector_type,
 )
-from irc.backends.tvm.kernels.fixed import float_of_word, has_fpu, representable, requantize_fixed
+from irc.backends.tvm.kernels.fixed import (
+    float_of_word,
+    has_fpu,
+    representable,
+    requantize_fixed,
+    requantize_real,
+    rounds_reals,
+)
 from irc.backends.tvm.magnitude import magnitudes
 
 Operand = Callable[[int, int], Expr]
@@ -107,6 +114,8 @@ def _values(
             value = k.let(operand(int(instr.params[0]), lanes), "o")
         elif instr.op == "table":
             value = k.let(table(int(instr.params[0]), cast(values[instr.args[0]], "int32")))  # type: ignore[misc]  # only with a table
+        elif instr.op == "requantize" and lanes == 1 and not has_fpu(k.target) and rounds_reals(instr):
+            value = requantize_real(k, values[instr.args[0]], instr)
         elif instr.op == "requantize":
             source, limit = _requantize_source(expression, values, instr, lanes, limits)
             number = math.isfinite(limit) or _is_number(expression, instr.args[0])

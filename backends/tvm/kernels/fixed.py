@@ -15,7 +15,7 @@ from tvm import tirx
 
 from irc.backends.tvm.expression import Expression, Instr
 from irc.backends.tvm.fixed import Chain, Term, fraction_of
-from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, cast, const
+from irc.backends.tvm.kernels.builder import Expr, KernelBuilder, cast, const, reinterpret
 from irc.targets.target import Target
 
 _LARGEST = 2.0**31 - 1
@@ -179,6 +179,43 @@ def requantize_fixed(k: KernelBuilder, expression: Expression, at: int, chain: C
         result = result + int32(zero)
     result = tirx.Min(tirx.Max(result, int32(chain.low)), int32(chain.high))
     return k.let(cast(result, instr.dtype))
+
+
+_REAL_FRACTION = 16  # of reals that are rounded to bytes
+_BEYOND = 1 << 29  # more than any result, with that many bits
+
+
+def rounds_reals(instr: Instr) -> bool:
+    """Whether `requantize_real` is made for a requantization."""
+    low, high, zero, scale = instr.params
+    _, exponent = math.frexp(float(scale))
+    return scale > 0 and abs(exponent) <= 100 and max(abs(low - zero), abs(high - zero)) <= 256
+
+
+def requantize_real(k: KernelBuilder, real: Expr, instr: Instr) -> Expr:
+    """The requantization `instr` of any float32, NaN included, from its bits.
+
+    Mantissas are multiplied, and the product is shifted by both exponents until it has 16 bits after the point. What
+    is too large for that is beyond all results, and its sign is all that counts.
+    """
+    low, high, zero, scale = int(instr.params[0]), int(instr.params[1]), int(instr.params[2]), float(instr.params[3])
+    mantissa, exponent = math.frexp(scale)
+    bits = k.let(reinterpret(real, "int32"), "bits")
+    size = k.let(bits & int32(0x7FFFFFFF), "size")
+    whole = ((size & int32(0x7FFFFF)) | int32(0x800000)) << int32(7)
+    product, lost = upper_product(k, whole, int32(round(mantissa * 2**24) << 7))
+    shift = k.let(int32(124 + _REAL_FRACTION - exponent) - (size >> int32(23)), "shift")
+    value = tirx.Select(shift < 0, int32(_BEYOND), product >> tirx.Min(tirx.Max(shift, int32(0)), int32(31)))
+    negative = tirx.any(bits < 0, size > int32(0x7F800000))  # NaN becomes the lowest value
+    value = k.let(tirx.Select(negative, int32(0) - value, value), "value")
+    guard = lost + 3  # float32's rounding of numbers below 2**9, the shift, the sign
+    v = k.let(value + int32((1 << (_REAL_FRACTION - 1)) + guard + (zero << _REAL_FRACTION)), "v")
+    level = k.local(1, "int32", "level")
+    k.store(level, 0, v >> int32(_REAL_FRACTION))
+    with k.when((v & int32((1 << _REAL_FRACTION) - 1)) < int32(2 * guard + 1)):
+        exact = bits if scale == 1.0 else k.let(_call("mul", bits, _float_bits(scale)))
+        k.store(level, 0, _call("round", exact) + int32(zero))
+    return k.let(cast(tirx.Min(tirx.Max(k.load(level, 0), int32(low)), int32(high)), instr.dtype))
 
 
 def float_of_word(word: Expr, instr: Instr) -> Expr:

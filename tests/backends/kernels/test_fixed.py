@@ -153,6 +153,28 @@ def test_residual_after_a_scaled_sum(products: Target) -> None:
     check(residual_case(1 << 18), products)
 
 
+def real_case(zero: int, factor: float, size: int) -> Case:
+    """Reals of all magnitudes, NaN and infinities, which are kept from numpy's conversions."""
+    rng = np.random.default_rng(17)
+    b = ExpressionBuilder()
+    expression = b.finish(b.requantize(b.operand(0, F), "int8", -128, 127, zero, factor))
+    near = near_ties(rng, size, 300) / factor
+    x = np.where(rng.random(size) < 0.9, near, rng.normal(size=size) * np.exp2(rng.uniform(-130, 127, size)))
+    x = x.astype(np.float32)
+    made = case_of(f"real {factor}", expression, [x])
+    x[:6] = 0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan
+    made.expected[:6] = zero, zero, 127, -128, -128, -128
+    return made
+
+
+REALS = [(0, 1.0), (-128, 255.0), (7, 0.0123), (127, float(np.float32(1 / 0.043)))]
+
+
+@pytest.mark.parametrize("parameters", REALS, ids=str)
+def test_reals_round_as_float32(parameters: tuple[int, float], products: Target) -> None:
+    check(real_case(*parameters, 1 << 18), products)
+
+
 def mean_pool(target: Target) -> Case:
     """8x8 places, as it ends a network: sums that are ties by 64."""
     b = ExpressionBuilder()
@@ -284,7 +306,8 @@ def foreign_cases(target: Target) -> list[Case]:
     rng = np.random.default_rng(9)
     scaled = [case_of(f"scale {p[0]} {p[4]}", scale(*p), list(scaled_sums(rng, p[4], 300, 4096))) for p in SCALES[:5]]
     pairs = [case_of(name, e, [a[::7].copy() for a in every_pair()]) for name, e in PAIRS.items()]
-    return [*scaled, *pairs, residual_case(4096), mean_pool(target)]
+    reals = [real_case(*p, 4096) for p in REALS]
+    return [*scaled, *pairs, *reals, residual_case(4096), mean_pool(target)]
 
 
 @pytest.mark.parametrize("target", NO_FPU, ids=lambda t: t.name)
