@@ -117,7 +117,7 @@ def elementwise_distances(spec: ElementwiseSpec) -> dict[int, int]:
     size = math.prod(spec.shape)
     if size == 0 or size > _MOST_STEPS or any(s < 0 for s in spec.y_strides):
         return {}
-    written = (_addresses(spec.shape, spec.y_strides) + 1) * np.dtype(spec.y_dtype).itemsize
+    written = (_addresses(spec.shape, spec.y_strides) + 1 + spec.gap) * np.dtype(spec.y_dtype).itemsize
     found = {}
     for number, operand in enumerate(spec.operands):
         if all(s == 0 for s in operand.strides) or any(s < 0 for s in operand.strides):

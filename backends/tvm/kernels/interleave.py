@@ -22,7 +22,9 @@ _MOST_CHANNELS = 4
 
 def fits(spec: ElementwiseSpec, target: Target) -> bool:
     """Whether this way serves the specification: 2 to 4 channels, columns contiguous in every operand."""
-    if len(spec.shape) < 2 or not 2 <= spec.shape[-1] <= _MOST_CHANNELS or spec.shape[-2] < lanes_of(target):
+    if len(spec.shape) < 2 or not 2 <= spec.shape[-1] <= _MOST_CHANNELS:
+        return False
+    if lanes_of(target) == 1 or spec.shape[-2] < lanes_of(target):
         return False
     if spec.y_strides[-1] != 1 or spec.y_strides[-2] != spec.shape[-1] + spec.gap or needs_scalar(spec.expression):
         return False
@@ -34,8 +36,10 @@ def fits(spec: ElementwiseSpec, target: Target) -> bool:
 def build(symbol: str, spec: ElementwiseSpec, target: Target) -> Any:
     """`symbol(operands..., y, part, parts)`."""
     k = KernelBuilder(symbol, target)
-    operands = [k.pointer(f"e{i}", o.dtype, o.size) for i, o in enumerate(spec.operands)]
-    y = k.pointer("y", spec.y_dtype, spec.y_size)
+    # All that is read for some columns is read before they are written, as `overlap.py` supposes.
+    shared = target.small
+    operands = [k.pointer(f"e{i}", o.dtype, o.size, shared=shared) for i, o in enumerate(spec.operands)]
+    y = k.pointer("y", spec.y_dtype, spec.y_size, shared=shared)
     *outer, columns, channels = spec.shape
     lanes = lanes_of(target)
     width = channels + spec.gap

@@ -23,8 +23,12 @@ _TYPES = {"float32", "int32", "uint8", "int8"}
 
 
 def fits(spec: ElementwiseSpec, target: Target) -> bool:
-    """Whether this kernel exists for `spec`: some operand is contiguous along the last dimension but one."""
-    if len(spec.shape) < 2 or spec.y_strides[-1] != 1 or needs_scalar(spec.expression):
+    """Whether this kernel exists for `spec`: some operand is contiguous along the last dimension but one.
+
+    Not on small targets, where results may lie in an operand's memory (`overlap.py`): squares leave the order of
+    elements, and where they overlap they read again what they have written over.
+    """
+    if target.small or len(spec.shape) < 2 or spec.y_strides[-1] != 1 or needs_scalar(spec.expression):
         return False
     types = {spec.y_dtype, *(o.dtype for o in spec.operands), *(i.dtype for i in spec.expression)}
     if not types <= _TYPES or _size(spec, target) < 4:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import spec_reference
+from kernel_harness import open_kernel, optimized
 
 from irc.backends.tvm.expression import ExpressionBuilder
 from irc.backends.tvm.overlap import distances, elementwise_distances, safe_distance, window_distance
 from irc.backends.tvm.specs import ElementwiseSpec, Operand
 from irc.ir.types import Array
 from irc.targets import get_target
+from irc.targets.target import Target
 
 
 def _text(shared: bool) -> str:
@@ -100,6 +105,54 @@ def test_elementwise_kernels_work_in_place() -> None:
     assert elementwise_distances(turned)[0] > 0
     per_channel = ElementwiseSpec("int8", (4, 6), (6, 1), expression, (Operand("int8", (0, 0), 1),), 24)
     assert elementwise_distances(per_channel) == {}
+
+
+@pytest.mark.parametrize("target", ["cortex-m3", "cortex-m4", "cortex-m55", "riscv32"])
+@pytest.mark.parametrize("shape", [(7, 9), (24, 2), (12, 7)])
+def test_no_elementwise_kernel_of_a_small_target_takes_its_memory_for_its_own(
+    target: str, shape: tuple[int, int]
+) -> None:
+    expression = ExpressionBuilder()
+    whole = expression.finish(expression.operand(0, "int8"))
+    size = shape[0] * shape[1]
+    for strides in ((shape[1], 1), (1, shape[0])):
+        spec = ElementwiseSpec("int8", shape, (shape[1], 1), whole, (Operand("int8", strides, size),), size)
+        assert "noalias" not in optimized(spec, get_target(target))
+
+
+def _small(vector_bytes: int) -> Target:
+    """This machine as a target whose results may lie in their operands, with and without vectors."""
+    return replace(get_target("native"), small=True, threads=False, vector_bytes=vector_bytes, upgrades=())
+
+
+@pytest.mark.parametrize("vector_bytes", [4, 16])
+@pytest.mark.parametrize(
+    ("shape", "x_strides"),
+    [((7, 9), (9, 1)), ((24, 2), (1, 24)), ((11, 3), (1, 11)), ((9, 4), (1, 9)), ((2, 9, 3), (27, 1, 9)),
+     ((12, 7), (1, 12)), ((3, 5, 18), (90, 1, 5)), ((13, 4), (1, 13))],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_elementwise_kernels_grow_over_their_operands(
+    vector_bytes: int, shape: tuple[int, ...], x_strides: tuple[int, ...], dtype: str
+) -> None:
+    """Every kernel that a spec may get, in order or turned: in the memory of what it reads, as far as is allowed."""
+    b = ExpressionBuilder()
+    x = b.operand(0, dtype)
+    expression = b.finish(x if dtype == "int8" else b.requantize(x, "int8", -128, 127, 3))
+    size = int(np.prod(shape))
+    y_strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+    spec = ElementwiseSpec("int8", shape, y_strides, expression, (Operand(dtype, x_strides, size),), size)
+    rng = np.random.default_rng(size)
+    data = rng.integers(-128, 128, size).astype(np.int8) if dtype == "int8" else rng.normal(0, 40, size).astype("f")
+    expected = spec_reference.expected(spec, data)
+    distance = -(-elementwise_distances(spec)[0] // data.itemsize) * data.itemsize
+    before = max(0, -distance)  # the operand may begin before the result
+    memory = np.zeros(before + max(distance, 0) + data.nbytes + size, np.int8)
+    at = before + distance
+    memory[at : at + data.nbytes] = data.view(np.int8)
+    start = memory.ctypes.data
+    open_kernel(spec, _small(vector_bytes))(ctypes.c_void_p(start + at), ctypes.c_void_p(start + before))
+    np.testing.assert_array_equal(memory[before : before + size], expected)
 
 
 def test_specs_that_do_not_say_have_no_distances() -> None:
