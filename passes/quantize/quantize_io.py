@@ -58,11 +58,17 @@ class QuantizeIO(Pass):
     float32: tuple[str, ...] = ()
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        """Raises OptionError for names that are no ports or cannot have the type, DataError where the range of a port
-        is not known and there are no samples to learn it from."""
+        """Raises OptionError for networks that are not quantized, and for names that are no ports or cannot have the
+        type; DataError where the range of a port is not known and there are no samples to learn it from."""
         asked = self._asked(model.graph)
         ports = [_Port(v, asked[v.name]) for v in model.graph.inputs if v.name in asked]
         ports += [_Port(v, asked[v.name], is_output=True) for v in model.graph.outputs if v.name in asked]
+        if ports and not any(n.is_op("QuantizeLinear") for n in model.graph.nodes):
+            raise OptionError(
+                "integers are inputs and outputs of quantized networks, and this one computes in float32",
+                where=NAME,
+                hint="--preset speed --calibration samples.npz",
+            )
         for port in ports:
             port.find()
         _calibrate([p for p in ports if p.numbers is None], model, ctx)
@@ -176,9 +182,9 @@ def _calibrate(ports: Sequence[_Port], model: Model, ctx: PassContext) -> None:
         raise DataError(
             f"{ports[0].what} is not quantized, and its range is not known",
             where=NAME,
-            expected="a quantized network, or samples of real inputs",
-            got="neither",
-            hint=f"--preset speed --calibration samples.npz, or --io {ports[0].value.name}=float32",
+            expected="samples of real inputs",
+            got="none",
+            hint=f"--calibration samples.npz, or --io {ports[0].value.name}=float32",
         )
     statistics = gather(ctx, model, {p.value.name: [Histogram()] for p in ports})
     for port in ports:

@@ -186,6 +186,14 @@ def test_without_samples_there_is_no_range() -> None:
     assert "--io y=float32" in str(found.value)
 
 
+def test_networks_of_reals_are_refused() -> None:
+    b = GraphBuilder()
+    b.output(b.op("Softmax", b.input("x", "float32", [1, 4])), name="y")
+    with pytest.raises(OptionError, match="this one computes in float32"):
+        changed(b.build())
+    assert not changed(b.build(), type="float32")[1].changed
+
+
 def test_ports_are_chosen_by_name() -> None:
     model = network(behind="Neg")
     after, _ = changed(model, float32=("y",))
