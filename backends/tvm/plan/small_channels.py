@@ -118,10 +118,14 @@ def _is_monotonic(expression: Expression) -> bool:
     """Whether the result only rises, or only falls, with the kernel's sum."""
     varying: set[int] = set()
     for number, instr in enumerate(expression):
-        arguments = varying.intersection(instr.args)
-        if instr.op != "accumulator" and not arguments:
+        if instr.op == "accumulator":
+            varying.add(number)
             continue
-        if instr.op != "accumulator" and (instr.op not in _MONOTONIC or sum(a in varying for a in instr.args) > 1):
+        arguments = sum(a in varying for a in instr.args)
+        if not arguments:
+            continue
+        narrows = instr.op == "cast" and instr.dtype != "float32"
+        if instr.op not in _MONOTONIC or narrows or arguments > 1:
             return False
         varying.add(number)
     return len(expression) - 1 in varying
