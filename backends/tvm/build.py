@@ -304,7 +304,7 @@ def _assemble(
         worth_threads=worth_threads(calls, plan),
         input_places=placed.inputs,
         output_places=placed.outputs,
-        instructions=_instructions([compiled[versions[-1].key] for versions in kernels]),
+        instructions=run_instructions([compiled[versions[-1].key].info.get("instructions") for versions in kernels]),
     )
 
 
@@ -312,11 +312,10 @@ _CALL = 20
 """Instructions that the entry function takes for one call of a kernel: its arguments, and what a call saves."""
 
 
-def _instructions(kernels: Sequence[Compiled]) -> int | None:
-    """Of all calls, one by one, with the kernels of the strongest level; None where one is not known."""
-    found = [kernel.info.get("instructions") for kernel in kernels]
-    known = [count for count in found if count is not None]
-    return sum(known) + _CALL * len(known) if len(known) == len(found) else None
+def run_instructions(calls: Sequence[int | None]) -> int | None:
+    """Of a run, from those of its calls (with the kernels of the strongest level); None where one is not known."""
+    known = [count for count in calls if count is not None]
+    return sum(known) + _CALL * len(known) if len(known) == len(calls) else None
 
 
 def _with_scratch(plan: Plan, call: Call, versions: list[Compiled]) -> Call:

@@ -52,24 +52,31 @@ def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict
 
 def _instructions(text: str, target: Target, symbol: str) -> dict[str, Any]:
     """The estimated instructions of a kernel that becomes an object of its own, where they can be told."""
-    from irc.backends.tvm.counting.program import count_kernel, reader_of
+    from irc.backends.tvm.counting.program import count_kernels, reader_of
     from irc.backends.tvm.slim import loaded_ll
 
     if target.linking == "module" or reader_of(target) is None:
         return {}
-    head = re.search(rf"^define .*@{symbol}\((.*)\)", text, re.MULTILINE)
-    assert head is not None
-    count = count_kernel(str(loaded_ll(text).inspect_source("asm")), target, symbol, head[1].count("ptr"))
-    return {} if count is None else {"instructions": count}
+    found = count_kernels(str(loaded_ll(text).inspect_source("asm")), target, _pointers(text))
+    return {"instructions": found[symbol]} if symbol in found else {}
 
 
-def _facts(assembly: str, target: Target) -> dict[str, Any]:
-    """What the assembly of a whole program says of it: stack, functions outside, estimated instructions."""
-    from irc.backends.tvm.counting.program import count_program
+def _pointers(text: str) -> dict[str, int]:
+    """How many arrays each kernel in LLVM IR text has."""
+    heads = re.findall(r"^define .*@(irc_k_\w+)\((.*)\)", text, re.MULTILINE)
+    return {name: parameters.count("ptr") for name, parameters in heads}
+
+
+def _facts(assembly: str, text: str, target: Target) -> dict[str, Any]:
+    """What the assembly of a whole program says of it: stack, functions outside, estimated instructions (of each
+    kernel, where the entry function hands out shares of work)."""
+    from irc.backends.tvm.counting.program import count_kernels, count_program
     from irc.backends.tvm.stack import stack_use
 
     stack = stack_use(assembly)
     info: dict[str, Any] = {} if stack is None else {"stack_bytes": stack.nbytes, "outside": list(stack.outside)}
+    if target.threads:
+        return {**info, "kernels": count_kernels(assembly, target, _pointers(text))}
     entry = re.search(r"^\s*\.globl\s+(\w+_run)\b", assembly, re.MULTILINE)
     count = count_program(assembly, target, entry[1]) if entry else None
     return info if count is None else {**info, "instructions": count}
@@ -82,7 +89,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         from irc.backends.tvm.assemble import assemble_with_text
 
         data, assembly = assemble_with_text(request["text"], target)
-        info = _facts(assembly, target) if assembly else {}
+        info = _facts(assembly, request["text"], target) if assembly else {}
     else:
         data, info = compile_kernel(from_json(request["spec"]), target, request["symbol"])
     return {"ok": True, "object": base64.b64encode(data).decode(), "info": info}

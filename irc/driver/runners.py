@@ -52,12 +52,14 @@ def measure_stack(program: Program, cache_dir: Path | None) -> None:
     if program.target.linking != "module":
         return
     from irc.backends.artifact.glue import glue_ll
-    from irc.backends.tvm.build import assembled
+    from irc.backends.tvm.build import assembled, run_instructions
 
     facts = assembled(glue_ll(program), program.target, cache_dir=cache_dir).info
     program.stack_bytes = facts.get("stack_bytes")
     program.outside = tuple(facts.get("outside", ()))
     program.instructions = facts.get("instructions")
+    if "kernels" in facts:
+        program.instructions = run_instructions([facts["kernels"].get(s.symbol) for s in program.steps])
 
 
 def in_process(program: Program, *, cache_dir: Path | None = None, threads: int | None = None) -> Execution:

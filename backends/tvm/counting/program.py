@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from irc.backends.tvm.counting import aarch64, riscv, thumb
@@ -43,25 +44,33 @@ def count_program(assembly: str, target: Target, name: str) -> int | None:
     found = reader_of(target)
     if found is None:
         return None
-    read, registers, word = found
-    given = {r: 0x01000000 * (i + 1) for i, r in enumerate(registers)}
-    return _counted(functions(assembly), read, registers, word, name, given)
+    given = {r: 0x01000000 * (i + 1) for i, r in enumerate(found[1])}
+    return _counted(functions(assembly), *found, {name: given}).get(name)
 
 
-def count_kernel(assembly: str, target: Target, symbol: str, pointers: int) -> int | None:
-    """Instructions of a call of the kernel `symbol` that does all its work in one part. `pointers`: its arrays."""
+def count_kernels(assembly: str, target: Target, pointers: Mapping[str, int]) -> dict[str, int]:
+    """Instructions of a call of each kernel that does all its work in one part, where they can be told. `pointers`: how
+    many arrays each has."""
     found = reader_of(target)
     if found is None:
-        return None
-    read, registers, word = found
-    arguments: list[int] = [_ARRAYS + _APART * i for i in range(pointers)] + [0, 1]
-    names = [*registers, *(_slot(0, i, word) for i in range(len(arguments)))]
-    return _counted(functions(assembly), read, registers, word, symbol, dict(zip(names, arguments, strict=False)))
+        return {}
+    calls = {}
+    for symbol, count in pointers.items():
+        arguments = [_ARRAYS + _APART * i for i in range(count)] + [0, 1]
+        names = [*found[1], *(_slot(0, i, found[2]) for i in range(len(arguments)))]
+        calls[symbol] = dict(zip(names, arguments, strict=False))
+    return _counted(functions(assembly), *found, calls)
 
 
 def _counted(
-    texts: Mapping[str, Text], read: Reader, registers: Sequence[str], word: int, name: str, given: dict[str, Value]
-) -> int | None:
+    texts: Mapping[str, Text],
+    read: Reader,
+    registers: Sequence[str],
+    word: int,
+    calls: Mapping[str, Mapping[str, Value]],
+) -> dict[str, int]:
+    """Instructions of calls of functions with what is in registers, by name."""
+
     def arguments(call: Call, env: Mapping[str, Value]) -> dict[str, Value]:
         called = env.get(call.name) if call.register else call.name
         kernel = str(called).startswith(KERNEL)
@@ -72,19 +81,24 @@ def _counted(
             found[inside] = _ARRAYS + _APART * i if kernel and not isinstance(value, int) else value
         return found
 
-    try:
-        flows = {n: Flow(read(text)) for n, text in texts.items()}
-        counter = Counter(flows, arguments, _cost, 8 * word)
-        return round(counter.run(name, given).instructions) if name in flows else None
-    except GaveUp:
-        return None
+    flows, counts = {}, {}
+    for name, text in texts.items():
+        with suppress(GaveUp):
+            flows[name] = Flow(read(text))
+    counter = Counter(flows, arguments, _cost, 8 * word)
+    for name in calls.keys() & flows:
+        with suppress(GaveUp):
+            counts[name] = round(counter.run(name, calls[name]).instructions)
+    return counts
 
 
 def _slot(depth: int, index: int, word: int) -> str:
     return f"slot{depth - word * index}"
 
 
-def _cost(name: str, values: Mapping[str, Value]) -> float:
+def _cost(name: str, values: Mapping[str, Value]) -> float | None:
+    if name.startswith(KERNEL):  # one that could not be followed
+        return None
     if not name.startswith("__") and not name.startswith("mem"):
         return _MATH
     return next(cost for part, cost in _OUTSIDE if part in name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -106,7 +107,11 @@ def arithmetic(bits: int) -> dict[str, Callable[..., Value]]:
         "asr": lambda a, b: signed(a) >> min(b & 255, bits - 1),
         "ror": lambda a, b: a >> (b % bits) | a << (bits - b % bits),
         "udiv": lambda a, b: a // b if b else 0,
-        "sdiv": lambda a, b: int(signed(a) / signed(b)) if b else 0,
+        "sdiv": lambda a, b: (signed(a) - int(math.fmod(signed(a), signed(b)))) // signed(b) if b else 0,
+        "srem": lambda a, b: int(math.fmod(signed(a), signed(b))) if b else a,
+        "urem": lambda a, b: a % b if b else a,
+        "mulh": lambda a, b: signed(a) * signed(b) >> bits,
+        "mulhu": lambda a, b: a * b >> bits,
         "max": lambda a, b: max(signed(a), signed(b)),
         "min": lambda a, b: min(signed(a), signed(b)),
         "maxu": max,

@@ -27,24 +27,21 @@ _BINARY = {
     "divu": "udiv",
     "slt": "lt",
     "sltu": "ltu",
-    "sgt": "gt",
     "max": "max",
     "min": "min",
     "maxu": "maxu",
     "minu": "minu",
-    "addw": "add",
-    "subw": "sub",
-    "mulw": "mul",
-    "sllw": "lsl",
+    "rem": "srem",
+    "remu": "urem",
+    "mulh": "mulh",
+    "mulhu": "mulhu",
 }
 _IMMEDIATE = {
     "addi": "add",
-    "addiw": "add",
     "andi": "and",
     "ori": "orr",
     "xori": "eor",
     "slli": "lsl",
-    "slliw": "lsl",
     "srli": "lsr",
     "srai": "asr",
     "slti": "lt",
@@ -149,28 +146,31 @@ class _Reader:
             return Op(target, lambda: symbol)
         if name == "mv":
             return op(target, self.f["mov"], self._value(args[1]))
-        if name in ("neg", "not", "seqz", "snez", "zext.b", "sext.w", "zext.h"):
+        if name in ("neg", "negw", "not", "seqz", "snez", "sltz", "sgtz", "zext.b", "sext.w", "zext.h"):
             return op(target, self._unary(name), self._value(args[1]))
         if name == "addi" and "%" in args[-1]:
             return op(target, self.f["add"], self._value(args[1]), 0)
-        if name in _BINARY and name != "sgt" and len(args) == 3:
-            return self._worded(name, op(target, self.f[_BINARY[name]], self._value(args[1]), self._value(args[2])))
-        if name in _IMMEDIATE:
-            return self._worded(name, op(target, self.f[_IMMEDIATE[name]], self._value(args[1]), self._value(args[2])))
+        kind = _BINARY.get(name) or _IMMEDIATE.get(name)
+        if kind in self.f and len(args) == 3:
+            return op(target, self.f[kind], self._value(args[1]), self._value(args[2]))
+        kind = _BINARY.get(name[:-1]) or _IMMEDIATE.get(name[:-1])
+        if name[-1] == "w" and kind in self.f and len(args) == 3:
+            return op(target, self._word(kind), self._value(args[1]), self._value(args[2]))
         if m := re.fullmatch(r"sh([123])add", name):
             shift = int(m[1])
             return op(target, lambda a, b: self.f["add"](self.f["lsl"](a, shift), b), *map(self._value, args[1:]))
         return Op(target)
 
-    def _worded(self, name: str, made: Op) -> Op:
-        """The result of an instruction on 32 bits of a 64-bit register."""
-        compute = made.compute
-        if not name.endswith("w") or compute is None:
-            return made
-        return Op(made.target, lambda *v: self._word(compute(*v)), made.reads)
+    def _word(self, kind: str) -> Callable[..., Value]:
+        """An operation on the lower 32 bits of 64-bit registers."""
+        compute = _WORDS[kind]
 
-    def _word(self, a: Value) -> Value:
-        return self._extended(a, 32) if isinstance(a, int) else None
+        def computed(a: Value, b: Value) -> Value:
+            if not isinstance(a, int) or not isinstance(b, int):
+                return None
+            return self._extended(compute(a & 0xFFFFFFFF, b & 0xFFFFFFFF), 32)
+
+        return computed
 
     def _extended(self, a: int, bits: int) -> int:
         a &= (1 << bits) - 1
@@ -181,6 +181,9 @@ class _Reader:
         found: dict[str, Callable[[int], int]] = {
             "neg": lambda a: -a & mask,
             "not": lambda a: ~a & mask,
+            "negw": lambda a: self._extended(-a, 32),
+            "sltz": lambda a: int(self.f["signed"](a) < 0),
+            "sgtz": lambda a: int(self.f["signed"](a) > 0),
             "seqz": lambda a: int(a == 0),
             "snez": lambda a: int(a != 0),
             "zext.b": lambda a: a & 0xFF,
@@ -191,6 +194,7 @@ class _Reader:
         return lambda a: computed(a) if isinstance(a, int) else None
 
 
+_WORDS = arithmetic(32)
 _COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     "beq": lambda a, b: a == b,
     "bne": lambda a, b: a != b,

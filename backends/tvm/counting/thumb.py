@@ -1,5 +1,5 @@
-"""Thumb instructions (Armv6-M to Armv8.1-M) as `flow.py` wants them. Arm Architecture Reference Manuals, "Instruction
-descriptions"; UAL syntax as LLVM prints it."""
+"""32-bit Arm instructions (Thumb of Armv6-M to Armv8.1-M, A32) as `flow.py` wants them. Arm Architecture Reference
+Manuals, "Instruction descriptions"; UAL syntax as LLVM prints it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ _BINARY = {
     "udiv": "udiv",
     "sdiv": "sdiv",
 }
+_LOADS = tuple(f"{op}{size}" for op in ("ldr", "str") for size in ("", "b", "h", "sb", "sh", "d"))
+_CONDITIONAL = {*_BINARY, *_LOADS, "mov", "mvn", "movw", "movt", "mla", "mls", "cmp", "cmn", "tst", "pop", "bx", "uxtb"}
 _COMPARISONS = ("cmp", "cmn", "tst", "teq")
 _KEEP = (
     "str",
@@ -67,6 +69,7 @@ class _Reader:
         self.deepest = 0
         self.depth_at: dict[str, int] = {}
         self.pending: list[str] = []  # conditions of the instructions behind IT
+        self.lowered: set[str] = set()  # registers that were made from the stack pointer
 
     def lines(self) -> list[str | Instruction]:
         found: list[str | Instruction] = []
@@ -98,6 +101,8 @@ class _Reader:
             self.pending = [operands[0] if c == "t" else _opposite(operands[0]) for c in name[1:]]
             return Instruction()
         if not self.pending:
+            if name[-2:] in _CONDITIONS and name[:-2] in _CONDITIONAL:  # A32
+                return _only_if(name[-2:], self._plain(name[:-2], operands))
             return self._plain(name, operands)
         condition = self.pending.pop(0)
         head, dot, tail = name.partition(".")
@@ -188,12 +193,11 @@ class _Reader:
 
     def _move_stack(self, base: str, args: list[str]) -> None:
         amount = number(args[-1])
-        if base in ("sub", "subw") and amount is not None:
-            self.depth += amount
-        elif base in ("add", "addw") and amount is not None:
-            self.depth -= amount
-        else:  # aligned, or large: a place of its own
-            self.depth += 1 << 16
+        if amount is not None and (len(args) == 2 or args[1] == "sp"):
+            self.depth += amount if base in ("sub", "subw") else -amount
+        elif (amount is None and base in ("sub", "add", "bic", "bfc")) or args[1] in self.lowered:
+            self.depth += 1 << 16  # aligned, or large: a place of its own
+        # otherwise what the frame pointer kept: the function ends
 
     def _slot(self, memory: str) -> int | None:
         m = _MEMORY.match(memory)
@@ -261,6 +265,8 @@ class _Reader:
         if args[-1] == "pc":
             return (Op(target, lambda a: a, (target,)),)
         sources = args[1:] if len(args) > 2 else args
+        if sources[0] == "sp" and base in ("sub", "subw"):
+            self.lowered.add(target)
         f = _ARITHMETIC[_BINARY[base]]
         a, b = self._value(sources[0]), self._value(sources[1])
         if len(sources) == 2:
