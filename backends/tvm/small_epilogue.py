@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,12 +83,13 @@ Step = Channel | Elements | Clamp | Round | Leaky | Gate
 @dataclass(frozen=True)
 class Epilogue:
     """`bias` and `scale` are instructions of the expression: operands or constants (-1: there is none). `last` is the
-    requantization at the end, None where the real number is the result."""
+    requantization at the end, None where the real number is the result. `unsigned`: the result is its int8 and 128."""
 
     bias: int
     scale: int
     steps: tuple[Step, ...]
     last: Instr | None
+    unsigned: bool = False
 
     @property
     def requantize(self) -> Instr:
@@ -146,10 +147,11 @@ class _Reader:
         last, at = self.expression[-1], len(self.expression) - 1
         if last.op != "requantize":
             return self._chain(at, None) if last.dtype == "float32" else None
-        if last.dtype != "int8":
+        if last.dtype not in ("int8", "uint8"):
             return None
         last, at = self._requantize(at)
-        return self._chain(at, last)
+        found = self._chain(at, _moved(last, "int8", -128) if last.dtype == "uint8" else last)
+        return None if found is None else replace(found, unsigned=last.dtype == "uint8")
 
     def _requantize(self, at: int) -> tuple[Instr, int]:
         """(a requantization with the bounds of the clips before it, what it rounds)."""
@@ -267,6 +269,12 @@ class _Reader:
         )
 
 
+def _moved(instr: Instr, dtype: str, by: int) -> Instr:
+    """A requantization to the other type of bytes."""
+    low, high, zero, factor = instr.params
+    return Instr(instr.op, dtype, instr.args, (low + by, high + by, zero + by, factor))
+
+
 def scalars(epilogue: Epilogue) -> list[float]:
     """The numbers that all channels share and that a kernel keeps in float registers, each once."""
     factors: list[float] = []
@@ -370,5 +378,6 @@ def canonical(epilogue: Epilogue) -> tuple[Expression, int]:
             line = b.add("add", f, b.add("mul", f, value, b.constant(step.slope, f)), b.constant(step.shift, f))
             value = b.add("mul", f, value, b.add("clip", f, line, params=(step.low, step.high)))
     if epilogue.last is not None:
-        value = b.add("requantize", "int8", value, params=epilogue.last.params)
+        last = _moved(epilogue.last, "uint8", 128) if epilogue.unsigned else epilogue.last
+        value = b.add(last.op, last.dtype, value, params=last.params)
     return b.finish(value), count

@@ -449,6 +449,7 @@ class _Pairs:
             asm(f"vmov r0,{_Y}", f"vstmia r0!,{{s0-s{channels - 1}}}", f"vmov {_Y},r0")
             return
         store_levels(asm, (4, 8), *(int(v) for v in last.params[:3]), saturate=self.saturate)
+        self._flip()
         asm(f"vmov r0,{_Y}")
         for first in range(0, channels, 4):
             word = f"r{4 + first}"
@@ -479,8 +480,14 @@ class _Pairs:
         self.asm(f"vmov {spare},{_SECOND}")
         return f"[r0,{spare}]"
 
+    def _flip(self) -> None:
+        """Bytes in r4 and r8 as the result has them."""
+        if self.epilogue.unsigned:
+            self.asm("eor r4,r4,#0x80808080", "eor r8,r8,#0x80808080")
+
     def _write(self, channels: int) -> None:
         asm = self.asm
+        self._flip()
         asm(f"vmov r0,{_Y}")
         second = self._second("r2")
         if channels == 4:

@@ -210,7 +210,7 @@ def _fits(spec: SmallConvSpec) -> bool:
     _, yh, yw = spec.y_strides
     rows = spec.kernel[1] == 1 or (spec.dilation[1] == 1 and xw == spec.ic)
     gapless = (yw == spec.oc or spec.out[1] == 1) and (spec.out[0] == 1 or yh == spec.out[1] * spec.oc)
-    return spec.batch == 1 and rows and gapless and spec.y_dtype in ("int8", "float32")
+    return spec.batch == 1 and rows and gapless and spec.y_dtype in ("int8", "uint8", "float32")
 
 
 def _streams(spec: SmallConvSpec, epilogue: Epilogue, operands: Sequence[Array | None]) -> bool:

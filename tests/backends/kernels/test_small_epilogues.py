@@ -86,12 +86,19 @@ class Chain:
         self.value = self.b.requantize(self.value, "int8", low, high, zero, factor)
         return self
 
+    def quantize_unsigned(self, zero: int, low: int, high: int, factor: float = 39.3) -> Chain:
+        self.value = self.b.requantize(self.value, "uint8", low, high, zero, factor)
+        return self
+
     def finish(self) -> Expression:
         return self.b.finish(self.value)
 
 
 CHAINS: dict[str, Callable[[], Chain]] = {
     "bytes": lambda: Chain().sums().quantize(3, 1.0),
+    "unsigned bytes": lambda: Chain().sums().quantize_unsigned(131, 0, 255, 1.0),
+    "unsigned": lambda: Chain().sums().quantize_unsigned(128, 0, 255),
+    "unsigned residual": lambda: Chain().sums().residual().relu().quantize_unsigned(17, 5, 200),
     "no bias": lambda: Chain().sums(bias=False).quantize(-4),
     "real": lambda: Chain().sums(),
     "real relu": lambda: Chain().sums().relu(),
@@ -184,6 +191,11 @@ def cases() -> list[tuple[str, str]]:
 def test_all_forms_take_the_kernel_of_pairs() -> None:
     others = [case for case in cases() if not make(*case)[0].spec.way.startswith("pairs")]
     assert others == []
+
+
+@pytest.mark.parametrize("chain", ["bytes", "unsigned bytes"])
+def test_bare_bytes_are_rounded_by_integers(chain: str) -> None:
+    assert any("fixed" in make(shape, chain)[0].spec.way for shape in SHAPES)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
