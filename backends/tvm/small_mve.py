@@ -151,7 +151,8 @@ def ring(spec: SmallDepthwiseSpec) -> Ring | None:
     inside = spec.pads == (0, 0) and high <= spec.image[0] and wide <= spec.image[1]
     if inside and (spec.channels % BYTES == 0 or (pairs_of_places(spec) and spec.out[1] % 2 == 0)):
         return None
-    return Ring(rows, wide, spec.pads[1], min(spec.image[1], wide - spec.pads[1]))
+    taken = max(0, min(spec.image[1], wide - spec.pads[1]))  # none where all windows lie left of the image
+    return Ring(rows, wide, spec.pads[1], taken)
 
 
 def has_planes(spec: SmallDepthwiseSpec) -> bool:

@@ -517,6 +517,13 @@ def _dead_channels(n: Network) -> None:
     n.output(n.conv(x, 8, (1, 1), "int8", 4))
 
 
+def _outside(n: Network) -> None:
+    """Images of one column, and windows that lie beside them altogether."""
+    x = n.conv(n.input((1, 3, 6, 1), "int8", 0.02, 6), 8, (2, 3), "int8", -9, pads=(1, 1, 0, 1))
+    x = n.conv(x, 8, (3, 1), "int8", 30, stride=3, pads=(1, 2, 1, 0), group=8)
+    n.output(n.conv(x, 16, (3, 3), "int8", -7, pads=(2, 3, 4, 2)))
+
+
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
@@ -549,6 +556,7 @@ NETWORKS: dict[str, Callable[[Network], None]] = {
     "odd_fours": _odd_fours,
     "single_row": _single_row,
     "dead_channels": _dead_channels,
+    "outside": _outside,
 }
 
 
