@@ -14,7 +14,7 @@ from irc.backends.artifact.qemu import open_artifact
 from irc.cli import main as cli
 from irc.export import save
 from irc.ir.builder import GraphBuilder, weights
-from irc.targets import get_target
+from irc.targets import get_target, runs_here
 
 BATCH = np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32)
 
@@ -50,12 +50,16 @@ def outputs(folder: Path) -> np.ndarray:
         net.close()
 
 
-@pytest.mark.parametrize("target", ["native", "x86-64", "arm"])
-def test_the_same_bits_as_plain_weights(target, work, kernel_cache):
-    if target == "arm" and missing_tools(get_target("arm")):
-        pytest.skip(missing_tools(get_target("arm")))
-    more = () if target == "native" else ("--threads", "2")
-    coded = compile_for(target, "coded", work, kernel_cache, *more)
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [("native", "coded"), ("x86-64", "coded"), ("arm", "coded"), ("cortex-m4", "coded"), ("cortex-m4", "huffman")],
+)
+def test_the_same_bits_as_plain_weights(target, kind, work, kernel_cache):
+    machine = get_target(target)
+    if not runs_here(machine) and missing_tools(machine):
+        pytest.skip(missing_tools(machine))
+    more = () if target == "native" or not machine.threads else ("--threads", "2")
+    coded = compile_for(target, kind, work, kernel_cache, *more)
     plain = compile_for(target, "plain", work, kernel_cache, *more)
     np.testing.assert_array_equal(outputs(coded), outputs(plain))
 

@@ -6,6 +6,8 @@ what is so small that rANS saves less than that takes, and for whoever asks for 
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from dataclasses import replace
 from typing import Literal
 
@@ -13,8 +15,8 @@ from irc.backends.artifact.coder.decoder import decoder_ll
 from irc.backends.artifact.coder.encode import encode
 from irc.backends.artifact.coder.huffman import encode_huffman
 from irc.backends.artifact.coder.huffman_ll import huffman_ll
-from irc.backends.artifact.coder.runs import AID, COPY, PALETTE, SPREAD, SUM16, SUM32, ZIGZAG32
-from irc.backends.program import Coded, Program
+from irc.backends.artifact.coder.runs import AID, BLOCK, COPY, PALETTE, SPREAD, SUM16, SUM32, ZIGZAG32
+from irc.backends.program import Arg, Coded, Program
 from irc.errors import UnsupportedError
 from irc.targets.target import Target
 
@@ -37,6 +39,7 @@ def coded_program(program: Program, coding: Coding | None = None) -> Program:
     """
     if not program.weights_bytes:
         return program
+    program = _in_blocks(program)
     if coding == "huffman":
         coded = encode_huffman(program.weights, program.weights_bytes)
     else:
@@ -52,6 +55,29 @@ def coded_program(program: Program, coding: Coding | None = None) -> Program:
             hint="--weights plain",
         )
     return replace(program, coded=coded)
+
+
+def _in_blocks(program: Program) -> Program:
+    """`program` with its weights at multiples of BLOCK bytes, where targets of small alignment have them closer."""
+    blobs = sorted(program.weights, key=lambda blob: blob.offset)
+    if not any(blob.offset % BLOCK for blob in blobs):
+        return program
+    old = [blob.offset for blob in blobs]
+    sizes = [-(-blob.data.nbytes // BLOCK) * BLOCK for blob in blobs]
+    new = [0, *itertools.accumulate(sizes)]
+
+    def moved(arg: Arg) -> Arg:
+        if arg.space != "weights":
+            return arg
+        at = bisect_right(old, arg.offset) - 1
+        return replace(arg, offset=arg.offset - old[at] + new[at])
+
+    return replace(
+        program,
+        steps=tuple(replace(step, args=tuple(map(moved, step.args))) for step in program.steps),
+        weights=tuple(replace(blob, offset=at) for blob, at in zip(blobs, new, strict=False)),
+        weights_bytes=new[-1],
+    )
 
 
 def _total(coded: Coded) -> int:

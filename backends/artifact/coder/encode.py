@@ -25,12 +25,12 @@ from irc.backends.artifact.coder.runs import (
     Run,
     Shape,
     byte_view,
+    check_places,
     counts_of,
 )
 from irc.backends.artifact.coder.tables import ONE, Table, fit
 from irc.backends.artifact.coder.words import POOLED, copies, palette_afters, palette_models, pool_model, pools
 from irc.backends.program import Blob, Coded
-from irc.errors import InternalError
 from irc.ir.types import Array
 
 SCRATCH = ONE + 4 * 256
@@ -42,8 +42,7 @@ _PIECE = 1 << 22
 
 def encode(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     """The coded section of `blobs`, which begin at multiples of 64 bytes of `weights_bytes`."""
-    if any(blob.offset % BLOCK for blob in blobs):
-        raise InternalError(f"a weight does not begin at a multiple of {BLOCK} bytes")
+    check_places(blobs)
     plan = _Plan(-(-weights_bytes // BLOCK))
     plan.add(sorted((b for b in blobs if b.data.nbytes), key=lambda b: b.offset))
     writer = _Writer()

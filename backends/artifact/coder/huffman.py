@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from irc.backends.artifact.coder.models import looks_packed
-from irc.backends.artifact.coder.runs import BLOCK, byte_view, counts_of, entropy_bits
+from irc.backends.artifact.coder.runs import BLOCK, byte_view, check_places, counts_of, entropy_bits
 from irc.backends.program import Blob, Coded
 from irc.ir.types import Array
 
@@ -80,6 +80,7 @@ class _Stream:
 
 def encode_huffman(blobs: Sequence[Blob], weights_bytes: int) -> Coded:
     """The coded section of `blobs`, which begin at multiples of 64 bytes of `weights_bytes`."""
+    check_places(blobs)
     groups = _merged([_group(blob) for blob in sorted(blobs, key=lambda b: b.offset) if blob.data.any()])
     meta, codes = _Stream(), _Stream()
     owned = {blob.offset: 0.0 for blob in blobs if blob.data.nbytes}

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from irc.backends.program import Blob
+from irc.errors import InternalError
 from irc.ir.types import Array
 
 END, TABLE, AID, COPY, ZIGZAG32, SUM16, SUM32, PALETTE, SPREAD = range(9)
 BLOCK = 64
 """Blobs begin at multiples of this many bytes."""
+
+
+def check_places(blobs: Sequence[Blob]) -> None:
+    """Raises InternalError where a coder could not name the place of a blob."""
+    if any(blob.offset % BLOCK for blob in blobs):
+        raise InternalError(f"a weight does not begin at a multiple of {BLOCK} bytes")
 
 
 @dataclass(frozen=True)

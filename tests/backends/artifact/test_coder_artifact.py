@@ -12,6 +12,7 @@ import toy
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.coder.choose import coded_program
 from irc.backends.artifact.coder.encode import encode
+from irc.backends.artifact.coder.huffman import encode_huffman
 from irc.backends.artifact.link import link_object
 from irc.backends.artifact.load import Network, aligned_empty, load_artifact, load_program
 from irc.backends.artifact.machines import missing_tools
@@ -148,9 +149,10 @@ def test_no_weights_no_ram():
     assert abi.init_ram_bytes(program) == 0
 
 
-def test_blobs_lie_at_blocks():
+@pytest.mark.parametrize("coder", [encode, encode_huffman])
+def test_blobs_lie_at_blocks(coder):
     with pytest.raises(InternalError, match="64"):
-        encode([Blob(8, np.zeros(8, np.int8))], 64)
+        coder([Blob(8, np.ones(8, np.int8))], 64)
 
 
 def test_the_interface_changes_with_the_ram():
