@@ -21,6 +21,7 @@ from irc.calibrate.sessions import (
     batches,
     call,
     feed_samples,
+    feeds_for,
     make_session,
     same_for_batches,
     symbolic_batch,
@@ -122,7 +123,7 @@ def _run(
     runner = _Runner(model, list(chunk), threads)
     batch = max(1, min(_MOST_BATCH, _BATCH_MEMORY // max(1, sum(_sample_bytes(values[n]) for n in chunk))))
     done = 0
-    found = ((feed, runner(feed)) for feed in _grouped(model, samples.feeds(), runner, batch))
+    found = ((feed, runner(feed)) for feed in _grouped(model, feeds_for(model, samples), runner, batch))
     for feed, arrays in ahead(found):
         for name, array in arrays.items():
             for observer in chunk[name]:

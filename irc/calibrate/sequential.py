@@ -22,7 +22,16 @@ from irc.calibrate.layers import moment_observer, to_rows
 from irc.calibrate.masked import fit_rows
 from irc.calibrate.observers import PairedMoment
 from irc.calibrate.segments import Segments, piece_proto
-from irc.calibrate.sessions import Feed, ahead, batches, feed_samples, make_session, same_for_batches, symbolic_batch
+from irc.calibrate.sessions import (
+    Feed,
+    ahead,
+    batches,
+    feed_samples,
+    feeds_for,
+    make_session,
+    same_for_batches,
+    symbolic_batch,
+)
 from irc.calibrate.signature import signatures
 from irc.calibrate.sound import check_finite, check_weights, note_few
 from irc.calibrate.store import Entry
@@ -363,7 +372,7 @@ class _Walk:
 
 def _feeds(model: Model, samples: Samples, values: Sequence[Value]) -> tuple[Iterator[Feed], bool]:
     """The batches, and whether they hold several samples of a model whose batch is 1."""
-    feeds = samples.feeds()
+    feeds = feeds_for(model, samples)
     sizes = [int(np.prod([d if isinstance(d, int) else 1 for d in v.shape or ()], dtype=np.int64)) for v in values]
     size = min(_MOST_BATCH, _BATCH_MEMORY // (4 * max(sizes)))
     if size < 2 or not all(v.shape and v.shape[0] == 1 for v in model.graph.inputs):

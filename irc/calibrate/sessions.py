@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from irc.errors import ModelError
+from irc.ir.graph import Model
+from irc.ir.quantization import Ports
 from irc.ir.types import Array
+from irc.pipeline.contract import Samples
 
 if TYPE_CHECKING:
     import onnx
@@ -114,6 +117,12 @@ def _same(a: Array, b: Array) -> bool:
 
 def joined(feeds: Sequence[Feed]) -> Feed:
     return {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
+
+
+def feeds_for(model: Model, samples: Samples) -> Iterator[Feed]:
+    """The feeds of `samples` as `model` takes them: a pass may have made its inputs integers since they were read."""
+    ports = Ports.of(model.graph)
+    return (ports.feed(feed) for feed in samples.feeds())
 
 
 def batches(feeds: Iterator[Feed], size: int) -> Iterator[Feed]:

@@ -174,6 +174,14 @@ def test_compressed_models_have_integers_and_compile_again(
     assert "agreement 100.00 %" in text
 
 
+def test_passes_behind_it_learn_from_the_same_samples(digits_dir: Path, tmp_path: Path, call: Call) -> None:
+    passes = "speed,quantize-io{float32=scores},cluster{bits=6},quantize-io"
+    data = ("--calibration", digits_dir / "digits_calibration.npz", "--evaluation", digits_dir / "digits_eval.npz")
+    out = tmp_path / "o.onnx"
+    text, _ = call("compress", digits_dir / "digits.onnx", "--passes", passes, *data, "--max-drop", 1.5, "-o", out)
+    assert "top1 9" in text
+
+
 @pytest.mark.parametrize(
     ("io", "message"),
     [
