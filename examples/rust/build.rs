@@ -61,9 +61,10 @@ fn constant(folder: &Path, name: &str) -> u64 {
     }
 }
 
-/// The files in the depfile's first rule: one on each line after that of the target. (Blanks are escaped.)
+/// The files in the depfile's first rule: one on each line after that of the target, escaped for make.
 fn prerequisites(depfile: &Path) -> Vec<String> {
     let text = fs::read_to_string(depfile).unwrap();
     let rule = text.split("\n\n").next().unwrap().to_owned();
-    rule.lines().skip(1).map(|line| line.trim_end_matches('\\').trim().replace("\\ ", " ")).collect()
+    let plain = |name: &str| name.replace("\\ ", " ").replace("\\#", "#").replace("$$", "$");
+    rule.lines().skip(1).map(|line| plain(line.trim_end_matches('\\').trim())).collect()
 }

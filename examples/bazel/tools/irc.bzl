@@ -1,6 +1,6 @@
 """irc_model: a neural network in ONNX, compiled into a library that C and C++ rules link with.
 
-    load("//irc:irc.bzl", "irc_model")
+    load("//tools:irc.bzl", "irc_model")
 
     irc_model(
         name = "digits",
@@ -80,7 +80,7 @@ irc_model = rule(
         "model": attr.label(allow_single_file = [".onnx"], mandatory = True),
         "data": attr.label_list(allow_files = True, doc = "external data of the model"),
         "network": attr.string(doc = "prefix of the C functions (default: the rule's name)"),
-        "target": attr.string(default = "native", doc = "see irc targets; a select() by platform fits here"),
+        "target": attr.string(default = "native", doc = "see irc targets (but for c, which is source); a select() by platform fits here"),
         "preset": attr.string(),
         "passes": attr.string(),
         "calibration": attr.label(allow_single_file = [".npz"]),
@@ -91,7 +91,7 @@ irc_model = rule(
         "weights": attr.string(),
         "tuning": attr.label(allow_single_file = [".json"]),
         "options": attr.string_list(doc = "other options of irc compile"),
-        "irc": attr.label(default = "//irc", executable = True, cfg = "exec"),
+        "irc": attr.label(default = "//tools:irc", executable = True, cfg = "exec"),
     },
     fragments = ["cpp"],
     toolchains = use_cc_toolchain(),
