@@ -141,16 +141,30 @@ _WINDOW_BYTES = _window(
         "CLEAR": "irc_fill(to, n, (int16_t)fill)",
     }
 )
-_WINDOW_REAL = _window(
-    {
-        "S": "f32",
-        "T": "float",
-        "F": "float",
-        "FILL": "",
-        "COPY": "memcpy(to, x + (row * sh + c * sw), (size_t)n * sizeof(*to))",
-        "CLEAR": "memset(to, 0, (size_t)n * sizeof(*to))",
+_WINDOW_REAL = """\
+/* Rows of an image from `row`, `column` on, kh rows of kw places of `count` channels: where they are in the image, or,
+   where some lie outside, side by side at `to`, with zeros. *apart: how far the rows are from each other. */
+static IRC_APART const float *irc_window_f32(float *to, const float *x, int32_t row, int32_t column, int32_t kh,
+    int32_t kw, int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh, int32_t sw, int32_t count,
+    ptrdiff_t *apart)
+{
+    const float *const window = to;
+    const int32_t below = row + (kh - 1) * dh, beside = column + (kw - 1) * dw;
+    *apart = dh * sh;
+    if ((kw == 1 || (dw == 1 && sw == count)) && row >= 0 && column >= 0 && below < height && beside < width)
+        return x + (row * sh + column * sw);
+    *apart = kw * count;
+    for (int32_t h = row; h <= below; h += dh) {
+        for (int32_t v = column; v <= beside; v += dw) {
+            if (h >= 0 && h < height && v >= 0 && v < width)
+                memcpy(to, x + (h * sh + v * sw), (size_t)count * sizeof(*to));
+            else
+                memset(to, 0, (size_t)count * sizeof(*to));
+            to += count;
+        }
     }
-)
+    return window;
+}"""
 
 
 def _dot(places: int, apart: int) -> str:
@@ -199,24 +213,23 @@ typedef float irc_u4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 
 def _tile(places: int) -> str:
-    """Sums over `rows` rows of n numbers, `apart` numbers apart, of `places` arrays times 8 columns of weights; from
-    number o of each y on."""
     each = range(places)
     declared = ", ".join(f"a{p} = zero, b{p} = zero" for p in each)
-    arrays = ", ".join(f"*const x{p} = x[{p}] + k" for p in each)
+    arrays = ", ".join(f"*x{p} = x[{p}]" for p in each)
     steps = "\n            ".join(f"a{p} += u * x{p}[i]; b{p} += v * x{p}[i];" for p in each)
     again = "\n            ".join(f"a{p} += u1 * x{p}[i + 1]; b{p} += v1 * x{p}[i + 1];" for p in each)
+    rows = " ".join(f"x{p} += apart[{p}];" for p in each)
     ends = "\n    ".join(f"*(irc_u4 *)(y[{p}] + o) = a{p}; *(irc_u4 *)(y[{p}] + o + 4) = b{p};" for p in each)
     return f"""\
-/* Sums over rows of n numbers, `apart` from each other, of {places} arrays times 8 columns of weights: y[][o...]. */
-static IRC_APART void irc_tile{places}(const float *const *x, const float *w, int32_t n, int32_t rows, ptrdiff_t apart,
-    float *const *y, int32_t o)
+/* Sums over rows of n numbers, apart[] from each other, of {places} arrays times 8 columns of weights: y[][o...]. */
+static IRC_APART void irc_tile{places}(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n,
+    int32_t rows, float *const *y, int32_t o)
 {{
 #ifdef IRC_VECTORS
     const irc_v4 zero = {{0.0f, 0.0f, 0.0f, 0.0f}};
     irc_v4 {declared};
-    for (ptrdiff_t k = 0; rows > 0; rows--, k += apart) {{
-        const float {arrays};
+    const float {arrays};
+    for (;;) {{
         ptrdiff_t i = 0;
         for (; i + 2 <= n; i += 2, w += 16) {{
             const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
@@ -229,26 +242,27 @@ static IRC_APART void irc_tile{places}(const float *const *x, const float *w, in
             {steps}
             w += 8;
         }}
+        if (--rows == 0) break;
+        {rows}
     }}
     {ends}
 #else
-    irc_columns(x, {places}, w, n, rows, apart, y, o);
+    irc_columns(x, {places}, apart, w, n, rows, y, o);
 #endif
 }}"""
 
 
 _COLUMNS = """\
 #ifndef IRC_VECTORS
-static IRC_APART void irc_columns(const float *const *x, int32_t places, const float *w, int32_t n, int32_t rows,
-    ptrdiff_t apart, float *const *y, int32_t o)
+static IRC_APART void irc_columns(const float *const *x, int32_t places, const ptrdiff_t *apart, const float *w,
+    int32_t n, int32_t rows, float *const *y, int32_t o)
 {
     for (int32_t p = 0; p < places; p++) {
         float *to = y[p] + o;
         for (int32_t c = 0; c < 8; c += 4, to += 4) {
-            const float *from = w + c;
+            const float *from = w + c, *data = x[p];
             float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
-            for (int32_t j = 0; j < rows; j++) {
-                const float *data = x[p] + j * apart;
+            for (int32_t j = rows;;) {
                 for (int32_t i = 0; i < n; i++, from += 8) {
                     const float t = *data++;
                     s0 += t * from[0];
@@ -256,6 +270,8 @@ static IRC_APART void irc_columns(const float *const *x, int32_t places, const f
                     s2 += t * from[2];
                     s3 += t * from[3];
                 }
+                if (--j == 0) break;
+                data += apart[p] - n;
             }
             to[0] = s0;
             to[1] = s1;
@@ -268,15 +284,15 @@ static IRC_APART void irc_columns(const float *const *x, int32_t places, const f
 
 _REST = """\
 /* The same for fewer columns. */
-static IRC_APART void irc_rest(const float *const *x, int32_t places, const float *w, int32_t n, int32_t rows,
-    ptrdiff_t apart, int32_t columns, float *const *y, int32_t o)
+static IRC_APART void irc_rest(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n, int32_t rows,
+    float *const *y, int32_t o, int32_t places, int32_t columns)
 {
     for (int32_t p = 0; p < places; p++) {
         for (int32_t c = 0; c < columns; c++) {
             const float *from = w + c;
             float s = 0.0f;
             for (int32_t j = 0; j < rows; j++)
-                for (int32_t i = 0; i < n; i++, from += columns) s += x[p][j * apart + i] * *from;
+                for (int32_t i = 0; i < n; i++, from += columns) s += x[p][j * apart[p] + i] * *from;
             y[p][o + c] = s;
         }
     }
@@ -432,11 +448,11 @@ def preamble(code: str) -> str:
     out = [PREAMBLE]
     if words & {"IRC_ALIGNED", "IRC_APART"}:
         out.append(_ALIGNED)
-    if words & {"IRC_VECTORS", "IRC_AT"}:
+    if words & {"IRC_VECTORS", "IRC_TO"}:
         out.append(_VECTORS)
     if "IRC_GENERAL" in words:
         out.append(_GENERAL)
-    if "IRC_AT" in words:
+    if "IRC_TO" in words:
         out.append(COLUMNS)
     if "IRC_FENCE" in words:
         out.append(_FENCE)

@@ -20,11 +20,12 @@ typedef irc_u4 irc_memory4;
 typedef float irc_columns4;
 typedef float irc_memory4;
 #endif
-#define IRC_AT(p) (*(irc_memory4 *)(p))
+#define IRC_FROM(p) (*(const irc_memory4 *)(p))
+#define IRC_TO(p) (*(irc_memory4 *)(p))
 """
 
 _FUNCTION = """\
-static IRC_APART void {name}(float *x, ptrdiff_t from, float *y, ptrdiff_t to, int32_t n)
+static IRC_APART void {name}(const float *x, ptrdiff_t from, float *y, ptrdiff_t to, int32_t n)
 {{
     enum {{ many = sizeof(irc_columns4) / sizeof(float) }};
     for (; n > 0; n -= many, x += many, y += many) {{
@@ -74,7 +75,7 @@ def _function(name: str, matrix: Matrix) -> str:
     def times(term: Term, factor: Fraction) -> Term:
         return _Text(f"{term} * {real(float(factor), 'float32')}")
 
-    values = [let(_Text(f"IRC_AT(x + {i} * from)" if i else "IRC_AT(x)")) for i in range(len(matrix[0]))]
+    values = [let(_Text(f"IRC_FROM(x + {i} * from)" if i else "IRC_FROM(x)")) for i in range(len(matrix[0]))]
     results = product(matrix, values, let, times)
-    lines += [f"IRC_AT(y + {i} * to) = {term};" if i else f"IRC_AT(y) = {term};" for i, term in enumerate(results)]
+    lines += [f"IRC_TO(y + {i} * to) = {term};" if i else f"IRC_TO(y) = {term};" for i, term in enumerate(results)]
     return _FUNCTION.format(name=name, lines="\n        ".join(lines))

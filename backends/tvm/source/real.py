@@ -28,10 +28,11 @@ class Common:
     high: float
 
     @staticmethod
-    def of(spec: SmallConvSpec | SmallDepthwiseSpec) -> Common | None:
+    def of(spec: SmallConvSpec | SmallDepthwiseSpec, moving: list[int]) -> Common | None:
         code = spec.expression
-        bias = [o.strides[-1] == 1 and not any(o.strides[1:3]) for o in spec.operands[:1]]
-        if spec.y_dtype != "float32" or not code or code[0].op != "accumulator" or bias != [True]:
+        if spec.y_dtype != "float32" or not code or code[0].op != "accumulator":
+            return None
+        if not spec.operands or 0 in moving or spec.operands[0].strides[-1] != 1:
             return None
         if any(o.dtype != "float32" for o in spec.operands):
             return None
@@ -59,7 +60,7 @@ class RealEpilogue:
     def __init__(self, spec: SmallConvSpec | SmallDepthwiseSpec, target: Target, symbol: str) -> None:
         self.spec = spec
         self.printed = Epilogue(spec, "float32", target, symbol)
-        self.common = Common.of(spec)
+        self.common = Common.of(spec, self.printed.moving())
         self.in_place = spec.y_dtype == "float32"
 
     def parameters(self) -> list[str]:
@@ -69,15 +70,25 @@ class RealEpilogue:
             found.append("const float *IRC_RESTRICT e1 /* NULL */")
         return found
 
+    def other(self) -> str:
+        """Where the second operand of a common expression has the channels of the place (b, h, v)."""
+        assert self.common is not None
+        strides = self.spec.operands[1].strides if self.common.added else (0, 0, 0, 0)
+        return f"{int(self.common.added)} ? e1 + ({place_at(strides, several=self.spec.batch > 1)}) : NULL"
+
+    def finish(self, t: Text, sums: str, bias: str, other: str, count: int) -> None:
+        """A common expression."""
+        assert self.common is not None
+        bounds = ", ".join(_bound(v) for v in (self.common.low, self.common.high))
+        t.put(f"irc_finish({sums}, {bias}, {other}, {bounds}, {count});")
+
     def put(self, t: Text, sums: str, y: str, count: int, first: str = "") -> None:
         """Statements for `count` channels, from `first` on, of the place (b, h, v). Its sums begin at `sums`, results
         at `y`."""
         several, plus = self.spec.batch > 1, f" + {first}" if first else ""
         if self.common is not None:
-            strides = self.spec.operands[1].strides if self.common.added else (0, 0, 0, 0)
-            other = f"{int(self.common.added)} ? e1 + ({place_at(strides, several=several)}){plus} : NULL"
-            bounds = ", ".join(_bound(v) for v in (self.common.low, self.common.high))
-            t.put(f"irc_finish({sums}, e0{plus}, {other}, {bounds}, {count});")
+            other = self.other()
+            self.finish(t, sums, f"e0{plus}", f"{other.replace(' :', f'{plus} :')}", count)
             return
         moving, result = self.printed.moving(), "sums" if self.in_place else "results"
         lines = self.printed.lines(t.depth + 2, result, "c", "sums[c]")
@@ -125,79 +136,81 @@ class RealConv:
         y = ctype(spec.y_dtype)
         parameters = ["const float *x", "const float *IRC_RESTRICT w", *self.epilogue.parameters(), f"{y} *y"]
         t.put(f"static void {self.symbol}({', '.join(parameters)})", "{")
-        if self.total == 1:
-            self._single()
-        else:
+        if self.total > 1:
             self._places()
+        else:
+            self._single()
         t.put("}")
         return t.done([])
 
-    def _is_inside(self) -> bool:
-        """Whether all windows lie in the image."""
+    def _is_in_place(self) -> bool:
+        """Whether every window lies in the image, so that none is copied."""
         spec = self.spec
-        return spec.pads == (0, 0) and all(
-            (o - 1) * s + (k - 1) * d < i
-            for o, s, k, d, i in zip(spec.out, spec.stride, spec.kernel, spec.dilation, spec.image, strict=True)
+        rows = spec.kernel[1] == 1 or (spec.dilation[1] == 1 and spec.x_strides[2] == spec.ic)
+        return (
+            rows
+            and spec.pads == (0, 0)
+            and all(
+                (o - 1) * s + (k - 1) * d < i
+                for o, s, k, d, i in zip(spec.out, spec.stride, spec.kernel, spec.dilation, spec.image, strict=True)
+            )
         )
 
-    def _has_rows(self) -> bool:
-        """Whether the rows of a window are contiguous in the image, so that they need no copy."""
+    def _window(self, number: str, image: str) -> str:
+        """Where the window of the place (h, v) is, and how far its rows are apart."""
         spec = self.spec
-        return spec.kernel == (1, 1) or (spec.dilation == (1, 1) and spec.x_strides[2] == spec.ic)
-
-    def _window(self, to: str, x: str, h: str, v: str) -> str:
-        spec = self.spec
+        corner = [f"{i} * {s} - {p}" for i, s, p in zip("hv", spec.stride, spec.pads, strict=True)]
         numbers = (*spec.kernel, *spec.dilation, *spec.image, *spec.x_strides[1:], spec.ic)
-        return f"irc_window_f32({to}, {x}, {h}, {v}, {', '.join(map(str, numbers))});"
+        to = f"xs + {number} * {self.reduction}"
+        return f"irc_window_f32({to}, {image}, {', '.join((*corner, *map(str, numbers)))}, apart + {number})"
+
+    def _array(self, places: int) -> str:
+        """Windows that are copied."""
+        return f"float xs[N{1 if self._is_in_place() else places * self.reduction}];"
 
     def _single(self) -> None:
         """One place: a row of a matrix mostly."""
         spec, t = self.spec, self.t
-        plain = spec.kernel == (1, 1) and self._is_inside()
-        if not self.epilogue.in_place:
-            t.put(f"float acc[{spec.oc}];")
         target = "y" if self.epilogue.in_place else "acc"
-        if plain:
-            t.put("const float *const xp[1] = {x};")
+        if target == "acc":
+            t.put(f"float acc[{spec.oc}];")
+        t.put("const int32_t b = 0, h = 0, v = 0;", f"float *const ys[1] = {{{target}}};")
+        if self.reduction == spec.ic and self._is_in_place():
+            t.put("const float *const xp[1] = {x};", "const ptrdiff_t apart[1] = {0};")
         else:
-            t.put(f"float xs[N{self.reduction}];", "const float *const xp[1] = {xs};")
-        t.put(f"float *const ys[1] = {{{target}}};", "const int32_t b = 0, h = 0, v = 0;", "(void)b;")
-        if not plain:
-            t.put(self._window("xs", "x", f"0 - {spec.pads[0]}", f"0 - {spec.pads[1]}"))
-        self._tiles("1", str(self.reduction), "1", "0", 1)
+            t.put(self._array(1), "ptrdiff_t apart[1];", f"const float *const xp[1] = {{{self._window('0', 'x')}}};")
+        self._tiles("1", 1)
+        t.put("(void)b;", "(void)h;", "(void)v;")
         self.epilogue.put(t, target, "y", spec.oc)
 
     def _places(self) -> None:
-        """Four places at a time: windows at the edge of the image are copied, others are read where they are."""
+        """Four places at a time; their windows are read where they are, or copied at the edge of the image."""
         spec, t = self.spec, self.t
-        several = spec.batch > 1
-        everywhere = self._is_inside() and self._has_rows()
-        t.put(f"float xs[N{1 if everywhere else _PLACES * self.reduction}];")
-        if not self.epilogue.in_place:
+        several, whole, common = spec.batch > 1, self.epilogue.in_place, self.epilogue.common
+        t.put(self._array(_PLACES))
+        if not whole:
             t.put(f"float acc[{_PLACES * spec.oc}];")
-        t.put(f"const float *xp[{_PLACES}], *from[{_PLACES}];", f"float *ys[{_PLACES}];")
-        t.put(f"int32_t hs[{_PLACES}], vs[{_PLACES}];")
-        t.put(f"for (int32_t place = 0; place < {self.total};) {{")
-        t.put(f"int32_t n = 0, inside = {int(self._has_rows())};")
+        t.put(f"const float *xp[{_PLACES}]{f', *others[{_PLACES}]' if common else ''};", f"float *ys[{_PLACES}];")
+        t.put(f"ptrdiff_t apart[{_PLACES}] = {{{', '.join('0' * _PLACES)}}};")
+        t.put(f"for (int32_t place = 0; place < {self.total};) {{", "int32_t n = 0;")
         t.put(f"for (; n < {_PLACES} && place < {self.total}; n++, place++) {{")
         self._coordinates("place")
-        t.put(f"hs[n] = h * {spec.stride[0]} - {spec.pads[0]};", f"vs[n] = v * {spec.stride[1]} - {spec.pads[1]};")
-        last = [i - (k - 1) * d - 1 for i, k, d in zip(spec.image, spec.kernel, spec.dilation, strict=True)]
-        high = [str(v) if v >= 0 else f"({v})" for v in last]
-        t.put(f"if (hs[n] < 0 || vs[n] < 0 || hs[n] > {high[0]} || vs[n] > {high[1]}) inside = 0;")
-        t.put(f"from[n] = x{f' + b * {spec.x_strides[0]}' if several else ''};")
-        y = "y" if self.epilogue.in_place else "acc"
-        t.put(f"ys[n] = {y} + ({self._at(spec.y_strides) if self.epilogue.in_place else f'n * {spec.oc}'});", "}")
-        t.put(f"for (int32_t i = 0; i < {_PLACES}; i++) {{", "const int32_t p = i < n ? i : 0;")
-        inside = f"from[p] + (hs[p] * {spec.x_strides[1]} + vs[p] * {spec.x_strides[2]})"
-        t.put(f"xp[i] = inside ? {inside} : xs + p * {self.reduction};", "ys[i] = ys[p];")
-        t.put(f"if (!inside && i < n) {self._window(f'xs + i * {self.reduction}', 'from[i]', 'hs[i]', 'vs[i]')}", "}")
-        rows = (f"inside ? {spec.kernel[1] * spec.ic} : {self.reduction}", f"inside ? {spec.kernel[0]} : 1")
-        self._tiles("n", *rows, str(spec.x_strides[1]), _PLACES)
+        image = f"x + b * {spec.x_strides[0]}" if several else "x"
+        plain = spec.kernel == (1, 1) and self._is_in_place()
+        at = f"h * {spec.stride[0] * spec.x_strides[1]} + v * {spec.stride[1] * spec.x_strides[2]}"
+        t.put(f"xp[n] = {int(plain)} ? {image} + ({at}) : {self._window('n', image)};")
+        t.put(f"ys[n] = {f'y + ({place_at(spec.y_strides, several=several)})' if whole else f'acc + n * {spec.oc}'};")
+        if common is not None:
+            t.put(f"others[n] = {self.epilogue.other()};")
+        t.put("}", f"for (int32_t i = n; i < {_PLACES}; i++) {{")
+        t.put("xp[i] = xp[0];", "apart[i] = apart[0];", "ys[i] = ys[0];", "}")
+        self._tiles("n", _PLACES)
         t.put("for (int32_t p = 0; p < n; p++) {")
-        self._coordinates("(place - n + p)")
-        out = "ys[p]" if self.epilogue.in_place else f"y + ({self._at(spec.y_strides)})"
-        self.epilogue.put(t, "ys[p]", out, spec.oc)
+        if common is not None:
+            self.epilogue.finish(t, "ys[p]", "e0", "others[p]", spec.oc)
+        else:
+            self._coordinates("(place - n + p)")
+            self.epilogue.put(t, "ys[p]", f"y + ({place_at(spec.y_strides, several=several)})", spec.oc)
         t.put("}", "}")
 
     def _coordinates(self, place: str) -> None:
@@ -209,22 +222,18 @@ class RealConv:
         t.put(f"const int32_t b = {place} / {math.prod(spec.out)}, v = {place} % {spec.out[1]};")
         t.put(f"const int32_t h = {place} / {spec.out[1]} % {spec.out[0]};")
 
-    def _at(self, strides: tuple[int, ...]) -> str:
-        return place_at(strides, several=self.spec.batch > 1)
-
-    def _tiles(self, count: str, n: str, rows: str, apart: str, places: int) -> None:
+    def _tiles(self, count: str, places: int) -> None:
         """Sums of all channels, tile by tile."""
         spec, t = self.spec, self.t
-        arguments = f"w + (ptrdiff_t)o * {self.reduction}, {n}, {rows}, {apart}"
+        arguments = f"apart, w + (ptrdiff_t)o * {self.reduction}, {spec.kernel[1] * spec.ic}, {spec.kernel[0]}, ys, o"
         t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {TILE}) {{")
-        tile = f"irc_tile{places}(xp, {arguments}, ys, o);"
+        tile = f"irc_tile{places}(xp, {arguments});"
         if spec.oc % TILE:
             t.put(
-                f"if ({spec.oc} - o < {TILE}) irc_rest(xp, {count}, {arguments}, {spec.oc} - o, ys, o);", f"else {tile}"
+                f"if ({spec.oc} - o < {TILE}) irc_rest(xp, {arguments}, {count}, {spec.oc} - o);", f"else {tile}", "}"
             )
         else:
-            t.put(tile)
-        t.put("}")
+            t.put(tile, "}")
 
 
 class RealDepthwise:

@@ -57,7 +57,7 @@ class WinogradConv:
         t.put(f"xp[i] = scratch + (p * {TILES} + (i < n ? i : 0)) * {spec.ic};")
         t.put(f"sp[i] = s + (p * {TILES} + (i < n ? i : 0)) * {_CHANNELS};", "}")
         weights = f"w + (ptrdiff_t)(o * {points} + p * {_CHANNELS}) * {spec.ic}"
-        t.put(f"irc_tile{TILES}(xp, {weights}, {spec.ic}, 1, 0, sp, 0);", "}")
+        t.put(f"irc_tile{TILES}(xp, NULL, {weights}, {spec.ic}, 1, sp, 0);", "}")
         self._transform_back()
         self._results()
         t.put("}", "}", "}")
@@ -69,19 +69,19 @@ class WinogradConv:
         rows, columns = self.sizes
         _, sh, sw = spec.x_strides
         image = f"x + bs[n] * {spec.x_strides[0]}" if spec.batch > 1 else "x"
-        t.put(
-            f"irc_window_f32(s, {image}, hs[n] - {spec.pads[0]}, vs[n] - {spec.pads[1]}, {rows}, {columns}, 1, 1, "
-            f"{spec.image[0]}, {spec.image[1]}, {sh}, {sw}, {spec.ic});"
-        )
+        numbers = (rows, columns, 1, 1, *spec.image, sh, sw, spec.ic)
+        corner = f"hs[n] - {spec.pads[0]}, vs[n] - {spec.pads[1]}"
+        t.put("ptrdiff_t apart = 0;")
+        t.put(f"const float *from = irc_window_f32(s, {image}, {corner}, {', '.join(map(str, numbers))}, &apart);")
         row = columns * spec.ic
         if rows > 1:
-            t.put(f"{self._input_transform(0)}(s, {row}, s, {row}, {row});")
+            t.put(f"{self._input_transform(0)}(from, apart, s, {row}, {row});", "from = s;")
         to = f"scratch + (i * {columns * TILES} + n) * {spec.ic}"
         t.put(f"for (int32_t i = 0; i < {rows}; i++) {{")
         if columns > 1:
-            t.put(f"{self._input_transform(1)}(s + i * {row}, {spec.ic}, {to}, {TILES * spec.ic}, {spec.ic});")
+            t.put(f"{self._input_transform(1)}(from + i * {row}, {spec.ic}, {to}, {TILES * spec.ic}, {spec.ic});")
         else:
-            t.put(f"memcpy({to}, s + i * {row}, {spec.ic} * sizeof(*s));")
+            t.put(f"memcpy({to}, from + i * {row}, {spec.ic} * sizeof(*s));")
         t.put("}")
 
     def _transform_back(self) -> None:
