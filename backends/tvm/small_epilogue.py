@@ -103,8 +103,8 @@ class Epilogue:
 
     @property
     def bare(self) -> bool:
-        """Whether they are requantized from the products, with no further factor."""
-        return self.last is not None and not self.steps and self.last.params[3] == 1.0
+        """Whether signed bytes are requantized from the products, with no further factor."""
+        return self.last is not None and not self.steps and self.last.params[3] == 1.0 and not self.unsigned
 
     @property
     def addend(self) -> int:

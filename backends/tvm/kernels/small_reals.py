@@ -26,11 +26,11 @@ class Reals:
         self.pointers = {e.operand: next(free) for e in epilogue.elements}
         self.scalars = {value: next(free) for value in scalars(epilogue)}
 
-    def start(self) -> None:
-        """Loads the numbers. Uses r4."""
+    def start(self, spare: str = "r4") -> None:
+        """Loads the numbers that all channels share."""
         for value, register in self.scalars.items():
-            self.asm.constant("r4", float_bits(value))
-            self.asm(f"vmov {register},r4")
+            self.asm.constant(spare, float_bits(value))
+            self.asm(f"vmov {register},{spare}")
 
     def tile_words(self, channels: int) -> int:
         """Words of the stream for a tile: scales and numbers of channels."""

@@ -10,25 +10,28 @@ at a time run along the row. A word of four bytes widens to channels 0 and 2, an
 SMLABB and SMLATT multiply them.
 
 The packed weights: for each four channels their scales, the first values of their sums, and for each tap the weights
-of channels 0, 2, 1, 3.
+of channels 0, 2, 1, 3. Where an epilogue has more than a rounding, its constants follow, scales first: it takes all
+float registers (`small_reals.py`), and the weights are loaded again after it.
 """
 
 from __future__ import annotations
 
 from irc.backends.tvm.kernels.small_asm import Assembly, fixed_levels, store_levels
+from irc.backends.tvm.kernels.small_reals import Reals
 from irc.backends.tvm.small import fixed_shift, ring_columns
-from irc.backends.tvm.small_epilogue import epilogue_of
+from irc.backends.tvm.small_epilogue import FREE_REGISTERS, epilogue_of
 from irc.backends.tvm.specs import SmallDepthwiseSpec
 from irc.targets.target import Target
 
 _BIAS, _SCALES, _WEIGHTS = 8, 4, 12  # first float registers
 _END, _PLACE = "s30", "s31"
 # words on the stack
-_X, _Y, _STREAM, _RING, _ROWS, _NEXT, _PHASE, _SLOT, _BLOCK, _FRAME = range(10)
+_X, _Y, _STREAM, _RING, _ROWS, _NEXT, _PHASE, _SLOT, _BLOCK, _COLUMN, _CONSTANTS, _ELEMENTS = range(12)
+_FREE, _SECOND = [f"s{16 + i}" for i in range(FREE_REGISTERS)], "s28"  # for the epilogue: weights otherwise
 
 
 def build(symbol: str, spec: SmallDepthwiseSpec, target: Target) -> str:
-    """LLVM IR text of `symbol(x, stream, y, scratch)`."""
+    """LLVM IR text of `symbol(x, stream, elements..., y, scratch)`."""
     return _Rows(symbol, spec, target).build()
 
 
@@ -36,27 +39,30 @@ class _Rows:
     def __init__(self, symbol: str, spec: SmallDepthwiseSpec, target: Target) -> None:
         self.symbol, self.spec, self.target = symbol, spec, target
         self.asm = Assembly(16)
-        found = epilogue_of(spec.expression)
+        found = epilogue_of(spec.expression, range(spec.streamed))
         assert found is not None, "the plan has looked"
-        self.requantize = found.requantize
+        self.epilogue, self.requantize = found, found.requantize
+        self.reals = None if found.bare else Reals(self.asm, found, _FREE, _SECOND)
+        self.frame = 4 * (_ELEMENTS + len(found.elements))
         self.saturate = "saturate" in spec.way
         self.fixed = fixed_shift(spec.way)
         self.row = ring_columns(spec) * spec.channels  # bytes of a slot
         self.taps = spec.kernel[0] * spec.kernel[1]
-        self.block = 32 + 8 * self.taps  # bytes of the stream
+        self.constants = 32 + 8 * self.taps  # of a block of the stream: where those of the epilogue lie
+        self.block = self.constants + (0 if self.reals is None else 4 * self.reals.tile_words(4))
 
     def build(self) -> str:
         asm = self.asm
         asm.enter()
-        asm(f"sub sp,#{4 * _FRAME}")
+        asm(f"sub sp,#{self.frame}")
         self._start()
         again = asm.label()
         asm.place(again)
         self._row()
         self._after_row(again)
-        asm(f"add sp,#{4 * _FRAME}")
+        asm(f"add sp,#{self.frame}")
         asm.leave()
-        return asm.function(self.symbol, self.target, 4)
+        return asm.function(self.symbol, self.target, 4 + len(self.epilogue.elements))
 
     def _load(self, register: str, word: int) -> None:
         self.asm(f"ldr {register},[sp,#{4 * word}]")
@@ -67,8 +73,19 @@ class _Rows:
     def _start(self) -> None:
         """State, the ring full of zero points, and the first rows but those that every row of results adds."""
         asm, spec = self.asm, self.spec
-        for register, word in (("r0", _X), ("r1", _STREAM), ("r2", _Y), ("r3", _RING)):
+        elements = [_ELEMENTS + i for i in range(len(self.epilogue.elements))]
+        for number, word in enumerate((_X, _STREAM, *elements, _Y, _RING)):
+            register = f"r{number}"
+            if number > 3:
+                register = "r4"
+                asm(f"ldr r4,[sp,#{self.frame + asm.stack_bytes + 4 * (number - 4)}]")
             self._save(register, word)
+        for word in elements:  # counted from the results: they lie alike
+            self._load("r4", word)
+            self._load("r5", _Y)
+            asm("sub r4,r4,r5")
+            self._save("r4", word)
+        self._load("r3", _RING)
         asm.constant("r4", (spec.fill & 0xFF) * 0x01010101)
         asm("mov r5,r3")
         with asm.repeated(spec.kernel[0] * self.row // 4, "r6"):
@@ -97,6 +114,8 @@ class _Rows:
         self._save("r1", _BLOCK)
         asm(f"vldmia r0!,{{s{_SCALES}-s{_SCALES + 7}}}")
         self._load_weights()
+        if self.reals is not None:
+            self._save("r0", _CONSTANTS)
         self._load("r2", _RING)
         self._load("lr", _Y)
         asm("add r0,r2,r1", "add lr,lr,r1", f"vmov {_PLACE},lr")
@@ -178,7 +197,33 @@ class _Rows:
             asm.place(done)
             asm.later(real, done, self._real)
             return
+        if self.reals is not None:
+            self._with_reals(self.reals)
+            return
         self._real()
+
+    def _with_reals(self, reals: Reals) -> None:
+        """The epilogue of both places, which takes the registers of the weights. r0: where the windows lie."""
+        asm = self.asm
+        self._save("r0", _COLUMN)
+        asm.constant("r2", self.spec.y_strides[2])
+        asm(f"vmov {_SECOND},r2")
+        reals.start("r2")
+        for number, element in enumerate(self.epilogue.elements):
+            self._load("r2", _ELEMENTS + number)
+            asm(f"vmov r0,{_PLACE}", "add r0,r0,r2", f"vmov {reals.pointers[element.operand]},r0")
+        self._load("r1", _CONSTANTS)
+        reals.compute(4)
+        low, high, zero = (int(v) for v in self.requantize.params[:3])
+        store_levels(asm, (4, 8), low, high, zero, saturate=self.saturate)
+        if self.epilogue.unsigned:
+            asm("eor r4,r4,#0x80808080", "eor r8,r8,#0x80808080")
+        self._write()
+        self._load("r0", _CONSTANTS)
+        asm.add("r0", "r0", -self.constants, "r2")
+        asm(f"vldmia r0!,{{s{_SCALES}-s{_SCALES + 7}}}")
+        self._load_weights()
+        self._load("r0", _COLUMN)
 
     def _real(self) -> None:
         """The sums of both places rounded as real numbers."""

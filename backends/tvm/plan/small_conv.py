@@ -303,7 +303,7 @@ def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, exp
         _call(p, region, im, source_depthwise(spec, w), np.ascontiguousarray(w.transpose(1, 2, 0)), macs)
         return
     packed = pack_depthwise(spec, np.ascontiguousarray(w.transpose(1, 2, 0)), im.constants, p.target)
-    _call(p, region, im, packed.spec, packed.weights, macs)
+    _call(p, region, im, packed.spec, packed.weights, macs, packed.elements)
 
 
 def _call(

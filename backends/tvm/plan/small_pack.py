@@ -129,40 +129,46 @@ def pack_rows(
     spec: SmallDepthwiseSpec, w: Array, operands: Sequence[Array | None], target: Target
 ) -> Packed[SmallDepthwiseSpec] | None:
     """`spec` in the way "rows", or None where that kernel is not made for it. w [kh, kw, channels]."""
-    epilogue = epilogue_of(spec.expression)
-    if not has_pairs(target) or epilogue is None or not epilogue.bare or not _fits_rows(spec):
+    if not has_pairs(target) or not _fits_rows(spec):
         return None
-    streamed = streamed_operands(spec.expression, epilogue)
-    if len(streamed) != len(spec.operands) or any(o is None for o in operands):
+    epilogue = epilogue_of(spec.expression, {i for i, o in enumerate(operands) if o is not None})
+    if epilogue is None or epilogue.last is None or epilogue.registers > FREE_REGISTERS:
         return None
-    known = [o for o in operands if o is not None]
-    bias, scale, _ = channel_values(spec.expression, epilogue, known, spec.channels)
+    if not _streams(spec, epilogue, operands):
+        return None
+    known = [np.zeros(1) if o is None else o for o in operands]
+    bias, scale, others = channel_values(spec.expression, epilogue, known, spec.channels)
     low, high = _sums(np.moveaxis(w, -1, 0), bias)
-    largest, _ = rounded_magnitudes(epilogue, np.maximum(np.abs(low), np.abs(high)), scale, ())
+    largest, last = rounded_magnitudes(epilogue, np.maximum(np.abs(low), np.abs(high)), scale, others)
     if largest >= _CONVERTIBLE:
         return None
     blocks = spec.channels // _TILE
     order = w.reshape(-1, blocks, _TILE)[..., [0, 2, 1, 3]].astype(np.int16).transpose(1, 0, 2)
-    fixed = _useful(fixed_point(epilogue.requantize, scale.astype(np.float32), low, high, np.ones_like(low)))
+    fixed = None
+    if epilogue.bare:
+        fixed = _useful(fixed_point(epilogue.requantize, scale.astype(np.float32), low, high, np.ones_like(low)))
     parts = [
         _factors(scale.astype(np.float32).reshape(blocks, _TILE), fixed),
         _words(bias.reshape(blocks, _TILE)),
         np.ascontiguousarray(order).reshape(blocks, -1).view(np.int32),
     ]
+    if not epilogue.bare:
+        parts += [n.astype(np.float32).reshape(blocks, _TILE).view(np.int32) for n in (scale, *others)]
     stream = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
-    way = "/".join([ROWS, *(["saturate"] if largest >= _HALF else []), *_fixed_way(fixed)])
+    way = "/".join([ROWS, *(["saturate"] if last >= _HALF else []), *_fixed_way(fixed)])
     scratch = spec.kernel[0] * ring_columns(spec) * spec.channels
     expression, count = canonical(epilogue)
+    elements = tuple(e.operand for e in epilogue.elements)
     made = replace(
         spec,
         expression=expression,
-        operands=_channel_operands(spec.channels, count),
+        operands=(*_channel_operands(spec.channels, count), *(spec.operands[i] for i in elements)),
         way=way,
         streamed=count,
         scratch=scratch,
         w_size=stream.size,
     )
-    return Packed(made, stream)
+    return Packed(made, stream, elements)
 
 
 def _useful(fixed: FixedPoint | None) -> FixedPoint | None:
@@ -201,7 +207,7 @@ def _fits_rows(spec: SmallDepthwiseSpec) -> bool:
     strides = spec.stride[0] <= height and spec.stride[1] <= width and spec.dilation == (1, 1)
     places = spec.x_strides[2] == spec.y_strides[2] == channels and spec.out[1] > 1 and spec.batch == 1
     fits = height * width <= _WEIGHTS and channels % _TILE == 0 and reach < _OFFSETS
-    return strides and places and fits and spec.y_dtype == "int8"
+    return strides and places and fits and spec.y_dtype in ("int8", "uint8")
 
 
 def _fits(spec: SmallConvSpec) -> bool:
@@ -213,25 +219,27 @@ def _fits(spec: SmallConvSpec) -> bool:
     return spec.batch == 1 and rows and gapless and spec.y_dtype in ("int8", "uint8", "float32")
 
 
-def _streams(spec: SmallConvSpec, epilogue: Epilogue, operands: Sequence[Array | None]) -> bool:
-    """Whether the constants of channels come first, and what else is read lies as the result does."""
+def _streams(spec: SmallConvSpec | SmallDepthwiseSpec, epilogue: Epilogue, operands: Sequence[Array | None]) -> bool:
+    """Whether all that is read are constants of channels, and elements that lie as the result does."""
+    channels = spec.oc if isinstance(spec, SmallConvSpec) else spec.channels
     streamed = streamed_operands(spec.expression, epilogue)
     if any(operands[i] is None for i in streamed):
         return False
     elements = [spec.operands[e.operand] for e in epilogue.elements]
     if len(elements) + len(streamed) != len(spec.operands):
         return False
-    if elements and spec.oc % _TILE:
+    if elements and channels % _TILE:
         return False
     if epilogue.last is not None and any(e.dtype == "float32" for e in epilogue.elements):
         return False  # a NaN among them would have to become the lowest byte
     return all(_lies_alike(spec, o) for o in elements)
 
 
-def _lies_alike(spec: SmallConvSpec, operand: Operand) -> bool:
-    """Whether an operand has an element for each result, in its order and without gaps."""
+def _lies_alike(spec: SmallConvSpec | SmallDepthwiseSpec, operand: Operand) -> bool:
+    """Whether an operand has an element for each result, in its order and with the same gaps."""
     _, h, w, c = operand.strides
-    return c == 1 and (w == spec.oc or spec.out[1] == 1) and (h == spec.out[1] * spec.oc or spec.out[0] == 1)
+    _, yh, yw = spec.y_strides
+    return c == 1 and (w == yw or spec.out[1] == 1) and (h == yh or spec.out[0] == 1)
 
 
 def _constant_channels(epilogue: Epilogue, w: Array, bias: Array, scale: Array) -> tuple[Array, Array]:

@@ -15,10 +15,10 @@ from irc.backends.artifact.qemu import Emulated, missing_tools
 from irc.backends.program import Arg, Port, Program, Step
 from irc.backends.tvm.assemble import assemble
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
-from irc.backends.tvm.plan.small_pack import Packed, pack_conv
+from irc.backends.tvm.plan.small_pack import Packed, pack_conv, pack_depthwise
 from irc.backends.tvm.reference import evaluate
 from irc.backends.tvm.small_epilogue import canonical, epilogue_of
-from irc.backends.tvm.specs import Operand, SmallConvSpec
+from irc.backends.tvm.specs import Operand, SmallConvSpec, SmallDepthwiseSpec
 from irc.targets import get_target
 
 M4 = get_target("cortex-m4")
@@ -125,23 +125,29 @@ CHAINS: dict[str, Callable[[], Chain]] = {
     "rounded": lambda: Chain().sums().round(4).leaky().quantize(),
 }
 
-SHAPES = {  # ic, oc, out, kernel, pads
-    "even places": (8, 8, (2, 4), (1, 1), 0),
-    "odd places": (12, 8, (3, 3), (1, 1), 0),
-    "window": (5, 12, (3, 4), (3, 3), 1),
-    "one place": (16, 20, (1, 1), (1, 1), 0),
-    "few channels": (16, 6, (1, 1), (1, 1), 0),
-    "odd channels": (3, 7, (2, 3), (3, 3), 1),
+SHAPES = {  # ic (0: depthwise), oc, out, kernel, pads, stride
+    "even places": (8, 8, (2, 4), (1, 1), 0, 1),
+    "odd places": (12, 8, (3, 3), (1, 1), 0, 1),
+    "window": (5, 12, (3, 4), (3, 3), 1, 1),
+    "one place": (16, 20, (1, 1), (1, 1), 0, 1),
+    "few channels": (16, 6, (1, 1), (1, 1), 0, 1),
+    "odd channels": (3, 7, (2, 3), (3, 3), 1, 1),
+    "depthwise": (0, 8, (4, 5), (3, 3), 1, 1),
+    "depthwise of every other": (0, 4, (3, 4), (3, 3), 1, 2),
 }
 
 
-def make(shape: str, chain: str) -> tuple[Packed[SmallConvSpec], list[np.ndarray], np.ndarray]:
+Made = Packed[SmallConvSpec] | Packed[SmallDepthwiseSpec]
+
+
+def make(shape: str, chain: str) -> tuple[Made, list[np.ndarray], np.ndarray]:
     """(the kernel, arrays in its order, the result)."""
-    ic, oc, out, kernel, pad = SHAPES[shape]
+    inputs, oc, out, kernel, pad, step = SHAPES[shape]
+    ic = inputs or oc
     rng = np.random.default_rng([*shape.encode(), *chain.encode()])
-    image = (out[0] + kernel[0] - 1 - 2 * pad, out[1] + kernel[1] - 1 - 2 * pad)
+    image = ((out[0] - 1) * step + kernel[0] - 2 * pad, (out[1] - 1) * step + kernel[1] - 2 * pad)
     x = rng.integers(-128, 128, (*image, ic)).astype(np.int8)
-    w = rng.integers(-127, 128, (oc, *kernel, ic)).astype(np.int8)
+    w = rng.integers(-127, 128, (oc, *kernel, inputs or 1)).astype(np.int8)
     fill = -9
     made = CHAINS[chain]()
     expression = made.finish()
@@ -166,30 +172,39 @@ def make(shape: str, chain: str) -> tuple[Packed[SmallConvSpec], list[np.ndarray
         given.append(data.astype(dtype))
         values.append(given[-1])
         operands.append(Operand(dtype, (0, 0, 0, 1), oc))
-    last = expression[-1]
-    spec = SmallConvSpec(
-        last.dtype, 1, image, out, kernel, ic, oc, (x.size, image[1] * ic, ic), strides[:3], pads=(pad, pad), fill=fill,
-        expression=expression, operands=tuple(operands), x_size=x.size, y_size=size,
-    )  # fmt: skip
     padded = np.pad(x.astype(np.int64), ((pad, pad), (pad, pad), (0, 0)), constant_values=fill)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (0, 1))  # [h, w, ic, kh, kw]
-    sums = np.einsum("hwikl,okli->hwo", windows, w.astype(np.int64)).astype(np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (0, 1))[::step, ::step]  # [h, w, ic, kh, kw]
+    form = "hwikl,okli->hwo" if inputs else "hwokl,okli->hwo"
+    sums = np.einsum(form, windows, w.astype(np.int64)).astype(np.int32)
     expected = evaluate(expression, values, sums).reshape(-1)
-    return pack_conv(spec, w, given, M4), [x.reshape(-1), *elements], expected
+    shared = {
+        "stride": (step, step), "pads": (pad, pad), "fill": fill, "expression": expression, "operands": tuple(operands),
+        "x_size": x.size, "y_size": size,
+    }  # fmt: skip
+    lie = ((x.size, image[1] * ic, ic), strides[:3])
+    packed: Made
+    if inputs:
+        conv = SmallConvSpec(expression[-1].dtype, 1, image, out, kernel, ic, oc, *lie, **shared)
+        packed = pack_conv(conv, w, given, M4)
+    else:
+        depthwise = SmallDepthwiseSpec(expression[-1].dtype, 1, image, out, kernel, oc, *lie, **shared)
+        packed = pack_depthwise(depthwise, np.ascontiguousarray(w[..., 0].transpose(1, 2, 0)), given, M4)
+    return packed, [x.reshape(-1), *elements], expected
 
 
 def cases() -> list[tuple[str, str]]:
-    """Residuals want channels in fours."""
+    """Residuals want channels in fours, and depthwise convolutions have bytes as results."""
     return [
         (shape, chain)
-        for shape, (_, oc, *_) in SHAPES.items()
+        for shape, (ic, oc, *_) in SHAPES.items()
         for chain, build in CHAINS.items()
         if oc % 4 == 0 or all(role == "channel" for role, _ in build().roles)
+        if ic > 0 or not chain.startswith("real")
     ]
 
 
-def test_all_forms_take_the_kernel_of_pairs() -> None:
-    others = [case for case in cases() if not make(*case)[0].spec.way.startswith("pairs")]
+def test_all_forms_take_the_written_kernels() -> None:
+    others = [case for case in cases() if not make(*case)[0].spec.way.startswith(("pairs", "rows"))]
     assert others == []
 
 
