@@ -9,13 +9,17 @@ import bisect
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.header import header_text
 from irc.backends.c.arrays import array_chunks
+from irc.backends.c.calls import Argument, KernelCall, call_lines
 from irc.backends.c.helpers import preamble
 from irc.backends.c.merge import Merged, merge
 from irc.backends.program import Arg, Port, Program, Step
 from irc.errors import OptionError
+from irc.ir.types import Array
 
 _CHARACTERS = {ord(c) for c in " !#$%&'()*+,-./:;<=>@[]^_`{|}~"}
 
@@ -60,8 +64,14 @@ class _Source:
         self.p = program
         self.n = program.name
         blobs = sorted((b for b in program.weights if b.data.nbytes), key=lambda b: b.offset)
-        self.blobs = blobs
         self.offsets = [b.offset for b in blobs]
+        self.arrays: list[list[Array]] = []
+        self.places: list[tuple[int, int]] = []  # of each blob: its array, and where it begins there
+        for blob in blobs:
+            if not self.arrays or self.arrays[-1][0].dtype != blob.data.dtype:
+                self.arrays.append([])
+            self.places.append((len(self.arrays) - 1, sum(a.size for a in self.arrays[-1])))
+            self.arrays[-1].append(blob.data)
         kernels = {symbol: data.decode() for symbol, data in program.kernels.items()}
         short = {symbol: f"kernel_{i}" for i, symbol in enumerate(kernels)}
         texts = {short[s]: text.replace(s, short[s]) for s, text in kernels.items()}
@@ -75,9 +85,10 @@ class _Source:
         self.parameters = {m.name: _parameters(m) for m in self.merged}
 
     def weights(self) -> Iterator[str]:
-        for i, blob in enumerate(self.blobs):
-            yield from array_chunks(f"weights_{i}", blob.data)
-        if self.blobs:
+        """What follows each other and has one type is one array."""
+        for i, parts in enumerate(self.arrays):
+            yield from array_chunks(f"weights_{i}", np.concatenate([a.reshape(-1) for a in parts]))
+        if self.arrays:
             yield "\n"
 
     def glue(self) -> list[str]:
@@ -180,23 +191,21 @@ class _Source:
         if p.workspace_bytes and p.alignment > 1:
             body.append(f"    if ((uintptr_t)workspace % {p.alignment} != 0) return IRC_ERROR_ALIGN;")
         tables: list[str] = []
-        calls: list[str] = []
-        for i, step in enumerate(p.steps):
-            calls += self._call(i, step, tables)
+        calls = call_lines([self._call(step, tables) for step in p.steps])
         spaces = {arg.space for step in p.steps for arg in step.args}
         if "workspace" in spaces:
             out.append("    char *const w = (char *)workspace;")
         unused = [f"    (void){name};" for name, space in _NAMES if space not in spaces and name not in str(checks)]
         return [*tables, *head, *out, *unused, *body, *calls, "    return IRC_OK;", "}"]
 
-    def _call(self, i: int, step: Step, tables: list[str]) -> list[str]:
+    def _call(self, step: Step, tables: list[str]) -> KernelCall:
         symbol = self.short[step.symbol]
         merged = self.of[symbol]
         kinds = self.parameters[merged.name]
         given = iter(step.args)
         count = len(step.args) + len(self.nulls[symbol])  # tables follow
         args = [
-            "NULL" if n in self.nulls[symbol] else self._argument(next(given), kind)
+            Argument("NULL") if n in self.nulls[symbol] else self._argument(next(given), kind)
             for n, kind in enumerate(kinds[:count])
         ]
         for letter, ctype, table in (("q", "int32_t", merged.integers), ("r", "float", merged.reals)):
@@ -205,28 +214,26 @@ class _Source:
                 row = f"static const {ctype} {name}[{len(table[symbol])}] = {{{', '.join(table[symbol])}}};"
                 if row not in tables:
                     tables.append(row)
-                args.append(name)
-        return [f"    {merged.name}({', '.join(args)});"]
+                args.append(Argument(name))
+        return KernelCall(merged.name, tuple(args))
 
-    def _argument(self, arg: Arg, kind: str) -> str:
+    def _argument(self, arg: Arg, kind: str) -> Argument:
         """The pointer as a parameter of type `kind` takes it."""
         constant = "const " if kind.startswith("const ") else ""
         if arg.space == "weights":
             number = bisect.bisect_right(self.offsets, arg.offset) - 1
             if number < 0:
-                return f"({kind})NULL"
-            inside = arg.offset - self.offsets[number]
-            size = self.blobs[number].data.itemsize
-            name = f"weights_{number}"
-            plus = f" + {inside // size}" if inside else ""
-            return f"({kind})(const void *)({name}{plus})"
+                return Argument(f"({kind})NULL")
+            array, begin = self.places[number]
+            inside = (arg.offset - self.offsets[number]) // self.arrays[array][0].itemsize
+            return Argument(f"({kind})(const void *)(weights_{array} + {{}})", begin + inside)
         if arg.space == "workspace":
-            return f"({kind})({constant}void *)(w + {arg.offset})"
+            return Argument(f"({kind})({constant}void *)(w + {{}})", arg.offset)
         name = "inputs" if arg.space == "input" else "outputs"
         if not arg.offset:
-            return f"({kind}){name}[{arg.index}]"
+            return Argument(f"({kind}){name}[{arg.index}]")
         pointer = f"(const char *){name}[{arg.index}]" if arg.space == "input" else f"(char *){name}[{arg.index}]"
-        return f"({kind})({constant}void *)({pointer} + {arg.offset})"
+        return Argument(f"({kind})({constant}void *)({pointer} + {{}})", arg.offset)
 
 
 _NULL = " /* NULL */"

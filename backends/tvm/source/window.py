@@ -115,14 +115,14 @@ class Epilogue:
 
 
 class Text:
-    """Lines of a function, indented by their braces."""
+    """Lines of a function, indented by their braces. Empty ones are left out."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.depth = 0
 
     def put(self, *lines: str) -> None:
-        for line in lines:
+        for line in filter(None, lines):
             self.depth -= line.startswith("}")
             self.lines.append("    " * self.depth + line)
             self.depth += line.endswith("{")
@@ -171,6 +171,8 @@ class ConvSource:
         self.padded = -(-self.reduction // STEP) * STEP
         self.apart = next(d for d in DISTANCES if d >= self.padded) if self.places > 1 else self.padded
         self.width = (spec.out[1] - 1) * spec.stride[1] + spec.kernel[1]
+        results = [spec.y_strides, *(spec.operands[i].strides for i in self.epilogue.moving())]
+        self.even = all(self._step(strides) is not None for strides in results)
         self.t = Text()
 
     @property
@@ -209,21 +211,64 @@ class ConvSource:
             self._place_one()
             self._channels("1")
             return
-        t.put(f"{ctype(spec.y_dtype)} *ys[{n}];")
-        for i in self.epilogue.moving():
-            t.put(f"const {ctype(spec.operands[i].dtype)} *fs{i}[{n}];")
-        t.put("int32_t b = 0, h = 0, v = 0;")
-        t.put(f"for (int32_t place = 0; place < {self.total};) {{")
-        t.put("int32_t n = 0;")
-        t.put(f"for (; n < {n} && place < {self.total}; n++, place++) {{")
+        if self._row_of_places() is not None and self.even:
+            t.put(f"for (int32_t place = 0; place < {self.total}; place += {n}) {{")
+            t.put(f"const int32_t n = irc_least({self.total} - place, {n});" if self.total % n else "")
+            self._plain_windows()
+            self._channels("n" if self.total % n else str(n))
+            t.put("}")
+            return
+        if not self.even:
+            t.put(f"{ctype(spec.y_dtype)} *ys[{n}];")
+            for i in self.epilogue.moving():
+                t.put(f"const {ctype(spec.operands[i].dtype)} *fs{i}[{n}];")
+        t.put(f"int32_t {'b = 0, ' * (spec.batch > 1)}h = 0, v = 0;")
+        t.put(f"for (int32_t next = 0; next < {self.total};) {{")
+        t.put("const int32_t place = next;" if self.even else "", "int32_t n = 0;")
+        t.put(f"for (; n < {n} && next < {self.total}; n++, next++) {{")
         self._window("xs", f"n * {self.apart}")
-        t.put(f"ys[n] = y + ({self._at(spec.y_strides)});")
-        for i in self.epilogue.moving():
-            t.put(f"fs{i}[n] = e{i} + ({self._at(spec.operands[i].strides)});")
-        t.put(f"if (++v == {spec.out[1]}) {{", "v = 0;")
-        t.put(f"if (++h == {spec.out[0]}) {{", "h = 0;", "b++;", "}", "}", "}")
+        if not self.even:
+            t.put(f"ys[n] = y + ({self._at(spec.y_strides)});")
+            for i in self.epilogue.moving():
+                t.put(f"fs{i}[n] = e{i} + ({self._at(spec.operands[i].strides)});")
+        t.put(f"if (++v == {spec.out[1]}) {{", "v = 0;", "h++;")
+        if spec.batch > 1:
+            t.put(f"if (h == {spec.out[0]}) {{", "h = 0;", "b++;", "}")
+        t.put("}", "}")
         self._channels("n")
         t.put("}")
+
+    def _plain_windows(self) -> None:
+        """Windows of a group of places that lie in a row."""
+        spec, t, step = self.spec, self.t, self._row_of_places()
+        count = "n" if self.total % self.places else str(self.places)
+        if step == self.apart:
+            t.put(f"irc_widen_s8(xs, x + place * {step}, {count} * {step});")
+            return
+        t.put(f"for (int32_t i = 0; i < {count}; i++) {{")
+        t.put(f"irc_widen_s8(xs + i * {self.apart}, x + (place + i) * {step}, {spec.ic});", "}")
+
+    def _row_of_places(self) -> int | None:
+        """How far single places of the image are from another, where this is the same for all."""
+        n, h, w = self.spec.x_strides
+        sh, sw = self.spec.stride
+        return self._step((n, h * sh, w * sw)) if self._is_plain() else None
+
+    def _step(self, strides: tuple[int, ...]) -> int | None:
+        """How far from another places are; None where that differs."""
+        batch, height, width = self.spec.batch, *self.spec.out
+        n, h, v = strides[:3]
+        step = v if width > 1 else h if height > 1 else n
+        even = (height == 1 or h == step * width) and (batch == 1 or n == step * width * height)
+        return step if even else None
+
+    def _there(self, name: str, strides: tuple[int, ...]) -> str:
+        """Where place p of the group is, in the output or an operand."""
+        if self.total == 1:
+            return name
+        if self.even:
+            return f"{name} + (place + p) * {self._step(strides)}"
+        return f"{'ys' if name == 'y' else name.replace('e', 'fs')}[p]"
 
     def _place_one(self) -> None:
         if not self._is_plain():
@@ -322,11 +367,11 @@ class ConvSource:
         size = ctype(spec.y_dtype)
         for i, o in enumerate(spec.operands):
             if o.strides[-1]:
-                source = f"fs{i}[p]" if i in moving and not single else f"e{i}"
+                source = self._there(f"e{i}", o.strides) if i in moving else f"e{i}"
                 kind = "f" if i in moving else "g"
                 t.put(f"const {ctype(o.dtype)} *const {kind}{i} = {source} + o;")
             elif i in moving:
-                t.put(f"const {ctype(o.dtype)} *const f{i} = {'e' + str(i) if single else f'fs{i}[p]'};")
+                t.put(f"const {ctype(o.dtype)} *const f{i} = {self._there(f'e{i}', o.strides)};")
         base = "acc[c]" if single else f"acc[p * {CHANNELS} + c]"
         lines = self.epilogue.lines(t.depth + 1, "out", "c", base)
         per_channel = {i for i, o in enumerate(spec.operands) if o.strides[-1] and i not in moving}
@@ -340,8 +385,7 @@ class ConvSource:
             t.put("}")
         else:
             self._loop(f"c < {CHANNELS}" if spec.oc % CHANNELS == 0 else "c < m", lines, 0)
-        y = "y" if single else "ys[p]"
-        t.put(f"memcpy({y} + o, out, (size_t)m * sizeof({size}));")
+        t.put(f"memcpy({self._there('y', spec.y_strides)} + o, out, (size_t)m * sizeof({size}));")
         if not single:
             t.put("}")
 
