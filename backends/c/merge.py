@@ -28,12 +28,14 @@ _DEFINITION = re.compile(r"^static ", re.MULTILINE)
 @dataclass(frozen=True)
 class Merged:
     """A function, the kernels that it stands for (`symbols`) and the numbers to call it with for each of them.
-    `integers` and `reals`: whether it takes a table of them, after the kernel's own arguments."""
+    `integers` and `reals`: whether it takes a table of them, after the kernel's own arguments. `integer_type`: what
+    holds all of these integers."""
 
     name: str
     text: str
     symbols: tuple[str, ...]
     integers: dict[str, tuple[str, ...]]
+    integer_type: str
     reals: dict[str, tuple[str, ...]]
 
 
@@ -82,17 +84,20 @@ def _merged(members: list[tuple[str, list[str]]]) -> Merged:
     text = "".join(out)
     symbols = [symbol for symbol, _ in members]
     found: list[dict[str, tuple[str, ...]]] = []
-    for kind, letter, ctype in (("#", "q", "int32_t"), ("%", "r", "float")):
+    narrow = all(-(2**15) <= int(value.strip("()")) < 2**15 for column in tables["#"] for value in column)
+    integer_type = "int16_t" if narrow else "int32_t"
+    for kind, letter, ctype in (("#", "q", integer_type), ("%", "r", "float")):
         table = tables[kind]
         found.append({s: tuple(column[i] for column in table) for i, s in enumerate(symbols)} if table else {})
         if table:
             text = _with_table(text, letter, ctype, len(table))
-    return Merged(name, text, tuple(symbols), found[0], found[1])
+    return Merged(name, text, tuple(symbols), found[0], integer_type, found[1])
 
 
 def _with_table(text: str, letter: str, ctype: str, count: int) -> str:
     """The function with one more parameter, whose elements get names at its beginning."""
     head, body = text.split("\n{\n", 1)
-    lines = [f"    const {ctype} {letter}{i} = {letter}_[{i}];" for i in range(count)]
+    local = "float" if ctype == "float" else "int32_t"
+    lines = [f"    const {local} {letter}{i} = {letter}_[{i}];" for i in range(count)]
     head = head[: head.rindex(")")] + f", const {ctype} *IRC_RESTRICT {letter}_)"
     return "\n".join([head, "{", *lines, body])

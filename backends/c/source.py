@@ -208,7 +208,7 @@ class _Source:
             Argument("NULL") if n in self.nulls[symbol] else self._argument(next(given), kind)
             for n, kind in enumerate(kinds[:count])
         ]
-        for letter, ctype, table in (("q", "int32_t", merged.integers), ("r", "float", merged.reals)):
+        for letter, ctype, table in (("q", merged.integer_type, merged.integers), ("r", "float", merged.reals)):
             if table:
                 name = f"{letter}_{symbol.removeprefix('kernel_')}"
                 row = f"static const {ctype} {name}[{len(table[symbol])}] = {{{', '.join(table[symbol])}}};"

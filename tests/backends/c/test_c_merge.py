@@ -33,3 +33,11 @@ def test_other_code_stays_apart() -> None:
 
 def test_texts_of_several_functions_stay_as_they_are() -> None:
     assert len(merge({s: kernel(f"{s}_0", 4) + kernel(s, 4) for s in ("a", "b")})) == 2
+
+
+def test_tables_are_as_narrow_as_their_numbers() -> None:
+    for largest, wanted in ((32767, "int16_t"), (32768, "int32_t")):
+        (made,) = merge({"a": kernel("a", 4), "b": kernel("b", largest)})
+        assert made.integer_type == wanted
+        assert f"const {wanted} *IRC_RESTRICT q_" in made.text
+        assert "const int32_t q0 = q_[0];" in made.text
