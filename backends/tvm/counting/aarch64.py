@@ -200,8 +200,8 @@ class _Reader:
                 return (op(target, f["mov"], n),)
             keep = ~(0xFFFF << shift)
             return (op(target, lambda a: (a & keep) | n if isinstance(a, int) else None, target),)
-        if name in ("mvn", "neg") and len(args) == 2:
-            g = f["mvn"] if name == "mvn" else (lambda a: f["sub"](0, a))
+        if name in ("mvn", "neg", "clz") and len(args) == 2:
+            g = f[name] if name != "neg" else (lambda a: f["sub"](0, a))
             return (op(target, g, self._value(args[1])),)
         if name in ("madd", "msub", "smaddl", "umaddl"):
             sign = -1 if name == "msub" else 1

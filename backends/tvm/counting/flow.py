@@ -275,10 +275,23 @@ def _loops(blocks: list[_Block]) -> dict[int, _Loop]:
         for n in loop.blocks:
             block = blocks[n]
             block.leaves = block.target not in loop.blocks and block.follows in loop.blocks
+    rare = _rare(blocks)
     for block in blocks:
-        behind = blocks[block.follows].steps if block.follows is not None else []
-        block.leaves |= any(isinstance(s, Call) and s.name.startswith(RARE) for s in behind)
+        if block.target is not None and (block.target in rare) is not (block.follows in rare):
+            block.leaves, block.skip = block.follows in rare, False
     return loops
+
+
+def _rare(blocks: list[_Block]) -> set[int]:
+    """Blocks from which every way leads to a call that is rare."""
+    found = {n for n, b in enumerate(blocks) if any(isinstance(s, Call) and s.name.startswith(RARE) for s in b.steps)}
+    more = True
+    while more:
+        ways = ((n, b.successors) for n, b in enumerate(blocks) if n not in found)
+        new = {n for n, following in ways if following and found.issuperset(following)}
+        found |= new
+        more = bool(new)
+    return found
 
 
 def _depth_first(blocks: list[_Block]) -> tuple[list[int], list[tuple[int, int]]]:

@@ -129,6 +129,7 @@ def arithmetic(bits: int) -> dict[str, Callable[..., Value]]:
     made["add"] = add
     made["mov"] = lambda a: a & mask if isinstance(a, int) else a
     made["mvn"] = number_only(lambda a: ~a)
+    made["clz"] = number_only(lambda a: bits - a.bit_length())
     made["signed"] = lambda a: signed(a)
     return made
 

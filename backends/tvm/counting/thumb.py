@@ -243,11 +243,14 @@ class _Reader:
                 return (Op(target, lambda a: a, (target,)),)
             high = (number(args[1]) or 0) << 16
             return (Op(target, lambda a: a & 0xFFFF | high, (target,)),)
-        if base in ("mvn", "neg"):
-            f = _ARITHMETIC["mvn"] if base == "mvn" else lambda a: -a & 0xFFFFFFFF
+        if base in ("mvn", "neg", "clz"):
+            f = _ARITHMETIC[base] if base != "neg" else lambda a: _ARITHMETIC["sub"](0, a)
             return (op(_register(args[0]), f, self._value(args[1])),) if len(args) == 2 else None
         if base in _BINARY:
             return self._binary(base, args)
+        if base in ("adc", "sbc") and len(args) < 4:
+            a, b = (self._value(s) for s in (args[1:] if len(args) == 3 else args))
+            return (op(_register(args[0]), _add_with_carry if base == "adc" else _subtract_with_carry, "flags", a, b),)
         if base in ("mla", "mls"):
             sign = 1 if base == "mla" else -1
             values = [self._value(a) for a in args[1:]]
@@ -360,6 +363,16 @@ def _writeback(memory: str, after: list[str], default: int | None = None) -> tup
     if after:
         return (op(base, _ARITHMETIC["add"], base, number(after[0])),)
     return ()
+
+
+def _add_with_carry(flags: Value, a: Value, b: Value) -> Value:
+    carry = holds("hs", flags)
+    return None if carry is None else _ARITHMETIC["add"](_ARITHMETIC["add"](a, b), int(carry))
+
+
+def _subtract_with_carry(flags: Value, a: Value, b: Value) -> Value:
+    carry = holds("hs", flags)
+    return None if carry is None else _ARITHMETIC["sub"](_ARITHMETIC["sub"](a, b), int(not carry))
 
 
 def _only_if(condition: str, made: Instruction) -> Instruction:
