@@ -257,6 +257,29 @@ def test_meson(project: Callable[[str], Project], need_tool: Callable[..., str])
     assert here.run(program) == CLASS
 
 
+def test_meson_takes_the_target_of_a_cross_build(
+    project: Callable[[str], Project], need_tool: Callable[..., str]
+) -> None:
+    for tool in ("ninja", "aarch64-linux-gnu-gcc"):
+        need_tool(tool)
+    meson = need_tool("meson")
+    here = project("meson")
+    cross = (
+        "[binaries]\nc = 'aarch64-linux-gnu-gcc'\nar = 'aarch64-linux-gnu-ar'\n[built-in options]\n"
+        "c_args = [{}]\nc_link_args = ['-static']\n[host_machine]\nsystem = 'linux'\ncpu_family = '{}'\n"
+        "cpu = 'any'\nendian = 'little'\n"
+    )
+    (here.folder / "a72.txt").write_text(cross.format("'-mcpu=cortex-a72'", "aarch64"))
+    here.run(meson, "setup", "build", "--cross-file", "a72.txt")
+    assert "--target cortex-a72 " in (here.folder / "build" / "build.ninja").read_text()
+    here.run(meson, "compile", "-C", "build")
+    assert here.run(need_tool("qemu-aarch64"), here.folder / "build" / "classify") == CLASS
+    (here.folder / "unknown.txt").write_text(cross.format("", "sparc"))
+    assert "irc has no target for this build" in here.run(
+        meson, "setup", "other", "--cross-file", "unknown.txt", code=1
+    )
+
+
 def test_cpp(project: Callable[[str], Project], need_tool: Callable[..., str]) -> None:
     for tool in ("cmake", "ninja", "g++"):
         need_tool(tool)
