@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from irc.backends.tvm.counting.flow import Function, Op, Value
 
@@ -27,7 +28,7 @@ class Text:
     lines: list[str | tuple[str, list[str]]] = field(default_factory=list)
     literals: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def labels(self) -> set[str]:
         return {line for line in self.lines if isinstance(line, str)}
 

@@ -33,6 +33,7 @@ _BINARY = {
 }
 _LOADS = tuple(f"{op}{size}" for op in ("ldr", "str") for size in ("", "b", "h", "sb", "sh", "d"))
 _CONDITIONAL = {*_BINARY, *_LOADS, "mov", "mvn", "movw", "movt", "mla", "mls", "cmp", "cmn", "tst", "pop", "bx", "uxtb"}
+_FLAGGED = {*_BINARY, "mov", "mvn", "neg", "rsb", "adc", "sbc"}
 _COMPARISONS = ("cmp", "cmn", "tst", "teq")
 _KEEP = (
     "str",
@@ -115,7 +116,7 @@ class _Reader:
             return branch
         if name in ("push", "vpush", "pop", "vpop"):
             return self._stack(name, args[0])
-        base = name.removesuffix("s") if name.removesuffix("s") in {*_BINARY, "mov", "mvn", "neg", "rsb"} else name
+        base = name.removesuffix("s") if name.removesuffix("s") in _FLAGGED else name
         sets = base != name
         if args and args[0] == "sp":
             self._move_stack(base, args)
@@ -129,15 +130,10 @@ class _Reader:
         ops = self._arithmetic(base, args)
         if ops is None:
             return Instruction(self._unknown(name, args))
-        if sets:
-            ops = (
-                (*self._flags_of(base, args, ops[0]), *ops)
-                if base in ("add", "sub", "rsb")
-                else (
-                    *ops,
-                    Op("flags", lambda a: ("nz", a, 0), (ops[0].target,)),
-                )
-            )
+        if sets and base in ("add", "sub", "rsb"):  # compared before the result may replace an operand
+            ops = (*self._flags_of(base, args, ops[0]), *ops)
+        elif sets:
+            ops = (*ops, Op("flags", lambda a: ("nz", a, 0), (ops[0].target,)))
         return Instruction(ops)
 
     # Control
@@ -150,6 +146,8 @@ class _Reader:
         if name in ("cbz", "cbnz"):
             zero = name == "cbz"
             return Instruction(branch=Branch(args[1], lambda a: _is_zero(a) is zero, (_register(args[0]),)))
+        if name == "bl" and args[0] in self.text.labels:  # ARMv6-M's way to a label that lies far away
+            return Instruction(branch=Branch(args[0]))
         if name in ("bl", "blx"):
             register = _is_register(args[0])
             called = _register(args[0]) if register else args[0].removeprefix(".L").removesuffix("$local")
