@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from irc.backends.tvm.counting import aarch64, riscv, thumb
+from irc.backends.tvm.counting import aarch64, riscv, thumb, x86
 from irc.backends.tvm.counting.flow import Call, Counter, Flow, GaveUp, Instruction, Value
 from irc.backends.tvm.counting.reading import Text, functions
 from irc.targets.target import Target
@@ -34,6 +34,8 @@ def reader_of(target: Target) -> tuple[Reader, tuple[str, ...], int] | None:
     if target.arch in ("riscv32", "riscv64"):
         bits = target.pointer_bits
         return partial(riscv.read, bits=bits), riscv.ARGUMENTS, bits // 8
+    if target.arch == "x86-64":
+        return x86.read, x86.ARGUMENTS, 8
     if target.arch == "aarch64":
         return aarch64.read, aarch64.ARGUMENTS, 8
     return None

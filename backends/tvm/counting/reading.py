@@ -14,7 +14,7 @@ _LABEL = re.compile(r"^([A-Za-z_$.\"][\w.$\"]*):")
 _TYPE = re.compile(r"^\s*\.type\s+([^\s,]+),\s*[%@]function")
 _LITERAL = re.compile(r"^\s*\.(?:long|word|xword|quad)\s+(.*)$")
 _COMMENT = re.compile(r"\s@.*$|\s#\s.*$|\s//.*$")
-_SPLIT = re.compile(r",\s*(?![^\[{]*[\]}])")
+_SPLIT = re.compile(r",\s*(?![^\[{(]*[\]})])")
 
 STACK = 0x60000000
 """Where the stack pointer stands when a function is entered: any address is as good."""
