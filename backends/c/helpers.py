@@ -222,10 +222,10 @@ def _tile(places: int) -> str:
     ends = "\n    ".join(f"*(irc_u4 *)(y[{p}] + o) = a{p}; *(irc_u4 *)(y[{p}] + o + 4) = b{p};" for p in each)
     return f"""\
 /* Sums over rows of n numbers, apart[] from each other, of {places} arrays times 8 columns of weights: y[][o...]. */
+#ifdef IRC_VECTORS
 static IRC_APART void irc_tile{places}(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n,
     int32_t rows, float *const *y, int32_t o)
 {{
-#ifdef IRC_VECTORS
     const irc_v4 zero = {{0.0f, 0.0f, 0.0f, 0.0f}};
     irc_v4 {declared};
     const float {arrays};
@@ -246,24 +246,49 @@ static IRC_APART void irc_tile{places}(const float *const *x, const ptrdiff_t *a
         {rows}
     }}
     {ends}
+}}
 #else
-    irc_columns(x, {places}, apart, w, n, rows, y, o);
-#endif
-}}"""
+#define irc_tile{places}(x, apart, w, n, rows, y, o) irc_columns(x, {places}, apart, w, n, rows, y, o, 8)
+#endif"""
+
+
+def _part(places: int) -> str:
+    return f"""\
+/* The same for 4 or 8 columns. */
+#ifdef IRC_VECTORS
+static void irc_part{places}(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n, int32_t rows,
+    float *const *y, int32_t o, int32_t columns)
+{{
+    if (columns == 8) {{
+        irc_tile{places}(x, apart, w, n, rows, y, o);
+        return;
+    }}
+    for (int32_t p = 0; p < {places}; p++) {{
+        const float *from = w;
+        irc_v4 a = {{0.0f, 0.0f, 0.0f, 0.0f}};
+        for (int32_t j = 0; j < rows; j++)
+            for (int32_t i = 0; i < n; i++, from += 4) a += *(const irc_u4 *)from * x[p][j * apart[p] + i];
+        *(irc_u4 *)(y[p] + o) = a;
+    }}
+}}
+#else
+#define irc_part{places}(x, apart, w, n, rows, y, o, columns) \\
+    irc_columns(x, {places}, apart, w, n, rows, y, o, columns)
+#endif"""
 
 
 _COLUMNS = """\
 #ifndef IRC_VECTORS
 static IRC_APART void irc_columns(const float *const *x, int32_t places, const ptrdiff_t *apart, const float *w,
-    int32_t n, int32_t rows, float *const *y, int32_t o)
+    int32_t n, int32_t rows, float *const *y, int32_t o, int32_t columns)
 {
     for (int32_t p = 0; p < places; p++) {
-        float *to = y[p] + o;
-        for (int32_t c = 0; c < 8; c += 4, to += 4) {
+        for (int32_t c = 0; c < columns; c += 4) {
             const float *from = w + c, *data = x[p];
+            float *const to = y[p] + o + c;
             float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
             for (int32_t j = rows;;) {
-                for (int32_t i = 0; i < n; i++, from += 8) {
+                for (int32_t i = n; i > 0; i--, from += columns) {
                     const float t = *data++;
                     s0 += t * from[0];
                     s1 += t * from[1];
@@ -407,6 +432,8 @@ _HELPERS = {
     "irc_tile1": _tile(1),
     "irc_tile4": _tile(4),
     "irc_rest": _REST,
+    "irc_part1": _part(1),
+    "irc_part4": _part(4),
     **transforms(),
     "irc_finish": _FINISH,
     "irc_depthwise3": _DEPTHWISE3,

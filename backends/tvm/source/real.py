@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from irc.backends.c.numbers import ctype, real
-from irc.backends.tvm.source.window import Epilogue, Text, vectors
+from irc.backends.tvm.source.window import Epilogue, Text, even_step, vectors
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
 
@@ -187,6 +187,9 @@ class RealConv:
         """Four places at a time; their windows are read where they are, or copied at the edge of the image."""
         spec, t = self.spec, self.t
         several, whole, common = spec.batch > 1, self.epilogue.in_place, self.epilogue.common
+        if common is not None and not common.added and self._steps() is not None:
+            self._row_of_places()
+            return
         t.put(self._array(_PLACES))
         if not whole:
             t.put(f"float acc[{_PLACES * spec.oc}];")
@@ -213,6 +216,31 @@ class RealConv:
             self.epilogue.put(t, "ys[p]", f"y + ({place_at(spec.y_strides, several=several)})", spec.oc)
         t.put("}", "}")
 
+    def _steps(self) -> tuple[int, int] | None:
+        """How far single places of the image, and results, are from each other, where that is the same for all."""
+        spec = self.spec
+        n, h, v = spec.x_strides
+        inputs = (n, h * spec.stride[0], v * spec.stride[1])
+        if spec.kernel != (1, 1) or not self._is_in_place():
+            return None
+        found = [even_step(strides, spec.batch, spec.out) for strides in (inputs, spec.y_strides)]
+        return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+    def _row_of_places(self) -> None:
+        """Four places at a time, of places that lie in a row. The last four may have been there in part before: those
+        after the end are the last one again."""
+        spec, t, steps = self.spec, self.t, self._steps()
+        assert steps is not None
+        t.put(f"const float *xp[{_PLACES}];", f"float *ys[{_PLACES}];")
+        t.put(f"for (int32_t place = 0; place < {self.total}; place += {_PLACES}) {{")
+        t.put(f"for (int32_t i = 0; i < {_PLACES}; i++) {{")
+        t.put(f"const int32_t p = irc_least(place + i, {self.total - 1});")
+        t.put(f"xp[i] = x + p * {steps[0]};", f"ys[i] = y + p * {steps[1]};", "}")
+        self._tiles(f"{_PLACES}", _PLACES, "NULL")
+        t.put(f"for (int32_t i = 0; i < {_PLACES} && place + i < {self.total}; i++) {{")
+        self.epilogue.finish(t, "ys[i]", "e0", "e1", spec.oc)
+        t.put("}", "}")
+
     def _coordinates(self, place: str) -> None:
         """b, h and v of a place of the output."""
         spec, t = self.spec, self.t
@@ -222,13 +250,15 @@ class RealConv:
         t.put(f"const int32_t b = {place} / {math.prod(spec.out)}, v = {place} % {spec.out[1]};")
         t.put(f"const int32_t h = {place} / {spec.out[1]} % {spec.out[0]};")
 
-    def _tiles(self, count: str, places: int) -> None:
+    def _tiles(self, count: str, places: int, apart: str = "apart") -> None:
         """Sums of all channels, tile by tile."""
         spec, t = self.spec, self.t
-        arguments = f"apart, w + (ptrdiff_t)o * {self.reduction}, {spec.kernel[1] * spec.ic}, {spec.kernel[0]}, ys, o"
+        arguments = f"{apart}, w + (ptrdiff_t)o * {self.reduction}, {spec.kernel[1] * spec.ic}, {spec.kernel[0]}, ys, o"
         t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {TILE}) {{")
         tile = f"irc_tile{places}(xp, {arguments});"
-        if spec.oc % TILE:
+        if spec.oc > TILE and spec.oc % TILE == 4:
+            t.put(f"irc_part{places}(xp, {arguments}, {spec.oc} - o < {TILE} ? 4 : {TILE});", "}")
+        elif spec.oc % TILE:
             t.put(
                 f"if ({spec.oc} - o < {TILE}) irc_rest(xp, {arguments}, {count}, {spec.oc} - o);", f"else {tile}", "}"
             )

@@ -157,6 +157,15 @@ def offset(terms: list[tuple[str, int]]) -> str:
     return " + ".join(parts) or "0"
 
 
+def even_step(strides: tuple[int, ...], batch: int, out: tuple[int, int]) -> int | None:
+    """How far places of `out` are from each other in memory with these strides (n, h, w); None where that differs."""
+    height, width = out
+    n, h, v = strides[:3]
+    step = v if width > 1 else h if height > 1 else n
+    even = (height == 1 or h == step * width) and (batch == 1 or n == step * width * height)
+    return step if even else None
+
+
 class ConvSource:
     """`symbol(x, w, operands..., y)`. Bytes: weights [oc, kh, kw, ic] and STEP zeros. Real numbers: see `RealConv`."""
 
@@ -172,7 +181,7 @@ class ConvSource:
         self.apart = next(d for d in DISTANCES if d >= self.padded) if self.places > 1 else self.padded
         self.width = (spec.out[1] - 1) * spec.stride[1] + spec.kernel[1]
         results = [spec.y_strides, *(spec.operands[i].strides for i in self.epilogue.moving())]
-        self.even = all(self._step(strides) is not None for strides in results)
+        self.even = all(self._step_of(strides) is not None for strides in results)
         self.t = Text()
 
     @property
@@ -252,22 +261,17 @@ class ConvSource:
         """How far single places of the image are from another, where this is the same for all."""
         n, h, w = self.spec.x_strides
         sh, sw = self.spec.stride
-        return self._step((n, h * sh, w * sw)) if self._is_plain() else None
+        return self._step_of((n, h * sh, w * sw)) if self._is_plain() else None
 
-    def _step(self, strides: tuple[int, ...]) -> int | None:
-        """How far from another places are; None where that differs."""
-        batch, height, width = self.spec.batch, *self.spec.out
-        n, h, v = strides[:3]
-        step = v if width > 1 else h if height > 1 else n
-        even = (height == 1 or h == step * width) and (batch == 1 or n == step * width * height)
-        return step if even else None
+    def _step_of(self, strides: tuple[int, ...]) -> int | None:
+        return even_step(strides, self.spec.batch, self.spec.out)
 
     def _there(self, name: str, strides: tuple[int, ...]) -> str:
         """Where place p of the group is, in the output or an operand."""
         if self.total == 1:
             return name
         if self.even:
-            return f"{name} + (place + p) * {self._step(strides)}"
+            return f"{name} + (place + p) * {self._step_of(strides)}"
         return f"{'ys' if name == 'y' else name.replace('e', 'fs')}[p]"
 
     def _place_one(self) -> None:
