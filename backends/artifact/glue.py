@@ -16,14 +16,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-import numpy as np
-
-from irc.backends.artifact import elf, levels, module, pool
 from irc.backends.artifact import interface as abi
+from irc.backends.artifact import levels, module, pool
 from irc.backends.artifact.coder.choose import decoder_text
 from irc.backends.artifact.coder.decoder import ENTRY
-from irc.backends.artifact.elf import Section
-from irc.backends.program import Arg, Blob, Port, Program, Step
+from irc.backends.artifact.contents import CODED_ALIGNMENT, weights_section, weights_symbol
+from irc.backends.program import Arg, Port, Program, Step
 from irc.errors import InternalError
 from irc.targets.target import Target
 
@@ -36,7 +34,6 @@ _DATALAYOUT = {
     "wasm32": "e-m:e-p:32:32-p10:8:8-p20:8:8-i64:64-i128:128-n32:64-S128-ni:1:10:20",
 }
 
-CODED_ALIGNMENT = 4
 INFO_TYPE = "{ i32, i32, ptr, %w, %w, %w, %w, i32, i32, ptr, ptr }"
 _BASES = (
     ("weights", pool.FRAME_WEIGHTS),
@@ -610,47 +607,6 @@ def data_layout(target: Target) -> str:
     if target.object_format == "macho":
         return "e-m:o-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-n32:64-S128-Fn32"
     return _DATALAYOUT[target.arch]
-
-
-def weights_symbol(program: Program) -> str:
-    """The name of the weights inside the object (local after linking)."""
-    return f"{program.name}_weights"
-
-
-def weights_section(program: Program) -> Section | None:
-    """The weights at their offsets, as views of the plan's arrays, or coded. None when there are none."""
-    if not program.weights_bytes:
-        return None
-    if program.coded is not None:
-        coded = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, CODED_ALIGNMENT)
-        coded.append(program.coded.data)
-        return coded
-    section = Section(f".rodata.{weights_symbol(program)}", elf.SHT_PROGBITS, elf.SHF_ALLOC, program.alignment)
-    for blob in sorted(program.weights, key=lambda b: b.offset):
-        if blob.offset < section.size:
-            raise InternalError("weights overlap", where=f"{program.name}: {blob.name or 'weight'} at {blob.offset}")
-        if blob.offset > section.size:
-            section.append(bytes(blob.offset - section.size))
-        section.append(_raw(blob))
-    if section.size > program.weights_bytes:
-        raise InternalError("weights reach beyond their section", where=program.name)
-    section.append(bytes(program.weights_bytes - section.size))
-    return section
-
-
-def _raw(blob: Blob) -> elf.Bytes:
-    flat = np.ascontiguousarray(blob.data).reshape(-1)
-    return flat.view(np.uint8).data if flat.size else b""
-
-
-def public_symbols(program: Program, *, threads: bool = False) -> tuple[str, ...]:
-    """The only names that the finished object shows to linkers. `threads`: with a pool even where the program asks for
-    none, as in shared libraries, whose number of threads is chosen when they are loaded."""
-    kinds: tuple[str, ...] = ("init", "init_checked", "deinit", "set_parallel", "run", "info", "inputs", "outputs")
-    if program.threads > 1 or (threads and pool.has_pool(program.target)):
-        kinds += ("set_threads", "threads")
-    kinds += levels.symbols(program)
-    return tuple(f"{program.name}_{k}" for k in kinds)
 
 
 def _base(arg: Arg) -> str:

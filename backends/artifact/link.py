@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from irc.backends.artifact import elf, module
+from irc.backends.artifact.contents import public_symbols, weights_section, weights_symbol
 from irc.backends.artifact.elf import ObjectFile, Relocation, Section, Symbol
-from irc.backends.artifact.glue import public_symbols, weights_section, weights_symbol
 from irc.backends.artifact.module import ModuleObject
 from irc.backends.artifact.outside import OUTSIDE
 from irc.backends.artifact.pool import FUNCTIONS as THREAD_FUNCTIONS

@@ -5,10 +5,11 @@ from __future__ import annotations
 from irc.backends.program import Program
 
 
-def _libraries(program: Program, separator: str, prefix: str) -> str:
-    """What the network is linked with: libm, and the threads of its pool."""
-    names = ["m", "pthread"] if program.threads > 1 else ["m"]
-    return separator.join(prefix + name for name in names)
+def _libraries(program: Program) -> list[str]:
+    """What the network is linked with: libm, and the threads of its pool. Windows has libm in its C library."""
+    if program.target.object_format == "coff":
+        return []
+    return ["m", "pthread"] if program.threads > 1 else ["m"]
 
 
 def cmake_config(program: Program) -> str:
@@ -25,7 +26,7 @@ set_target_properties({name}::{name} PROPERTIES
   IMPORTED_LOCATION "${{_irc_prefix}}/lib/lib{name}.a"
   IMPORTED_LINK_INTERFACE_LANGUAGES "C"
   INTERFACE_INCLUDE_DIRECTORIES "${{_irc_prefix}}/include"
-  INTERFACE_LINK_LIBRARIES "{_libraries(program, ";", "")}")
+  INTERFACE_LINK_LIBRARIES "{";".join(_libraries(program))}")
 unset(_irc_prefix)
 """
 
@@ -42,5 +43,5 @@ Name: {name}
 Description: the neural network {name}, compiled by irc for {program.target.name}
 Version: 1
 Cflags: -I${{includedir}}
-Libs: -L${{libdir}} -l{name} {_libraries(program, " ", "-l")}
+Libs: -L${{libdir}} {" ".join(f"-l{library}" for library in (name, *_libraries(program)))}
 """

@@ -100,14 +100,15 @@ def _wasm(data: bytes) -> list[SectionSize]:
     at, found = 8, []
     while at < len(data):
         kind = data[at]
-        size, at = _uleb(data, at + 1)
+        size, at = uleb(data, at + 1)
         if kind in (10, 11):
             found.append(SectionSize(".text" if kind == 10 else ".rodata", size))
         at += size
     return found
 
 
-def _uleb(data: bytes, at: int) -> tuple[int, int]:
+def uleb(data: bytes, at: int) -> tuple[int, int]:
+    """A number in LEB128 at `at`, and where it ends."""
     value = shift = 0
     while True:
         byte = data[at]

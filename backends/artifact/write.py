@@ -31,10 +31,11 @@ from typing import Any
 from irc.backends.artifact import elf
 from irc.backends.artifact import interface as abi
 from irc.backends.artifact.ar import Member, archive, bsd_archive
+from irc.backends.artifact.contents import public_symbols
 from irc.backends.artifact.cpp import cpp_text
 from irc.backends.artifact.features import target_facts
 from irc.backends.artifact.footprint import memory_facts
-from irc.backends.artifact.glue import glue_ll, public_symbols
+from irc.backends.artifact.glue import glue_ll
 from irc.backends.artifact.header import header_text
 from irc.backends.artifact.layouts import LAYOUTS, arranged, layout_of
 from irc.backends.artifact.link import Linked, link, object_chunks

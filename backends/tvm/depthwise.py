@@ -7,7 +7,7 @@ from irc.backends.tvm.specs import DepthwiseSpec
 from irc.targets.target import Target
 
 _SIMPLE = frozenset(
-    "accumulator operand constant cast add sub mul scale relu clip min max dequantize requantize".split()  # noqa: SIM905
+    "accumulator operand constant cast add sub mul scale relu clip min max dequantize requantize".split()  # noqa: SIM905 - one line, not one for each
 )
 """What a tile computes after its sums: every result has code of its own, so functions of many steps would not fit."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from irc.ir.types import Array
 
 COORDINATES = frozenset(
-    "half_pixel half_pixel_symmetric pytorch_half_pixel align_corners asymmetric tf_crop_and_resize".split()  # noqa: SIM905
+    "half_pixel half_pixel_symmetric pytorch_half_pixel align_corners asymmetric tf_crop_and_resize".split()  # noqa: SIM905 - one line, not one for each
 )
 
 

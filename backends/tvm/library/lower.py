@@ -13,7 +13,7 @@ from tvm import s_tir, te, tirx
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
 COSTLY = frozenset(
-    "exp log log1p pow tanh erf sqrt sin cos tan sinh cosh asin acos atan isnan reinterpret call_pure_extern".split()  # noqa: SIM905
+    "exp log log1p pow tanh erf sqrt sin cos tan sinh cosh asin acos atan isnan reinterpret call_pure_extern".split()  # noqa: SIM905 - one line, not one for each
 )
 """Functions that are not computed twice. `isnan` and `reinterpret` stand for the polynomials that use them."""
 

@@ -27,7 +27,7 @@ from irc.errors import UnsupportedError
 from irc.ir.types import Array
 
 DTYPES = frozenset(
-    "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()  # noqa: SIM905
+    "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()  # noqa: SIM905 - one line, not one for each
 )
 """Element types that the generated code handles; bfloat16 besides, at the region's border."""
 FOLD_LIMIT = 1 << 22

@@ -10,7 +10,8 @@ import pytest
 import toy
 
 from irc.backends.artifact import interface as abi
-from irc.backends.artifact.glue import glue_ll, public_symbols
+from irc.backends.artifact.contents import public_symbols
+from irc.backends.artifact.glue import glue_ll
 from irc.backends.artifact.link import link_object
 from irc.backends.artifact.load import aligned_empty, load_program
 from irc.backends.artifact.shared import shared_library

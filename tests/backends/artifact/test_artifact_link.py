@@ -11,7 +11,7 @@ import pytest
 import toy
 
 from irc.backends.artifact import elf
-from irc.backends.artifact.glue import public_symbols
+from irc.backends.artifact.contents import public_symbols
 from irc.backends.artifact.link import MAX_BYTES, link, link_object, weights_section
 from irc.backends.program import Arg, Blob, Step
 from irc.backends.tvm.assemble import assemble

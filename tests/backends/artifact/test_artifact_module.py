@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from irc.backends.artifact.finish import undefined_symbols
 from irc.backends.artifact.glue import glue_ll
 from irc.backends.artifact.link import link, link_object
 from irc.backends.artifact.machines import missing_tools
-from irc.backends.artifact.module import MARKER_BYTES, ModuleObject, marker, merged_text, undefined_symbols
+from irc.backends.artifact.module import MARKER_BYTES, ModuleObject, marker, merged_text
 from irc.backends.artifact.qemu import Emulated
 from irc.backends.artifact.write import write_artifact
 from irc.backends.program import Arg, Blob, Port, Program, Step
