@@ -7,6 +7,8 @@ qemu runs the network with a plugin that adds up the instructions of every block
 three runs and one is that of two runs, without the start of the process. Counts repeat exactly; they see neither stalls
 nor cache misses, and so stand for time only roughly.
 
+The last column says by how much the manifest's estimate, which is made from the code alone, is off.
+
 The MLPerf Tiny four of IRC_DATA are compiled as their QDQ twins ("given") and as float models quantized by irc
 ("irc"); mobilenet_v2.onnx and resnet18.onnx of `--zoo` in float32, and in 8 bits calibrated on random data.
 """
@@ -151,12 +153,13 @@ def rows(target: str, names: list[str], zoo: Path | None, cache: Path | None) ->
         yield Row(name, "", plain)
 
 
-def measured(row: Row, plugin: str, cache: Path | None) -> float:
+def measured(row: Row, plugin: str, cache: Path | None) -> tuple[float, int | None]:
+    """Instructions of one run: counted, and as irc estimates them."""
     program = compile_model(row.options).program
     assert program is not None
     feed = random_samples(ports(Path(str(row.options.model))), 1, 1)
     with Emulated(program, glue_object(program, cache)) as network:
-        return one_run(network, {k: v[0] for k, v in feed.items()}, plugin)
+        return one_run(network, {k: v[0] for k, v in feed.items()}, plugin), program.instructions
 
 
 def main() -> None:
@@ -171,15 +174,26 @@ def main() -> None:
     names = args.models.split(",") if args.models else [*TINY, *(ZOO if args.zoo else ())]
     if unknown := [n for n in names if n not in (*TINY, *(ZOO if args.zoo else ()))]:
         sys.exit(f"unknown networks: {', '.join(unknown)} ({', '.join(ZOO)} need --zoo)")
-    header = ["network", "weights by", "million instructions", "peer", "its millions", "ratio", "to the leanest"]
+    header = [
+        "network",
+        "weights by",
+        "million instructions",
+        "peer",
+        "its millions",
+        "ratio",
+        "to the leanest",
+        "estimate",
+    ]
     print(table(header, []))
     with tempfile.TemporaryDirectory() as folder:
         plugin = compiled_plugin(Path(folder))
         for row in rows(args.target, names, args.zoo, args.cache):
-            mine, peer = measured(row, plugin, args.cache), PEERS[row.network, bool(row.weights)]
+            mine, estimated = measured(row, plugin, args.cache)
+            peer = PEERS[row.network, bool(row.weights)]
             best = peer.best or (peer.name, peer.count)
             cells = [f"{mine / 1e6:.3f}", peer.name, f"{peer.count / 1e6:.3f}", f"{mine / peer.count:.2f}"]
-            cells = [row.network, row.weights or "float32", *cells, f"{mine / best[1]:.2f} ({best[0]})"]
+            error = "" if estimated is None else f"{estimated / mine - 1:+.1%}"
+            cells = [row.network, row.weights or "float32", *cells, f"{mine / best[1]:.2f} ({best[0]})", error]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
