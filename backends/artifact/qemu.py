@@ -133,6 +133,7 @@ class Emulated:
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="irc-qemu-")
         self._library = Path(self._folder.name, "library.a")
+        self._errors = Path(self._folder.name, "errors.txt")
         self._machine: Machine = machine_of(target)
 
     @contextmanager
@@ -184,14 +185,15 @@ class Emulated:
         if len(out) != expected or (expected == 0 and process.poll() is not None):
             code = process.wait()
             self._process = None
-            raise VerificationError("the emulated network failed", where=self.name, got=_reason(code, self._timeout))
+            raise self._failed(code, self._errors.read_bytes())
         return out
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = self._machine.command(Path(self._folder.name))
         pipe = subprocess.PIPE
         try:
-            return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+            with self._errors.open("wb") as errors:
+                return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors)
         except OSError as error:
             raise _no_start(command[0], error) from error
 
@@ -209,8 +211,7 @@ class Emulated:
         emulator, *rest = self._machine.command(Path(self._folder.name))
         done = subprocess.run([emulator, *loaded, *rest], input=(b"\0" + data) * runs, capture_output=True)
         if done.returncode:
-            reason = _reason(done.returncode, self._timeout)
-            raise VerificationError("the emulated network failed", where=self.name, got=reason)
+            raise self._failed(done.returncode, done.stderr)
         return done.stderr.decode(errors="replace")
 
     def _once(
@@ -224,18 +225,22 @@ class Emulated:
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, timeout=self._timeout)
         except subprocess.TimeoutExpired:
-            reason = _reason(-signal.SIGKILL, self._timeout)
-            raise VerificationError("the emulated network failed", where=self.name, got=reason) from None
+            raise self._failed(-signal.SIGKILL, b"") from None
         except OSError as error:
             raise _no_start(command[0], error) from error
         expected = sum(p.nbytes for p in self.outputs)
         out = (folder / "out.bin").read_bytes() if (folder / "out.bin").is_file() else b""
         if done.returncode or len(out) != expected + 12:
-            reason = _reason(done.returncode, self._timeout)
-            raise VerificationError("the emulated network failed", where=self.name, got=reason)
+            raise self._failed(done.returncode, done.stderr)
         self.stack_bytes, ticks = struct.unpack("<IQ", out[expected:])
         self.instructions = instructions(self.target, ticks)
         return out[:expected], done.stderr.decode(errors="replace")
+
+    def _failed(self, code: int, said: bytes) -> VerificationError:
+        """`said`: on standard error, whose last line tells why an emulator did not start the program at all."""
+        last = said.decode(errors="replace").strip().splitlines()[-1:]
+        reason = ": ".join([_reason(code, self._timeout), *last])
+        return VerificationError("the emulated network failed", where=self.name, got=reason)
 
     def _pack(self, feeds: Mapping[str, Array]) -> bytes:
         parts = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from irc.backends.artifact.qemu import Emulated, open_artifact, run_under_qemu
 from irc.backends.artifact.write import write_artifact
 from irc.backends.tvm.assemble import assemble
 from irc.errors import DataError, OptionError, VerificationError
+from irc.targets import get_target
 
 pytestmark = pytest.mark.skipif(not toy.runs_natively(), reason="builds and runs x86-64 programs")
 
@@ -204,6 +206,20 @@ def test_a_crash_under_emulation_is_an_error():
         for _ in range(2):  # the second call starts it again
             with pytest.raises(VerificationError, match=r"the emulated network failed; got (Trace|Illegal)"):
                 network.run({"x": x})
+
+
+def test_what_the_emulator_says_is_told():
+    _skip_without_emulator()
+    program = toy.chain("copy", arch="aarch64")
+    glue = toy.assembled(program)
+    program.target = dataclasses.replace(program.target, qemu_cpu="none-such")
+    with Emulated(program, glue) as network, pytest.raises(VerificationError, match=r"exit code 1: .*none-such"):
+        network.run({"x": np.zeros(toy.N, np.float32)})
+
+
+def test_boards_without_a_memory_map_are_named():
+    target = dataclasses.replace(get_target("cortex-m4"), board="none-such")
+    assert "no memory map of the board 'none-such'" in missing_tools(target)
 
 
 def test_reading_the_workspace_too_early_shows_under_emulation():
