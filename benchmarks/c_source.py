@@ -1,22 +1,33 @@
-"""C source (`--target c`) beside the same networks through LLVM, and beside the code of emx-onnx-cgen.
+"""C source (`--target c`) beside the same networks through LLVM, and beside the source of emx-onnx-cgen.
 
-    python benchmarks/c_source.py --models FOLDER [--plugin libicount.so] [--emx emx-onnx-cgen] NAME...
+    python benchmarks/c_source.py [--models FOLDER] [--emx emx-onnx-cgen] [NAME...]
 
-Instructions: of one inference (two runs less one) under `qemu-x86_64 -cpu qemu64`, so with SSE2 at most, counted by a
-plugin that prints "instructions: N". The source is compiled by `gcc -O2`; beside it stands the library for x86-64 with
-the kernels of SSE2. Sizes: `size` of the object less the bytes of the weights,
-with -Os and -O2, for this machine and for Cortex-M4; RAM: workspace and the largest stack frame against the temporary
-arrays of the peer. A table in Markdown for each.
+Without names: the float models of the MLPerf Tiny four in IRC_DATA. Instructions: of one inference (two runs less one)
+under `qemu-x86_64 -cpu qemu64`, so with SSE2 at most, counted by a plugin. The source is compiled by `gcc -O2`; beside
+it stands the library for x86-64 with the kernels of SSE2.
+
+Sizes, where emx-onnx-cgen (PyPI) is installed: `size` of the object less the bytes of the weights, with -Os and -O2,
+for this machine and, where arm-none-eabi-gcc is found, for Cortex-M4; RAM: ours is workspace, context and the three
+largest stack frames, which is more than any chain of calls takes; the peer's its static data, what it allocates and its
+largest frame. "limits": the source that `--flash` or `--ram` gives, without Winograd's transforms, whose code and
+weights are larger; it stands there where it differs. Tables in Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from common import data_dir
+from instructions import compiled_plugin
+from prepare import ports
 
 from irc.backends.artifact.glue import glue_ll
 from irc.backends.artifact.header import header_text
@@ -50,6 +61,9 @@ int main(int n, char **v)
 """
 M4 = ("arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
 HOST = ("gcc",)
+FLOAT_MODELS = ["ad01_fp32", "kws_dscnn_fp32", "ic_resnet8_fp32", "vww_mobilenet_v1_025_fp32"]
+CONTEXT = 64
+"""Bytes of the context at most."""
 
 
 def instructions(program: Path, plugin: Path) -> int:
@@ -84,79 +98,108 @@ def executable(folder: Path, *parts: str) -> Path:
     return folder / "network"
 
 
-def code_bytes(source: Path, *compiler: str) -> tuple[int, int]:
-    """(bytes of code and descriptions, largest stack frame). Weights are what is called so in both sources."""
+@dataclass(frozen=True)
+class Size:
+    """Bytes of code with descriptions, of static data, and of stack frames, the largest first."""
+
+    code: int
+    data: int
+    frames: list[int]
+
+
+def size_of(source: Path, *compiler: str) -> Size:
+    """Of an object compiled from `source`. Weights are what is called so in both sources."""
     folder = source.parent
     command = [*compiler, "-std=gnu99", "-w", "-fstack-usage", "-c", source.name, "-o", "size.o"]
     subprocess.run(command, check=True, cwd=folder)
     text = subprocess.run(["size", "size.o"], check=True, cwd=folder, capture_output=True, text=True).stdout
     frames = [int(line.split("\t")[1]) for line in (folder / "size.su").read_text().splitlines()]
     symbols = subprocess.run(["nm", "-S", "size.o"], check=True, cwd=folder, capture_output=True, text=True).stdout
-    weights = re.findall(r"^\w+ (\w+) [rR] weights?_?\d+", symbols, re.MULTILINE)
-    return int(text.splitlines()[-1].split()[0]) - sum(int(size, 16) for size in weights), max(frames)
+    weights = re.findall(r"^\w+ (\w+) [rR] weights?_?\d*", symbols, re.MULTILINE)
+    code, data, bss = map(int, text.splitlines()[-1].split()[:3])
+    return Size(code - sum(int(size, 16) for size in weights), data + bss, sorted(frames, reverse=True))
 
 
 def peer(emx: str, model: Path, folder: Path) -> tuple[Path, int]:
-    """The peer's source, and bytes of its temporary arrays."""
+    """The peer's source, and bytes of the arrays that it allocates."""
     source = folder / "peer.c"
-    command = [emx, "compile", "--large-weight-threshold", "0", str(model), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [emx, "compile", "--large-weight-threshold", "0"]
+    for port in ports(model):
+        command += ["--input-dim", f"{port.name}:0=1"]
+    done = subprocess.run([*command, str(model), str(source)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{emx} has not compiled {model.name}: {done.stderr.strip()[-300:]}")
     text = source.read_text()
     if "#include <stdlib.h>" not in text:
         source.write_text(text.replace("#include <string.h>", "#include <string.h>\n#include <stdlib.h>", 1))
-    arrays = re.findall(r"^ +(?:float|double) \(?\*?tmp\w+\)?((?:\[\w+\])+)", text, re.MULTILINE)
-    return source, sum(map(_float_bytes, arrays))
+    arrays = re.findall(r"^ +float \(\*tmp\w+\)((?:\[\d+\])+) = malloc", text, re.MULTILINE)
+    return source, sum(4 * math.prod(map(int, re.findall(r"\d+", dims))) for dims in arrays)
 
 
-def _float_bytes(dims: str) -> int:
-    size = 4
-    for extent in re.findall(r"\[(\w+)\]", dims):
-        size *= int(extent) if extent.isdigit() else 1
-    return size
+def counted(name: str, source: Path, model: Path, plugin: Path) -> str:
+    """The row of instructions of a network whose source is there."""
+    ours = instructions(executable(source, "net.c"), plugin)
+    folder = source.parent / "llvm"
+    write_sources(compiled(model, replace(get_target("x86-64"), upgrades=())), folder)
+    theirs = instructions(executable(folder, "libnet.a"), plugin)
+    return f"| {name} | {ours:,} | {theirs:,} | {ours / theirs:.2f} |"
+
+
+def sizes(name: str, emx: str, model: Path, folder: Path) -> list[str]:
+    """Rows of sizes of a network: each compiler, each of our sources."""
+    other, arrays = peer(emx, model, folder)
+    target = get_target("c")
+    rows: list[str] = []
+    steps: list[str] = []
+    for kind, used in (("", target), (", limits", replace(target, l2_bytes=0))):
+        program = compiled(model, used)
+        if steps == [step.symbol for step in program.steps]:
+            break
+        steps = [step.symbol for step in program.steps]
+        write_sources(program, folder / f"c{kind}")
+        for machine, compiler in (("this machine", HOST), ("Cortex-M4", M4)):
+            if shutil.which(compiler[0]) is None:
+                continue
+            for level in ("-Os", "-O2"):
+                ours = size_of(folder / f"c{kind}" / "net.c", *compiler, level)
+                theirs = size_of(other, *compiler, level)
+                ram = program.workspace_bytes + CONTEXT + ours.data + sum(ours.frames[:3])
+                code = f"{ours.code:,} | {theirs.code:,} | {ours.code / theirs.code:.2f}"
+                memory = f"{ram:,} | {arrays + theirs.data + theirs.frames[0]:,}"
+                rows.append(f"| {name}{kind} | {machine} {level} | {code} | {memory} |")
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--plugin", type=Path, help="QEMU plugin that counts instructions")
-    parser.add_argument("--emx", default="", help="path of emx-onnx-cgen; none: no second table")
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("--models", type=Path, help="folder of the models (default: models in IRC_DATA)")
+    parser.add_argument("--plugin", type=Path, help="QEMU plugin that counts instructions (default: our own, compiled)")
+    parser.add_argument("--emx", default="emx-onnx-cgen", help="path of emx-onnx-cgen")
+    parser.add_argument("names", nargs="*", default=FLOAT_MODELS, help="of models, without .onnx")
     args = parser.parse_args()
-    sse2 = replace(get_target("x86-64"), upgrades=())
-    sizes = []
+    folder = args.models or data_dir() / "models"
+    if unknown := [name for name in args.names if not (folder / f"{name}.onnx").is_file()]:
+        sys.exit(f"no models in {folder}: {', '.join(unknown)}")
+    has_peer = shutil.which(args.emx) is not None
     with tempfile.TemporaryDirectory() as made:
-        if args.plugin:
-            print("| network | C | LLVM, SSE2 | ratio |")
-            print("| --- | ---: | ---: | ---: |")
+        if shutil.which("qemu-x86_64") is None or shutil.which("gcc") is None:
+            print("instructions are not counted: needs gcc and qemu-x86_64 (Debian: qemu-user)", file=sys.stderr)
+        else:
+            plugin = args.plugin or Path(compiled_plugin(Path(made)))
+            print("| network | C | LLVM, SSE2 | ratio |\n| --- | ---: | ---: | ---: |")
+            for name in args.names:
+                model, source = folder / f"{name}.onnx", Path(made, name, "c")
+                write_sources(compiled(model, get_target("c")), source)
+                print(counted(name, source, model, plugin), flush=True)
+        if not has_peer:
+            print(f"sizes are not compared: {args.emx} is not installed (PyPI: emx-onnx-cgen)", file=sys.stderr)
+            return
+        print("\n| network | compiler | code, irc | code, emx-onnx-cgen | ratio | RAM, irc | RAM, emx-onnx-cgen |")
+        print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
         for name in args.names:
-            model, folder = args.models / f"{name}.onnx", Path(made, name)
-            source = compiled(model, get_target("c"))
-            write_sources(source, folder / "c")
-            if args.plugin:
-                ours = instructions(executable(folder / "c", "net.c"), args.plugin)
-                row = [name, f"{ours:,}"]
-                write_sources(compiled(model, sse2), folder / "llvm")
-                theirs = instructions(executable(folder / "llvm", "libnet.a"), args.plugin)
-                row += [f"{theirs:,}", f"{ours / theirs:.2f}"]
-                print("| " + " | ".join(row) + " |", flush=True)
-            if args.emx:
-                sizes += _sizes(args.emx, name, model, source, folder)
-    if sizes:
-        print("\n| network | compiler | code, irc | code, emx-onnx-cgen | RAM, irc | RAM, emx-onnx-cgen |")
-        print("| --- | --- | ---: | ---: | ---: | ---: |")
-        print("\n".join(sizes))
-
-
-def _sizes(emx: str, name: str, model: Path, source: Program, folder: Path) -> list[str]:
-    other, arrays = peer(emx, model, folder)
-    rows = []
-    for machine, compiler in (("host", HOST), ("Cortex-M4", M4)):
-        for level in ("-Os", "-O2"):
-            code, frame = code_bytes(folder / "c" / "net.c", *compiler, level)
-            theirs, their_frame = code_bytes(other, *compiler, level)
-            ram = f"{source.workspace_bytes + frame:,} | {arrays + their_frame:,}"
-            rows.append(f"| {name} | {machine} {level} | {code:,} | {theirs:,} | {ram} |")
-    return rows
+            place = Path(made, name)
+            place.mkdir(exist_ok=True)
+            print("\n".join(sizes(name, args.emx, folder / f"{name}.onnx", place)), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from irc.targets.target import Target
 
 TILE = 8
 _PLACES = 4
+_FEW = 4096  # products that are over before it matters how they are computed
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,9 @@ class RealConv:
         spec, t = self.spec, self.t
         arguments = f"{apart}, w + (ptrdiff_t)o * {self.reduction}, {spec.kernel[1] * spec.ic}, {spec.kernel[0]}, ys, o"
         t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {TILE}) {{")
+        if self.total == 1 and spec.oc % TILE and self.reduction * spec.oc <= _FEW:
+            t.put(f"irc_rest(xp, {arguments}, 1, irc_least({spec.oc} - o, {TILE}));", "}")
+            return
         tile = f"irc_tile{places}(xp, {arguments});"
         if spec.oc > TILE and spec.oc % TILE == 4:
             t.put(f"irc_part{places}(xp, {arguments}, {spec.oc} - o < {TILE} ? 4 : {TILE});", "}")
