@@ -3,6 +3,7 @@
   irc compile model.onnx                      for this machine, into ./model-irc
   irc compile model.onnx --target arm -o out
   irc compile model.onnx --preset speed --calibration samples.npz --evaluation test.npz --max-drop 1
+  irc compile model.onnx --target cortex-m4 --preset speed --calibration samples.npz --io int8
   irc compile model.onnx -o build/net --depfile build/net.d -q     in a rule of make, Ninja, ...
 
 Nothing is written unless the compiled result has been compared with onnxruntime.

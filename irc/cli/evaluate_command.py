@@ -2,6 +2,8 @@
 
 irc evaluate model.onnx --data test.npz --metric top1
 irc evaluate model-irc --data test.npz --metric agreement --original model.onnx
+
+Real numbers for quantized inputs are quantized, and outputs are dequantized before they are scored.
 """
 
 from __future__ import annotations

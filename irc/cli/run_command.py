@@ -2,7 +2,8 @@
 
   irc run model-irc --inputs in.npz --outputs out.npz
 
-An array has the shape of its input, or one more sample axis in front: then every sample is run.
+An array has the shape of its input, or one more sample axis in front: then every sample is run. Real numbers for a
+quantized input are quantized, and outputs are real numbers then; integers give integers.
 """
 
 from __future__ import annotations
