@@ -17,10 +17,15 @@ KERNEL = "irc_k_"
 _ARRAYS = 0x10000000  # the first argument's address; the next ones lie far behind
 _APART = 0x1000000
 
-_OUTSIDE = (("mem", 40.0), ("div", 140.0), ("mul", 45.0), ("add", 60.0), ("sub", 65.0), ("", 30.0))
+_SOFT = ("mul", "add", "sub", "div", "i2f", "float", "")
+_SOFT_COSTS = {
+    "thumb2": (30, 57, 65, 148, 10, 10, 25),
+    "thumb1": (115, 64, 64, 409, 45, 45, 30),
+    "riscv": (105, 70, 75, 350, 45, 45, 22),
+}
+"""Instructions of float arithmetic in libgcc, as QEMU counts them on average in Softmax and requantizations."""
 _MATH = 90.0
-"""Instructions of functions that are not in the text, by a part of their names: soft floats of compilers' libraries
-on random numbers, and libm. They are a small part of any network."""
+"""Of a function of libm."""
 
 Reader = Callable[[Text], list[str | Instruction]]
 
@@ -47,7 +52,7 @@ def count_program(assembly: str, target: Target, name: str) -> int | None:
     if found is None:
         return None
     given = {r: 0x01000000 * (i + 1) for i, r in enumerate(found[1])}
-    return _counted(functions(assembly), *found, {name: given}).get(name)
+    return _counted(functions(assembly), target, *found, {name: given}).get(name)
 
 
 def count_kernels(assembly: str, target: Target, pointers: Mapping[str, int]) -> dict[str, int]:
@@ -61,11 +66,12 @@ def count_kernels(assembly: str, target: Target, pointers: Mapping[str, int]) ->
         arguments = [_ARRAYS + _APART * i for i in range(count)] + [0, 1]
         names = [*found[1], *(_slot(0, i, found[2]) for i in range(len(arguments)))]
         calls[symbol] = dict(zip(names, arguments, strict=False))
-    return _counted(functions(assembly), *found, calls)
+    return _counted(functions(assembly), target, *found, calls)
 
 
 def _counted(
     texts: Mapping[str, Text],
+    target: Target,
     read: Reader,
     registers: Sequence[str],
     word: int,
@@ -87,7 +93,7 @@ def _counted(
     for name, text in texts.items():
         with suppress(GaveUp):
             flows[name] = Flow(read(text))
-    counter = Counter(flows, arguments, _cost, 8 * word)
+    counter = Counter(flows, arguments, partial(_cost, target), 8 * word)
     for name in calls.keys() & flows:
         with suppress(GaveUp):
             counts[name] = round(counter.run(name, calls[name]).instructions)
@@ -98,9 +104,15 @@ def _slot(depth: int, index: int, word: int) -> str:
     return f"slot{depth - word * index}"
 
 
-def _cost(name: str, values: Mapping[str, Value]) -> float | None:
+def _cost(target: Target, name: str, values: Mapping[str, Value]) -> float | None:
+    """Of a function that is not in the text."""
     if name.startswith(KERNEL):  # one that could not be followed
         return None
-    if not name.startswith("__") and not name.startswith("mem"):
+    arm = target.arch == "arm32"
+    if "mem" in name:  # by words on Arm, by bytes in picolibc
+        size = values.get("r1" if name == "__aeabi_memset" else "r2" if arm else "a2")
+        return 20 + (size / 3 if arm else size) if isinstance(size, int) else 40.0
+    if not name.startswith("__"):
         return _MATH
-    return next(cost for part, cost in _OUTSIDE if part in name)
+    costs = _SOFT_COSTS["riscv" if not arm else "thumb1" if "v6m" in target.triple else "thumb2"]
+    return next(float(cost) for part, cost in zip(_SOFT, costs, strict=True) if part in name)
