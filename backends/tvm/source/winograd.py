@@ -52,12 +52,15 @@ class WinogradConv:
         t.put(*[f"bs[n] = tile / {high * wide};"] * several, f"hs[n] = tile / {wide} % {high} * {self.tile[0]};")
         t.put(f"vs[n] = tile % {wide} * {self.tile[1]};")
         self._input()
-        t.put("}", f"for (int32_t o = 0; o < {spec.oc}; o += {_CHANNELS}) {{")
-        t.put(f"for (int32_t p = 0; p < {points}; p++) {{", f"for (int32_t i = 0; i < {TILES}; i++) {{")
-        t.put(f"xp[i] = scratch + (p * {TILES} + (i < n ? i : 0)) * {spec.ic};")
-        t.put(f"sp[i] = s + (p * {TILES} + (i < n ? i : 0)) * {_CHANNELS};", "}")
-        weights = f"w + (ptrdiff_t)(o * {points} + p * {_CHANNELS}) * {spec.ic}"
-        t.put(f"irc_tile{TILES}(xp, NULL, {weights}, {spec.ic}, 1, sp, 0);", "}")
+        t.put("}", "const float *weights = w;")
+        t.put(f"for (int32_t i = 0; i < {TILES}; i++) sp[i] = s + (i < n ? i : 0) * {_CHANNELS};")
+        t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {_CHANNELS}) {{")
+        t.put(f"for (int32_t i = 0; i < {TILES}; i++) xp[i] = scratch + (i < n ? i : 0) * {spec.ic};")
+        t.put(f"for (int32_t p = 0; p < {points}; p++) {{")
+        t.put(
+            f"irc_tile{TILES}(xp, NULL, weights, {spec.ic}, 1, sp, p * {_SUMS});", f"weights += {_CHANNELS * spec.ic};"
+        )
+        t.put(f"for (int32_t i = 0; i < {TILES}; i++) xp[i] += {TILES * spec.ic};", "}")
         self._transform_back()
         self._results()
         t.put("}", "}", "}")
