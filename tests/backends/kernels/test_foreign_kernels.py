@@ -14,7 +14,7 @@ from kernel_harness import SENTINEL, Case, native_targets
 from test_attention_kernels import REAL, attention_case
 from test_float_kernels import DEPTHWISE, ELEMENTWISE, EPSILON, LINEAR, POOLS, REDUCE, _sum_of_two
 from test_functions import SPECIAL
-from test_integer_kernels import CASES, POLYNOMIAL, _native, case
+from test_integer_kernels import CASES, FOREIGN, POLYNOMIAL, _native, case
 from test_winograd_kernels import SHAPES, product_case
 
 from irc.backends.tvm.expression import ExpressionBuilder
@@ -22,8 +22,7 @@ from irc.backends.tvm.specs import ElementwiseSpec, Operand
 from irc.targets.catalogue import TARGETS
 from irc.targets.target import Target
 
-NAMES = ("aarch64", "arm", "neoverse-v1", "armv7", "wasm32", "riscv64", "riscv64-v")
-foreign = pytest.mark.parametrize("target", [TARGETS[n] for n in NAMES if n in TARGETS], ids=lambda t: t.name)
+foreign = pytest.mark.parametrize("target", [TARGETS[n] for n in FOREIGN], ids=lambda t: t.name)
 
 
 def outputs(made: list[Case], target: Target) -> list[np.ndarray]:

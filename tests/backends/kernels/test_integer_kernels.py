@@ -9,7 +9,7 @@ from collections.abc import Callable
 import kernel_cases as cases
 import numpy as np
 import pytest
-from kernel_harness import SENTINEL, Case, assembly, check, linkable, native_targets, run_fenced, symbol_of
+from kernel_harness import SENTINEL, Case, assembly, check, linkable, native_targets, optimized, run_fenced, symbol_of
 
 from irc.backends.artifact.glue import glue_ll
 from irc.backends.artifact.machines import missing_tools
@@ -24,8 +24,16 @@ from irc.backends.tvm.specs import LinearSpec
 from irc.targets.catalogue import TARGETS, runs_here
 from irc.targets.target import Target
 
+ALIKE = {
+    "cortex-m7": "cortex-m4",
+    "cortex-m33": "cortex-m4",
+    "cortex-m4-nofpu": "cortex-m3",
+    "cortex-m33-nofpu": "cortex-m3",
+}
+"""Targets that get the same text of these kernels as another one, which stands for them here."""
 # All that LLVM makes code for; what becomes C source is in tests/backends/c.
-all_targets = pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.triple], ids=lambda t: t.name)
+DISTINCT = [t for t in TARGETS.values() if t.triple and t.name not in ALIKE]
+all_targets = pytest.mark.parametrize("target", DISTINCT, ids=lambda t: t.name)
 
 
 def _linear(name: str, y: str, **options: object) -> Callable[[Target], Case]:
@@ -162,6 +170,17 @@ POLYNOMIAL = frozenset({"swish", "sigmoid", "tanh", "gelu"})
 """Functions whose float32 polynomial may be an ulp away from the double precision reference: one step in a tie."""
 
 
+@pytest.mark.parametrize(("name", "other"), ALIKE.items())
+@pytest.mark.parametrize("kernel", ["1x1 u8", "groups of 3", "depthwise i8", "mul add", "gelu", "int4 odd"])
+def test_targets_that_get_the_same_text(name: str, other: str, kernel: str) -> None:
+    texts = []
+    for target in (TARGETS[name], TARGETS[other]):
+        lines = optimized(case(kernel, target).spec, target).splitlines()
+        code = [line for line in lines if not line.startswith(("target ", "!"))]
+        texts.append(re.sub(r'"target-(cpu|features)"="[^"]*"', "", "\n".join(code)))
+    assert texts[0] == texts[1]
+
+
 @functools.cache
 def case(name: str, target: Target) -> Case:
     return CASES[name](target)
@@ -220,13 +239,18 @@ def _native(name: str, target: Target) -> np.ndarray:
     return check_bits(case(name, target), target)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sorted(POLYNOMIAL))
 def test_same_bytes_on_all_native_targets(name: str) -> None:
+    """Of the other kernels there is one right result, which is asked for above."""
     found = {t.name: _native(name, t)[case(name, t).written].tobytes() for t in native_targets()}
     assert len(set(found.values())) == 1, f"{name} differs between {list(found)}"
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.qemu], ids=lambda t: t.name)
+FOREIGN = ("aarch64", "arm", "neoverse-v1", "armv7", "wasm32", "riscv64", "riscv64-v")
+"""Targets whose kernels `test_foreign_kernels.py` runs, these among them."""
+
+
+@pytest.mark.parametrize("target", [t for t in DISTINCT if t.qemu and t.name not in FOREIGN], ids=lambda t: t.name)
 def test_same_bytes_on_emulated_targets(target: Target) -> None:
     if missing_tools(target):
         pytest.skip(f"needs {missing_tools(target)}")
