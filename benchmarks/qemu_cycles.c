@@ -191,8 +191,16 @@ static void enter(unsigned cpu, void *data) {
   last = block;
 }
 
+/* A 32-bit instruction that begins on a block's last two bytes before the end of a page: QEMU lists its first half here,
+   but translates and executes it in the next block. */
+static bool is_half(const struct qemu_plugin_insn *insn) {
+  const uint8_t *bytes = qemu_plugin_insn_data(insn);
+  return qemu_plugin_insn_size(insn) == 2 && bytes[1] >= 0xe8;
+}
+
 static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
   size_t count = qemu_plugin_tb_n_insns(tb);
+  if (count > 1 && is_half(qemu_plugin_tb_get_insn(tb, count - 1))) count--;
   uint64_t total = 0, found[CLASSES] = {0};
   Block *block = calloc(1, sizeof *block);
   if (block == NULL || count == 0) abort();
