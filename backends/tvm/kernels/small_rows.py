@@ -43,7 +43,7 @@ class _Rows:
         assert found is not None, "the plan has looked"
         self.epilogue, self.requantize = found, found.requantize
         self.reals = None if found.bare else Reals(self.asm, found, _FREE, _SECOND)
-        self.frame = 4 * (_ELEMENTS + len(found.elements))
+        self.frame = 4 * (_COLUMN if self.reals is None else _ELEMENTS + len(found.elements))
         self.saturate = "saturate" in spec.way
         self.fixed = fixed_shift(spec.way)
         self.row = ring_columns(spec) * spec.channels  # bytes of a slot
