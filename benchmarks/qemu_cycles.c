@@ -48,7 +48,6 @@ extern void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, en
 extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
 extern const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
-extern size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
 extern uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 extern void qemu_plugin_register_atexit_cb(qemu_plugin_id_t, at_exit, void *);
 
@@ -191,16 +190,8 @@ static void enter(unsigned cpu, void *data) {
   last = block;
 }
 
-/* A 32-bit instruction that begins on a block's last two bytes before the end of a page: QEMU lists its first half here,
-   but translates and executes it in the next block. */
-static bool is_half(const struct qemu_plugin_insn *insn) {
-  const uint8_t *bytes = qemu_plugin_insn_data(insn);
-  return qemu_plugin_insn_size(insn) == 2 && bytes[1] >= 0xe8;
-}
-
 static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
   size_t count = qemu_plugin_tb_n_insns(tb);
-  if (count > 1 && is_half(qemu_plugin_tb_get_insn(tb, count - 1))) count--;
   uint64_t total = 0, found[CLASSES] = {0};
   Block *block = calloc(1, sizeof *block);
   if (block == NULL || count == 0) abort();
@@ -209,13 +200,15 @@ static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
     const uint8_t *bytes = qemu_plugin_insn_data(insn);
     unsigned cost, hi = (unsigned)bytes[0] | (unsigned)bytes[1] << 8;
     int class = OTHER;
-    if (qemu_plugin_insn_size(insn) == 4)
+    /* QEMU's own size may hold the first half of the next instruction, at which it has looked at the end of a page */
+    uint64_t size = hi >= 0xe800 ? 4 : 2;
+    if (size == 4)
       class = wide(hi, (unsigned)bytes[2] | (unsigned)bytes[3] << 8, &cost);
     else
       class = narrow(hi, &cost);
     found[class]++;
     total += cost;
-    block->end = qemu_plugin_insn_vaddr(insn) + qemu_plugin_insn_size(insn);
+    block->end = qemu_plugin_insn_vaddr(insn) + size;
     block->cheap = class == LOOP_END;
     if (i == 0) block->start = qemu_plugin_insn_vaddr(insn);
   }
