@@ -137,44 +137,50 @@ def _planes(
 
 def _tiles(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> tuple[SmallConvSpec, Array] | None:
     """`spec` in the way "tiles", and its weights; None where that kernel is not made for it."""
-    epilogue = epilogue_of(spec.expression)
-    if epilogue is None or not epilogue.simple or not has_tiles(spec):
+    if not has_tiles(spec):
         return None
-    values = _channel_values(spec, epilogue, constants, spec.oc)
-    if values is None:
-        return None
-    bias, scale, others = values
-    expression, count = canonical(epilogue)
     steps = w.reshape(-1, TILE, spec.ic // BYTES, BYTES).transpose(0, 2, 1, 3)  # tile, step, channel, byte
-    numbers = [bias.astype(np.int32), scale.astype(np.float32), *others]
-    parts = [steps.reshape(spec.oc // TILE, -1), *(n.reshape(-1, TILE).view(np.int8) for n in numbers)]
-    packed = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
-    operands = _channel_operands(spec.oc, count)
-    made = replace(spec, expression=expression, operands=operands, way=TILES, streamed=count, w_size=packed.size)
-    return made, packed
+    return _in_tiles(spec, TILES, steps, constants)
 
 
 def _held(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -> tuple[SmallConvSpec, Array] | None:
     """`spec` in the way "held", and its weights; None where that kernel is not made for it."""
-    epilogue = epilogue_of(spec.expression)
-    if epilogue is None or not epilogue.simple or not has_held(spec):
+    if not has_held(spec):
         return None
-    values = _channel_values(spec, epilogue, constants, spec.oc)
-    if values is None:
-        return None
-    bias, scale, others = values
-    expression, count = canonical(epilogue)
     if is_direct(spec) and spec.ic < BYTES:  # as 16-bit numbers
         vectors = np.ascontiguousarray(w.reshape(spec.oc, -1).astype(np.int16)).view(np.int8)
     else:
         vectors = np.zeros((spec.oc, steps_of(spec) * BYTES), np.int8)
         vectors[:, : w[0].size] = w.reshape(spec.oc, -1)
+    return _in_tiles(spec, HELD, vectors, constants)
+
+
+def _in_tiles(
+    spec: SmallConvSpec, way: str, vectors: Array, constants: Sequence[Array | None]
+) -> tuple[SmallConvSpec, Array] | None:
+    """`spec` in a way that is written as instructions, and its weights: the `vectors` of each tile of four channels,
+    then its bias, scale and further numbers. None where these kernels do not know the epilogue."""
+    epilogue = epilogue_of(spec.expression)
+    if epilogue is None or not epilogue.simple:
+        return None
+    values = _channel_values(spec, epilogue, constants, spec.oc)
+    if values is None:
+        return None
+    bias, scale, others = values
+    expression, count = canonical(epilogue)
     numbers = [bias.astype(np.int32), scale.astype(np.float32), *others]
     parts = [vectors.reshape(spec.oc // TILE, -1), *(n.reshape(-1, TILE).view(np.int8) for n in numbers)]
     packed = np.ascontiguousarray(np.concatenate(parts, 1)).reshape(-1)
-    operands = _channel_operands(spec.oc, count)
-    made = replace(spec, expression=expression, operands=operands, way=HELD, streamed=count, w_size=packed.size)
-    return replace(made, scratch=0 if is_direct(spec) else conv_scratch(made)), packed
+    made = replace(
+        spec,
+        expression=expression,
+        operands=_channel_operands(spec.oc, count),
+        way=way,
+        streamed=count,
+        scratch=0 if is_direct(spec) else conv_scratch(spec),
+        w_size=packed.size,
+    )
+    return made, packed
 
 
 def _channel_values(
