@@ -28,6 +28,7 @@ from irc.backends.tvm.geometry import chunks
 from irc.backends.tvm.kernels.builder import Buffer, Expr, KernelBuilder, cast, const, intrinsic, reinterpret
 from irc.backends.tvm.kernels.channels import operand_reader
 from irc.backends.tvm.kernels.emit import emit_expression, emit_levels, fence
+from irc.backends.tvm.kernels.small_plain import conditions_inside
 from irc.backends.tvm.magnitude import magnitudes, sum_limit
 from irc.backends.tvm.small_mve import (
     BYTES,
@@ -87,14 +88,7 @@ class _Kernel:
         """Whether a window lies in the image, and its vectors in the data: `last` is where the last of them ends,
         counted from the window's first element. None: always."""
         spec = self.spec
-        conditions = []
-        for axis, first in enumerate((top, left)):
-            reach = (spec.kernel[axis] - 1) * spec.dilation[axis]
-            end = (spec.out[axis] - 1) * spec.stride[axis] - spec.pads[axis] + reach
-            if spec.pads[axis] > 0:
-                conditions.append(first >= 0)
-            if end >= spec.image[axis]:
-                conditions.append(first < spec.image[axis] - reach)
+        conditions = conditions_inside(spec, top, left)
         places = [n - 1 for n in (spec.batch, *spec.out)]
         steps = (spec.x_strides[0], *(s * x for s, x in zip(spec.stride, spec.x_strides[1:], strict=True)))
         offset = sum(p * s for p, s in zip(spec.pads, spec.x_strides[1:], strict=True))

@@ -135,6 +135,19 @@ def _exists(row: Expr, column: Expr, image: tuple[int, int]) -> Expr:
     return tirx.all(row >= 0, row < height, column >= 0, column < width)
 
 
+def conditions_inside(spec: SmallConvSpec | SmallDepthwiseSpec, top: Expr, left: Expr) -> list[Expr]:
+    """What has to hold for the window at row `top` and column `left` to lie in the image: nothing where all do."""
+    found = []
+    for axis, first in enumerate((top, left)):
+        reach = (spec.kernel[axis] - 1) * spec.dilation[axis]
+        last = (spec.out[axis] - 1) * spec.stride[axis] - spec.pads[axis] + reach
+        if spec.pads[axis] > 0:
+            found.append(first >= 0)
+        if last >= spec.image[axis]:
+            found.append(first < spec.image[axis] - reach)
+    return found
+
+
 class _places:
     """The loops over places: (image, row, column, first element of the window, its row and column, condition that the
     window lies in the image). The condition is None where every window does."""
@@ -151,14 +164,7 @@ class _places:
         top = k.let(h * spec.stride[0] - spec.pads[0], "top")
         left = k.let(col * spec.stride[1] - spec.pads[1], "left")
         at = k.let(n * sn + top * sh + left * sw, "at")
-        conditions = []
-        for axis, first in enumerate((top, left)):
-            reach = (spec.kernel[axis] - 1) * spec.dilation[axis]
-            last = (spec.out[axis] - 1) * spec.stride[axis] - spec.pads[axis] + reach
-            if spec.pads[axis] > 0:
-                conditions.append(first >= 0)
-            if last >= spec.image[axis]:
-                conditions.append(first < spec.image[axis] - reach)
+        conditions = conditions_inside(spec, top, left)
         return n, h, col, at, top, left, tirx.all(*conditions) if conditions else None
 
     def __exit__(self, *problem: Any) -> None:
