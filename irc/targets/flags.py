@@ -37,7 +37,7 @@ _ARCH_M = {
     "armv8-m.main": "cortex-m33",
     "armv8.1-m.main": "cortex-m55",
 }
-"""-march -> target."""
+"""-march -> target, for cores with all that the architecture may have."""
 _THUMB = {
     "thumbv6m": "cortex-m0plus",
     "thumbv8m.base": "cortex-m0plus",
@@ -68,15 +68,18 @@ _A64 = {
     "neoverse-v1": "neoverse-v1",
     "neoverse-v2": "neoverse-v1",
 }
+_WITHOUT_DIVISION = ("cortex-a5", "cortex-a8", "cortex-a9")
+"""All other 32-bit Cortex-A have it, and VFPv4."""
+_WITH_DIVISION = ("armv7ve", "armv8")
+"""How architectures (-march) begin that have it."""
 _X86_LEVELS = ("x86-64-v3", "x86-64-v4")
 
 _ARCHITECTURES = (
     ("wasm32", r"wasm32\S*|emscripten|emcc|em\+\+|wasi\S*"),
-    ("aarch64", r"aarch64\S*|arm64\S*|armv8-a|armv9-a"),
     ("riscv64", r"riscv64-(?!unknown-elf|none-elf)\S*|riscv64|riscv64gc\S*"),
-    ("riscv32", r"riscv32im\w*c-\S*"),
-    ("armv7", r"armv7(-?a|l)?|armeabi-v7a|armhf|armv7\S*eabihf\S*|arm-\S*linux-\w*eabihf\S*|armv7\S*android\S*"),
-    ("arm", r"arm|arm-none-eabi\S*|thumb\S*|cortex-m\S*"),
+    ("riscv32", r"riscv32ima?c-\S*"),
+    ("arm", r"arm|arm-\S*|armv7\S*|armeabi-v7a|armhf|thumb\S*|cortex-m\S*"),
+    ("aarch64", r"aarch64\S*|arm64\S*|armv[89]\S*-a\S*"),
     ("x86-64", r"x86_64\S*|amd64|x64"),
 )
 """Architecture -> how systems, processors, triples and compilers are called. The first that matches decides."""
@@ -87,53 +90,81 @@ def target_for(build: str) -> str:
 
     Raises OptionError where no entry of the table is known to be right.
     """
-    words = build.lower().split()
+    words = [_word(w) for w in build.lower().split()]
     given = {key: value for key, _, value in (w.partition("=") for w in words if w.startswith("-"))}
     cpu, *options = given.get("-mcpu", "").split("+")
     march = given.get("-march", "")
     if cpu in _CORTEX_M:
-        return _cortex_m(_CORTEX_M[cpu], options, given)
+        return _cortex_m(_CORTEX_M[cpu], _off(options), given)
     name, *extensions = march.split("+")
     if name in _ARCH_M:
-        return _cortex_m(_ARCH_M[name], [*extensions, *options], given)
+        return _cortex_m(_ARCH_M[name], _off([*extensions, *options]) | _not_on(name, extensions), given)
     triple = next((w for w in words if w.partition("-")[0] in _THUMB), "")
     if triple:
-        name, hard = _THUMB[triple.partition("-")[0]], triple.endswith("hf")
-        return _cortex_m(name, options, {"-mfloat-abi": "hard" if hard else "soft"} | given)
+        arch, hard = triple.partition("-")[0], triple.endswith("hf")
+        missing = _not_on(arch.replace("thumbv8m", "armv8-m"), [])
+        return _cortex_m(_THUMB[arch], missing, {"-mfloat-abi": "hard" if hard else "soft"} | given)
     arch = _architecture(words)
     if march.startswith("rv"):
-        return _riscv(march, build)
+        return _riscv(march, given, build)
     if arch == "aarch64":
         return _aarch64(cpu, march, words, build)
     if arch == "x86-64":
         return _x86(march, words, build)
-    if arch in ("armv7", "riscv64", "riscv32", "wasm32"):
+    if arch in ("riscv64", "riscv32", "wasm32"):
         return arch
-    if arch == "arm" and "linux" in words and ("-mfpu" in given or cpu.startswith("cortex-a")):
+    if arch == "arm" and _is_armv7(cpu, march, words, given):
         return "armv7"
     raise _unknown(arch, build)
 
 
-def _cortex_m(name: str, options: list[str], given: dict[str, str]) -> str:
-    """`options`: what follows the plus signs of -mcpu and -march."""
+def _word(word: str) -> str:
+    """A compiler without its folder; flags, /arch:AVX2 too, as they are."""
+    return word if word.startswith("-") or ":" in word else word.rpartition("/")[2]
+
+
+def _off(options: list[str]) -> set[str]:
+    """What -mcpu=core+nodsp switches off."""
+    return {option[2:] for option in options if option.startswith("no")}
+
+
+def _not_on(arch: str, extensions: list[str]) -> set[str]:
+    """What -march=armv8-m.main leaves out by not naming it; cores have it until it is switched off."""
+    if not arch.startswith(("armv8-m.main", "armv8.1-m.main")):
+        return set()
+    named = {*extensions, *(["dsp"] if "mve.fp" in extensions else [])}
+    return {"dsp", "mve.fp"} - named
+
+
+def _cortex_m(name: str, missing: set[str], given: dict[str, str]) -> str:
+    """`missing`: what of the core's options is not there."""
     if name in ("cortex-m0plus", "cortex-m3"):
         return name
-    if "nodsp" in options:
+    if "dsp" in missing:
         return "cortex-m3"
     float_abi = given.get("-mfloat-abi", "soft")
-    if float_abi == "soft" or "nofp" in options:
+    if float_abi == "soft" or "fp" in missing:
         return _WITHOUT_FPU[name]
-    if name == "cortex-m55" and (float_abi != "hard" or "nomve" in options or "nomve.fp" in options):
+    if name == "cortex-m55" and (float_abi != "hard" or missing & {"mve", "mve.fp"}):
         return "cortex-m33"
     return name
 
 
-def _riscv(march: str, build: str) -> str:
+def _is_armv7(cpu: str, march: str, words: list[str], given: dict[str, str]) -> bool:
+    """Whether NEON, VFPv4 and division are known to be there, and floats are passed in registers of theirs."""
+    known = cpu.startswith("cortex-a") if cpu else march.startswith(_WITH_DIVISION)
+    hard = any("eabihf" in word or word == "armhf" for word in words)
+    return known and cpu not in _WITHOUT_DIVISION and given.get("-mfloat-abi", "hard" if hard else "") == "hard"
+
+
+def _riscv(march: str, given: dict[str, str], build: str) -> str:
+    """Floats are passed as the targets pass them: objects of other ABIs cannot be linked."""
     base, _, _ = march.partition("_")
     letters = base[4:].replace("g", "imafd")
-    if base.startswith("rv32") and {"m", "c"} <= set(letters):
+    abi = given.get("-mabi", "")
+    if base.startswith("rv32") and {"m", "c"} <= set(letters) and (abi == "ilp32" or not (abi or "f" in letters)):
         return "riscv32"
-    if base.startswith("rv64") and set("mafdc") <= set(letters):
+    if base.startswith("rv64") and set("mafdc") <= set(letters) and abi in ("", "lp64d"):
         return "riscv64-v" if "v" in letters else "riscv64"
     raise _unknown(base, build)
 
@@ -142,6 +173,8 @@ def _aarch64(cpu: str, march: str, words: list[str], build: str) -> str:
     if _on_windows(words):
         raise _unknown("aarch64", build)
     if _on_apple(words):
+        if any("ios" in word for word in words):
+            raise _unknown("aarch64", build)  # phones older than the M1
         return "apple-m1"
     if cpu in _A64:
         return _A64[cpu]
@@ -154,9 +187,11 @@ def _aarch64(cpu: str, march: str, words: list[str], build: str) -> str:
 
 
 def _x86(march: str, words: list[str], build: str) -> str:
-    if _on_apple(words):
+    if _on_apple(words) or "-m32" in words or "-mx32" in words:
         raise _unknown("x86-64", build)
     if _on_windows(words):
+        if march not in _X86_LEVELS and not {"-mavx2", "/arch:avx2"} & set(words):
+            raise _unknown("windows", build)
         return "windows-x86-64"
     return march if march in _X86_LEVELS else "x86-64"
 
@@ -179,7 +214,11 @@ def _architecture(words: list[str]) -> str:
 
 def _unknown(arch: str, build: str) -> OptionError:
     if arch == "arm":
-        what, expected = "the build is for 32-bit Arm, but does not say which", "a flag such as -mcpu=cortex-m4"
+        what = "the build is for 32-bit Arm, and its flags are not of a core that irc knows"
+        expected = "a flag such as -mcpu=cortex-m4, or -mcpu=cortex-a7 with hard floats"
+    elif arch == "windows":
+        what = "the target windows-x86-64 has AVX2, and the build does not say so"
+        expected = "-march=x86-64-v3, or the target's name"
     else:
         what, expected = "irc has no target for this build", "flags of a processor that it knows"
     return OptionError(

@@ -22,28 +22,37 @@ CASES = {
     "Generic arm -mcpu=cortex-m55 -mfloat-abi=softfp": "cortex-m33",
     "Generic arm -march=armv7e-m+fp -mfloat-abi=hard": "cortex-m4",
     "Generic arm -mcpu=cortex-m0": "cortex-m0plus",
+    # Cores have their options until they are switched off; architectures have those that are named.
+    "Generic arm -mcpu=cortex-m33 -mfloat-abi=hard": "cortex-m33",
+    "Generic arm -march=armv8-m.main+fp -mfloat-abi=hard": "cortex-m3",
+    "Generic arm -march=armv8-m.main+dsp+fp -mfloat-abi=hard": "cortex-m33",
+    "Generic arm -march=armv8.1-m.main+mve.fp -mfloat-abi=hard": "cortex-m55",
+    "Generic arm -march=armv8.1-m.main+dsp+fp -mfloat-abi=hard": "cortex-m33",
+    "thumbv8m.main-none-eabihf": "cortex-m3",
+    "thumbv8m.main-none-eabihf -mcpu=cortex-m33 -mfloat-abi=hard": "cortex-m33",
     "Linux aarch64 aarch64-linux-gnu-gcc": "aarch64",
     "Linux aarch64 -mcpu=cortex-a72": "cortex-a72",
     "Linux aarch64 -march=armv8.2-a+dotprod": "arm",
     "Linux aarch64 -march=armv8.2-a": "aarch64",
     "Linux aarch64 -march=armv8.5-a": "arm",
     "Android aarch64 clang --target=aarch64-none-linux-android21": "aarch64",
-    "Android armv7-a clang": "armv7",
-    "Linux arm arm-linux-gnueabihf-gcc": "armv7",
-    "Linux armv7l cc": "armv7",
+    "Linux arm arm-linux-gnueabihf-gcc -mcpu=cortex-a7": "armv7",
+    "Linux armv7l cc -mcpu=cortex-a15 -mfloat-abi=hard": "armv7",
+    "Linux arm /usr/bin/arm-linux-gnueabihf-gcc -march=armv8-a": "armv7",
+    "/usr/bin/aarch64-linux-gnu-gcc": "aarch64",
     "Darwin arm64 cc": "apple-m1",
     "Linux riscv64 riscv64-linux-gnu-gcc": "riscv64",
     "Linux riscv64 -march=rv64gcv riscv64-linux-gnu-gcc": "riscv64-v",
     "Generic riscv -march=rv32imc_zicsr -mabi=ilp32 riscv64-unknown-elf-gcc": "riscv32",
     "Emscripten x86 emcc": "wasm32",
-    "Windows AMD64 x86_64-w64-mingw32-gcc": "windows-x86-64",
+    "Windows AMD64 x86_64-w64-mingw32-gcc -march=x86-64-v3": "windows-x86-64",
+    "Windows AMD64 cl /arch:AVX2": "windows-x86-64",
     "Linux x86_64 gcc": "x86-64",
     "Linux x86_64 -march=x86-64-v3": "x86-64-v3",
     "thumbv7em-none-eabihf": "cortex-m4",
     "thumbv7em-none-eabi": "cortex-m4-nofpu",
     "thumbv6m-none-eabi": "cortex-m0plus",
     "riscv32imc-unknown-none-elf": "riscv32",
-    "x86_64-pc-windows-gnu": "windows-x86-64",
 }
 
 
@@ -64,6 +73,11 @@ def test_tables_name_targets() -> None:
         "Generic xtensa xtensa-esp32-elf-gcc",
         "Generic riscv -march=rv32i",  # no multiplication
         "Linux riscv64 -march=rv64imac",
+        "Generic riscv -march=rv32imafc -mabi=ilp32f",  # floats in registers
+        "riscv32imafc-unknown-none-elf",
+        "Linux riscv64 -march=rv64gc -mabi=lp64",
+        "iOS arm64 clang",
+        "Linux x86_64 gcc -m32",
         "Darwin x86_64 cc",
         "Windows ARM64 cl",
         "Linux i686 gcc",
@@ -75,9 +89,20 @@ def test_unknown_machines_are_refused(build: str) -> None:
         target_for(build)
 
 
-def test_arm_without_a_core_is_asked_for_it(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["targets", "--for", "Generic arm arm-none-eabi-gcc"]) == 2
-    assert "-mcpu=cortex-m4" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        ("Generic arm arm-none-eabi-gcc", "-mcpu=cortex-m4"),
+        ("Linux arm arm-linux-gnueabihf-gcc", "-mcpu=cortex-a7"),  # may be without NEON
+        ("Linux arm arm-linux-gnueabihf-gcc -mcpu=cortex-a9", "-mcpu=cortex-a7"),  # without division
+        ("Android armv7-a clang --target=armv7-none-linux-androideabi21 -mcpu=cortex-a7", "hard floats"),
+        ("x86_64-pc-windows-gnu", "-march=x86-64-v3"),
+    ],
+)
+def test_builds_that_say_too_little_are_asked(build: str, expected: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The answer is never better than the machine."""
+    assert cli.main(["targets", "--for", build]) == 2
+    assert expected in capfd.readouterr().err
 
 
 def test_the_command_prints_the_name(capfd: pytest.CaptureFixture[str]) -> None:
