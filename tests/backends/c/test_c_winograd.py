@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from c_sources import COMPILERS, run_compiled
 from in_process import program_of
 
-from irc.backends.artifact.header import header_text
-from irc.backends.artifact.load import Network
-from irc.backends.c.source import source_text
 from irc.backends.program import Program
 from irc.backends.tvm.plan.make import make_plan
 from irc.backends.tvm.small import WINOGRAD
@@ -26,13 +23,6 @@ from irc.ir.graph import Model
 from irc.targets.catalogue import TARGETS
 from irc.targets.target import Target
 
-STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
-COMPILERS = {
-    "vectors": ("gcc", "-std=c99", "-O2", *STRICT),
-    "small": ("gcc", "-std=c99", "-Os", "-DIRC_NO_VECTORS", *STRICT),
-    "checked": ("gcc", "-std=c99", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
-    "c++": ("g++", "-O1", "-x", "c++", *STRICT),
-}
 IMAGES: dict[str, tuple[tuple[int, ...], int, dict[str, object]]] = {
     "large": ((1, 16, 30, 29), 16, {}),
     "two": ((2, 32, 10, 9), 40, {}),
@@ -119,15 +109,7 @@ def test_channels_are_whole_vectors() -> None:
 def test_as_onnxruntime(way: str, tmp_path: Path, need_tool: Callable[..., str]) -> None:
     """Sums of some 300 products in another order, and transforms whose matrices have entries up to 45/16: as the
     kernels of other targets."""
-    compiler, *flags = COMPILERS[way]
-    (tmp_path / "net.h").write_text(header_text(program()))
-    (tmp_path / "net.c").write_text(source_text(program()))
-    command = [need_tool(compiler), *flags, "-shared", "-fPIC", "-o", "libnet.so", "net.c", "-lm"]
-    subprocess.run(command, check=True, cwd=tmp_path)
-    network = Network(tmp_path / "libnet.so", "net")
-    network.poison = True
-    got = network.run(feeds())
-    network.close()
+    got = run_compiled(program(), way, feeds(), tmp_path, need_tool)
     for name, result in wanted().items():
         error = np.abs(got[name] - result).max() / np.abs(result).max()
         assert error < 1e-5, name
