@@ -88,6 +88,10 @@ def _ram_hints(program: Program, found: Footprint, limit: int) -> list[str]:
     if _bytes_of(program, "float32") > _bytes_of(program, "int8"):
         others = found.ram - found.workspace
         hints.append(_estimate("8 bits for data (--passes quantize)", others + found.workspace // 4, limit))
+    elif found.holds_ports:
+        real = max((p.nbytes for p in (*program.inputs, *program.outputs) if p.dtype == "float32"), default=0)
+        if real:
+            hints.append(f"inputs and outputs of 8 bits (--io int8): the largest takes {real} bytes of the workspace")
     share = max(0.0, limit - (found.ram - found.workspace)) / max(found.workspace, 1)
     hints.append(f"fewer channels (prune-channels, about {share:.0%} of them left) or a smaller input (--shape)")
     return hints

@@ -219,7 +219,7 @@ def _manifest_lines(manifest: Mapping[str, Any], here: Sequence[str]) -> Iterato
     interface, target = manifest["interface"], manifest["target"]
     yield "name", [manifest["name"]]
     yield "model", [str(manifest.get("model", {}).get("file", "?"))]
-    yield "target", [", ".join([target["name"], target["triple"], target["cpu"], *target["features"]])]
+    yield "target", [", ".join(filter(None, [target["name"], target["triple"], target["cpu"], *target["features"]]))]
     yield "levels", _level_lines(target, here)
     yield "inputs", [_port(p) for p in interface["inputs"]]
     yield "outputs", [_port(p) for p in interface["outputs"]]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from irc.backends.artifact.footprint import ram_alone
+from irc.backends.program import Blob, Port, Program
 from irc.cli.main import main
 from irc.driver.compile import compile_model
-from irc.driver.limits import flash_limit, ram_limit, short_name
+from irc.driver.limits import _ram_error, flash_limit, ram_limit, short_name
 from irc.driver.options import CompileOptions
 from irc.errors import LimitError
 from irc.targets import get_target
@@ -35,6 +38,14 @@ def test_no_network_is_small_enough_for_the_context_alone(model_file: Path, kern
     with pytest.raises(LimitError, match="context and stack alone take 128 bytes") as caught:
         compile_model(options(model_file, kernel_cache, ram=128))
     assert "prune-channels" not in str(caught.value)
+
+
+def test_inputs_in_the_workspace_may_be_smaller() -> None:
+    image = Port("x", "float32", (1, 64))
+    weights = (Blob(0, np.zeros(8, np.int8)),)
+    program = Program("net", get_target("cortex-m4"), (image,), (), (), {}, weights, 8, 256, input_places=(0,))
+    with pytest.raises(LimitError, match=r"--io int8.*takes 256 bytes"):
+        raise _ram_error(program, ram_alone(program), 128)
 
 
 def test_c_source_is_held_to_what_is_known(model_file: Path, kernel_cache: Path) -> None:
