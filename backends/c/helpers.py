@@ -84,10 +84,11 @@ def _bits() -> dict[str, str]:
     return found
 
 
-_WINDOW = """\
+_WINDOW_BYTES = """\
 /* Rows of an image from `row`, `column` on, side by side: kh rows of kw places of `count` channels. */
-static IRC_APART void irc_window_@S@(@T@ *IRC_RESTRICT to, const @F@ *x, int32_t row, int32_t column, int32_t kh,
-    int32_t kw, int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh, int32_t sw, int32_t count@FILL@)
+static IRC_APART void irc_window_s8(int16_t *IRC_RESTRICT to, const int8_t *x, int32_t row, int32_t column, int32_t kh,
+    int32_t kw, int32_t dh, int32_t dw, int32_t height, int32_t width, int32_t sh, int32_t sw, int32_t count,
+    int32_t fill)
 {
     for (int32_t i = 0; i < kh; i++, row += dh) {
         for (int32_t j = 0; j < kw;) {
@@ -96,16 +97,15 @@ static IRC_APART void irc_window_@S@(@T@ *IRC_RESTRICT to, const @F@ *x, int32_t
             if (beside) n *= kw - j;
             if (!beside && c >= 0 && c < width) {
                 if (dw == 1 && sw == count) n *= (width - c < kw - j ? width - c : kw - j);
-                @COPY@;
+                irc_widen_s8(to, x + (row * sh + c * sw), n);
             } else {
-                @CLEAR@;
+                irc_fill(to, n, (int16_t)fill);
             }
             to += n;
             j += n / count;
         }
     }
 }"""
-
 
 _FILL = """\
 static void irc_fill(int16_t *to, int32_t n, int16_t value)
@@ -123,24 +123,6 @@ static void irc_widen_s8(int16_t *IRC_RESTRICT to, const int8_t *IRC_RESTRICT fr
     while (n-- > 0) *to++ = *from++;
 }"""
 
-
-def _window(values: dict[str, str]) -> str:
-    text = _WINDOW
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
-
-
-_WINDOW_BYTES = _window(
-    {
-        "S": "s8",
-        "T": "int16_t",
-        "F": "int8_t",
-        "FILL": ", int32_t fill",
-        "COPY": "irc_widen_s8(to, x + (row * sh + c * sw), n)",
-        "CLEAR": "irc_fill(to, n, (int16_t)fill)",
-    }
-)
 _WINDOW_REAL = """\
 /* Rows of an image from `row`, `column` on, kh rows of kw places of `count` channels: where they are in the image, or,
    where some lie outside, side by side at `to`, with zeros. *apart: how far the rows are from each other. */

@@ -167,13 +167,11 @@ def even_step(strides: tuple[int, ...], batch: int, out: tuple[int, int]) -> int
 
 
 class ConvSource:
-    """`symbol(x, w, operands..., y)`. Bytes: weights [oc, kh, kw, ic] and STEP zeros. Real numbers: see `RealConv`."""
-
-    x_type = "int8_t"
+    """`symbol(x, w, operands..., y)`. Weights [oc, kh, kw, ic] and STEP zeros."""
 
     def __init__(self, symbol: str, spec: SmallConvSpec, target: Target) -> None:
         self.spec, self.symbol = spec, symbol
-        self.epilogue = Epilogue(spec, self.x_dtype, target, symbol)
+        self.epilogue = Epilogue(spec, "int8", target, symbol)
         self.reduction = spec.kernel[0] * spec.kernel[1] * spec.ic
         self.total = spec.batch * spec.out[0] * spec.out[1]
         self.places = places_at_once(self.total, self.reduction)
@@ -184,16 +182,12 @@ class ConvSource:
         self.even = all(self._step_of(strides) is not None for strides in results)
         self.t = Text()
 
-    @property
-    def x_dtype(self) -> str:
-        return "int8"
-
     def build(self) -> str:
         spec, t = self.spec, self.t
         y = ctype(spec.y_dtype)
         parameters = [
-            f"const {self.x_type} *x",
-            f"const {self.x_type} *IRC_RESTRICT w",
+            "const int8_t *x",
+            "const int8_t *IRC_RESTRICT w",
             *self.epilogue.parameters(),
             f"{y} *y",
         ]
@@ -327,16 +321,10 @@ class ConvSource:
         row, column = f"h * {spec.stride[0]} - {spec.pads[0]}", f"{column} - {spec.pads[1]}"
         sh, sw = spec.x_strides[1:]
         self.t.put(
-            f"{self._window_function()}({target}, x + ({image}), {row}, {column}, {spec.kernel[0]}, {count}, "
+            f"irc_window_s8({target}, x + ({image}), {row}, {column}, {spec.kernel[0]}, {count}, "
             f"{spec.dilation[0]}, {spec.dilation[1]}, {spec.image[0]}, {spec.image[1]}, {sh}, {sw}, {spec.ic}"
-            f"{self._fill()});"
+            f", {self.spec.fill if self.spec.fill >= 0 else f'({self.spec.fill})'});"
         )
-
-    def _window_function(self) -> str:
-        return "irc_window_s8"
-
-    def _fill(self) -> str:
-        return f", {self.spec.fill}" if self.spec.fill >= 0 else f", ({self.spec.fill})"
 
     def _channels(self, count: str) -> None:
         spec, t = self.spec, self.t
