@@ -194,78 +194,83 @@ typedef float irc_u4 __attribute__((vector_size(16), aligned(4), may_alias));
 """
 
 
-def _tile(places: int) -> str:
+def _tiles(places: int) -> str:
     each = range(places)
     declared = ", ".join(f"a{p} = zero, b{p} = zero" for p in each)
     arrays = ", ".join(f"*x{p} = x[{p}]" for p in each)
-    steps = "\n            ".join(f"a{p} += u * x{p}[i]; b{p} += v * x{p}[i];" for p in each)
-    again = "\n            ".join(f"a{p} += u1 * x{p}[i + 1]; b{p} += v1 * x{p}[i + 1];" for p in each)
+    steps = "\n                ".join(f"a{p} += u * x{p}[i]; b{p} += v * x{p}[i];" for p in each)
+    again = "\n                ".join(f"a{p} += u1 * x{p}[i + 1]; b{p} += v1 * x{p}[i + 1];" for p in each)
     rows = " ".join(f"x{p} += apart[{p}];" for p in each)
-    ends = "\n    ".join(f"*(irc_u4 *)(y[{p}] + o) = a{p}; *(irc_u4 *)(y[{p}] + o + 4) = b{p};" for p in each)
+    ends = "\n        ".join(f"*(irc_u4 *)(y[{p}] + o) = a{p}; *(irc_u4 *)(y[{p}] + o + 4) = b{p};" for p in each)
     return f"""\
-/* Sums over rows of n numbers, apart[] from each other, of {places} arrays times 8 columns of weights: y[][o...]. */
+/* Sums over rows of n numbers, apart[] from each other, of {places} arrays times columns of weights, 8 at a time:
+   y[][o...end - 1]. */
 #ifdef IRC_VECTORS
-static IRC_APART void irc_tile{places}(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n,
-    int32_t rows, float *const *y, int32_t o)
+static IRC_APART void irc_tiles{places}(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n,
+    int32_t rows, float *const *y, int32_t o, int32_t end)
 {{
     const irc_v4 zero = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    irc_v4 {declared};
-    const float {arrays};
-    for (;;) {{
-        ptrdiff_t i = 0;
-        for (; i + 2 <= n; i += 2, w += 16) {{
-            const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
-            {steps}
-            const irc_v4 u1 = *(const irc_u4 *)(w + 8), v1 = *(const irc_u4 *)(w + 12);
-            {again}
+    for (; o < end; o += 8) {{
+        irc_v4 {declared};
+        const float {arrays};
+        for (int32_t j = rows;;) {{
+            ptrdiff_t i = 0;
+            for (; i + 2 <= n; i += 2, w += 16) {{
+                const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
+                {steps}
+                const irc_v4 u1 = *(const irc_u4 *)(w + 8), v1 = *(const irc_u4 *)(w + 12);
+                {again}
+            }}
+            if (i < n) {{
+                const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
+                {steps}
+                w += 8;
+            }}
+            if (--j == 0) break;
+            {rows}
         }}
-        if (i < n) {{
-            const irc_v4 u = *(const irc_u4 *)w, v = *(const irc_u4 *)(w + 4);
-            {steps}
-            w += 8;
-        }}
-        if (--rows == 0) break;
-        {rows}
+        {ends}
     }}
-    {ends}
 }}
 #else
-#define irc_tile{places}(x, apart, w, n, rows, y, o) irc_columns(x, {places}, apart, w, n, rows, y, o, 8)
+#define irc_tiles{places}(x, apart, w, n, rows, y, o, end) irc_columns(x, {places}, apart, w, n, rows, y, o, end)
 #endif"""
 
 
-def _part(places: int) -> str:
+def _fours(places: int) -> str:
     return f"""\
-/* The same for 4 or 8 columns. */
+/* The same for columns of which 4 are left at the end. */
 #ifdef IRC_VECTORS
-static void irc_part{places}(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n, int32_t rows,
-    float *const *y, int32_t o, int32_t columns)
+static void irc_fours{places}(const float *const *x, const ptrdiff_t *apart, const float *w, int32_t n, int32_t rows,
+    float *const *y, int32_t o, int32_t end)
 {{
-    if (columns == 8) {{
-        irc_tile{places}(x, apart, w, n, rows, y, o);
-        return;
-    }}
+    irc_tiles{places}(x, apart, w, n, rows, y, o, end - 4);
+    w += (ptrdiff_t)(end - 4 - o) * n * rows;
     for (int32_t p = 0; p < {places}; p++) {{
-        const float *from = w;
+        const float *from = w, *data = x[p];
         irc_v4 a = {{0.0f, 0.0f, 0.0f, 0.0f}};
-        for (int32_t j = 0; j < rows; j++)
-            for (int32_t i = 0; i < n; i++, from += 4) a += *(const irc_u4 *)from * x[p][j * apart[p] + i];
-        *(irc_u4 *)(y[p] + o) = a;
+        for (int32_t j = rows;;) {{
+            for (int32_t i = 0; i < n; i++, from += 4) a += *(const irc_u4 *)from * data[i];
+            if (--j == 0) break;
+            data += apart[p];
+        }}
+        *(irc_u4 *)(y[p] + end - 4) = a;
     }}
 }}
 #else
-#define irc_part{places}(x, apart, w, n, rows, y, o, columns) \\
-    irc_columns(x, {places}, apart, w, n, rows, y, o, columns)
+#define irc_fours{places}(x, apart, w, n, rows, y, o, end) irc_columns(x, {places}, apart, w, n, rows, y, o, end)
 #endif"""
 
 
 _COLUMNS = """\
 #ifndef IRC_VECTORS
 static IRC_APART void irc_columns(const float *const *x, int32_t places, const ptrdiff_t *apart, const float *w,
-    int32_t n, int32_t rows, float *const *y, int32_t o, int32_t columns)
+    int32_t n, int32_t rows, float *const *y, int32_t o, int32_t end)
 {
-    for (int32_t p = 0; p < places; p++) {
-        for (int32_t c = 0; c < columns; c += 4) {
+    while (o < end) {
+        const int32_t columns = end - o < 8 ? 4 : 8;
+        for (int32_t k = 0; k < places * columns; k += 4) {
+            const int32_t p = k / columns, c = k % columns;
             const float *from = w + c, *data = x[p];
             float *const to = y[p] + o + c;
             float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
@@ -285,6 +290,8 @@ static IRC_APART void irc_columns(const float *const *x, int32_t places, const p
             to[2] = s2;
             to[3] = s3;
         }
+        o += columns;
+        w += (ptrdiff_t)columns * n * rows;
     }
 }
 #endif"""
@@ -296,10 +303,13 @@ static IRC_APART void irc_rest(const float *const *x, const ptrdiff_t *apart, co
 {
     for (int32_t p = 0; p < places; p++) {
         for (int32_t c = 0; c < columns; c++) {
-            const float *from = w + c;
+            const float *from = w + c, *data = x[p];
             float s = 0.0f;
-            for (int32_t j = 0; j < rows; j++)
-                for (int32_t i = 0; i < n; i++, from += columns) s += x[p][j * apart[p] + i] * *from;
+            for (int32_t j = rows;;) {
+                for (int32_t i = 0; i < n; i++, from += columns) s += data[i] * *from;
+                if (--j == 0) break;
+                data += apart[p];
+            }
             y[p][o + c] = s;
         }
     }
@@ -411,11 +421,11 @@ static IRC_APART void irc_depthwise(const float *x, const float *w, int32_t row,
 
 _HELPERS = {
     "irc_columns": _COLUMNS,
-    "irc_tile1": _tile(1),
-    "irc_tile4": _tile(4),
+    "irc_tiles1": _tiles(1),
+    "irc_tiles4": _tiles(4),
     "irc_rest": _REST,
-    "irc_part1": _part(1),
-    "irc_part4": _part(4),
+    "irc_fours1": _fours(1),
+    "irc_fours4": _fours(4),
     **transforms(),
     "irc_finish": _FINISH,
     "irc_depthwise3": _DEPTHWISE3,

@@ -177,44 +177,48 @@ class RealConv:
             t.put(f"float acc[{spec.oc}];")
         t.put("const int32_t b = 0, h = 0, v = 0;", f"float *const ys[1] = {{{target}}};")
         if self.reduction == spec.ic and self._is_in_place():
-            t.put("const float *const xp[1] = {x};", "const ptrdiff_t apart[1] = {0};")
+            t.put("const float *const xp[1] = {x};")
+            self._tiles("1", 1, "NULL")
         else:
             t.put(self._array(1), "ptrdiff_t apart[1];", f"const float *const xp[1] = {{{self._window('0', 'x')}}};")
-        self._tiles("1", 1)
+            self._tiles("1", 1)
         t.put("(void)b;", "(void)h;", "(void)v;")
         self.epilogue.put(t, target, "y", spec.oc)
 
     def _places(self) -> None:
-        """Four places at a time; their windows are read where they are, or copied at the edge of the image."""
+        """Four places at a time, at the end the last one again; their windows are read where they are, or copied at the
+        edge of the image."""
         spec, t = self.spec, self.t
         several, whole, common = spec.batch > 1, self.epilogue.in_place, self.epilogue.common
-        if common is not None and not common.added and self._steps() is not None:
-            self._row_of_places()
-            return
-        t.put(self._array(_PLACES))
-        if not whole:
-            t.put(f"float acc[{_PLACES * spec.oc}];")
-        t.put(f"const float *xp[{_PLACES}]{f', *others[{_PLACES}]' if common else ''};", f"float *ys[{_PLACES}];")
-        t.put(f"ptrdiff_t apart[{_PLACES}] = {{{', '.join('0' * _PLACES)}}};")
-        t.put(f"for (int32_t place = 0; place < {self.total};) {{", "int32_t n = 0;")
-        t.put(f"for (; n < {_PLACES} && place < {self.total}; n++, place++) {{")
-        self._coordinates("place")
-        image = f"x + b * {spec.x_strides[0]}" if several else "x"
+        steps = self._steps() if common is not None and not common.added else None
         plain = spec.kernel == (1, 1) and self._is_in_place()
-        at = f"h * {spec.stride[0] * spec.x_strides[1]} + v * {spec.stride[1] * spec.x_strides[2]}"
-        t.put(f"xp[n] = {int(plain)} ? {image} + ({at}) : {self._window('n', image)};")
-        t.put(f"ys[n] = {f'y + ({place_at(spec.y_strides, several=several)})' if whole else f'acc + n * {spec.oc}'};")
-        if common is not None:
-            t.put(f"others[n] = {self.epilogue.other()};")
-        t.put("}", f"for (int32_t i = n; i < {_PLACES}; i++) {{")
-        t.put("xp[i] = xp[0];", "apart[i] = apart[0];", "ys[i] = ys[0];", "}")
-        self._tiles("n", _PLACES)
-        t.put("for (int32_t p = 0; p < n; p++) {")
-        if common is not None:
-            self.epilogue.finish(t, "ys[p]", "e0", "others[p]", spec.oc)
+        if steps is None:
+            t.put(self._array(_PLACES), f"ptrdiff_t apart[{_PLACES}];")
+        others = f", *others[{_PLACES}]" if common is not None and steps is None else ""
+        t.put("" if whole else f"float acc[{_PLACES * spec.oc}];")
+        t.put(f"const float *xp[{_PLACES}]{others};", f"float *ys[{_PLACES}];")
+        t.put(f"for (int32_t place = 0; place < {self.total}; place += {_PLACES}) {{")
+        t.put(f"for (int32_t i = 0; i < {_PLACES}; i++) {{")
+        t.put(f"const int32_t p = irc_least(place + i, {self.total - 1});")
+        if steps is not None:
+            t.put(f"xp[i] = x + p * {steps[0]};", f"ys[i] = y + p * {steps[1]};")
         else:
-            self._coordinates("(place - n + p)")
-            self.epilogue.put(t, "ys[p]", f"y + ({place_at(spec.y_strides, several=several)})", spec.oc)
+            self._coordinates("p")
+            t.put("apart[i] = 0;")
+            image = f"x + b * {spec.x_strides[0]}" if several else "x"
+            at = f"h * {spec.stride[0] * spec.x_strides[1]} + v * {spec.stride[1] * spec.x_strides[2]}"
+            t.put(f"xp[i] = {int(plain)} ? {image} + ({at}) : {self._window('i', image)};")
+            there = f"y + ({place_at(spec.y_strides, several=several)})"
+            t.put(f"ys[i] = {there if whole else f'acc + i * {spec.oc}'};")
+            t.put(f"others[i] = {self.epilogue.other()};" if others else "")
+        t.put("}")
+        self._tiles(f"{_PLACES}", _PLACES, "NULL" if steps is not None else "apart")
+        t.put(f"for (int32_t i = 0; i < {_PLACES} && place + i < {self.total}; i++) {{")
+        if common is not None:
+            self.epilogue.finish(t, "ys[i]", "e0", "others[i]" if others else "e1", spec.oc)
+        else:
+            self._coordinates("(place + i)")
+            self.epilogue.put(t, "ys[i]", f"y + ({place_at(spec.y_strides, several=several)})", spec.oc)
         t.put("}", "}")
 
     def _steps(self) -> tuple[int, int] | None:
@@ -227,21 +231,6 @@ class RealConv:
         found = [even_step(strides, spec.batch, spec.out) for strides in (inputs, spec.y_strides)]
         return None if found[0] is None or found[1] is None else (found[0], found[1])
 
-    def _row_of_places(self) -> None:
-        """Four places at a time, of places that lie in a row. The last four may have been there in part before: those
-        after the end are the last one again."""
-        spec, t, steps = self.spec, self.t, self._steps()
-        assert steps is not None
-        t.put(f"const float *xp[{_PLACES}];", f"float *ys[{_PLACES}];")
-        t.put(f"for (int32_t place = 0; place < {self.total}; place += {_PLACES}) {{")
-        t.put(f"for (int32_t i = 0; i < {_PLACES}; i++) {{")
-        t.put(f"const int32_t p = irc_least(place + i, {self.total - 1});")
-        t.put(f"xp[i] = x + p * {steps[0]};", f"ys[i] = y + p * {steps[1]};", "}")
-        self._tiles(f"{_PLACES}", _PLACES, "NULL")
-        t.put(f"for (int32_t i = 0; i < {_PLACES} && place + i < {self.total}; i++) {{")
-        self.epilogue.finish(t, "ys[i]", "e0", "e1", spec.oc)
-        t.put("}", "}")
-
     def _coordinates(self, place: str) -> None:
         """b, h and v of a place of the output."""
         spec, t = self.spec, self.t
@@ -252,22 +241,23 @@ class RealConv:
         t.put(f"const int32_t h = {place} / {spec.out[1]} % {spec.out[0]};")
 
     def _tiles(self, count: str, places: int, apart: str = "apart") -> None:
-        """Sums of all channels, tile by tile."""
+        """Sums of all channels."""
         spec, t = self.spec, self.t
-        arguments = f"{apart}, w + (ptrdiff_t)o * {self.reduction}, {spec.kernel[1] * spec.ic}, {spec.kernel[0]}, ys, o"
-        t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {TILE}) {{")
-        if self.total == 1 and spec.oc % TILE and self.reduction * spec.oc <= _FEW:
-            t.put(f"irc_rest(xp, {arguments}, 1, irc_least({spec.oc} - o, {TILE}));", "}")
+        window = f"{spec.kernel[1] * spec.ic}, {spec.kernel[0]}, ys"
+        rest = spec.oc % TILE
+        if rest % 4 == 0:
+            name = f"irc_fours{places}" if rest else f"irc_tiles{places}"
+            t.put(f"{name}(xp, {apart}, w, {window}, 0, {spec.oc});")
             return
-        tile = f"irc_tile{places}(xp, {arguments});"
-        if spec.oc > TILE and spec.oc % TILE == 4:
-            t.put(f"irc_part{places}(xp, {arguments}, {spec.oc} - o < {TILE} ? 4 : {TILE});", "}")
-        elif spec.oc % TILE:
-            t.put(
-                f"if ({spec.oc} - o < {TILE}) irc_rest(xp, {arguments}, {count}, {spec.oc} - o);", f"else {tile}", "}"
-            )
-        else:
-            t.put(tile, "}")
+        if self.total == 1 and self.reduction * spec.oc <= _FEW:
+            t.put(f"for (int32_t o = 0; o < {spec.oc}; o += {TILE}) {{")
+            weights = f"w + (ptrdiff_t)o * {self.reduction}"
+            t.put(f"irc_rest(xp, {apart}, {weights}, {window}, o, 1, irc_least({spec.oc} - o, {TILE}));", "}")
+            return
+        whole = spec.oc - rest
+        if whole:
+            t.put(f"irc_tiles{places}(xp, {apart}, w, {window}, 0, {whole});")
+        t.put(f"irc_rest(xp, {apart}, w + {whole * self.reduction}, {window}, {whole}, {count}, {rest});")
 
 
 class RealDepthwise:

@@ -58,7 +58,8 @@ class WinogradConv:
         t.put(f"for (int32_t i = 0; i < {TILES}; i++) xp[i] = scratch + (i < n ? i : 0) * {spec.ic};")
         t.put(f"for (int32_t p = 0; p < {points}; p++) {{")
         t.put(
-            f"irc_tile{TILES}(xp, NULL, weights, {spec.ic}, 1, sp, p * {_SUMS});", f"weights += {_CHANNELS * spec.ic};"
+            f"irc_tiles{TILES}(xp, NULL, weights, {spec.ic}, 1, sp, p * {_SUMS}, p * {_SUMS} + {_CHANNELS});",
+            f"weights += {_CHANNELS * spec.ic};",
         )
         t.put(f"for (int32_t i = 0; i < {TILES}; i++) xp[i] += {TILES * spec.ic};", "}")
         self._transform_back()
