@@ -71,6 +71,22 @@ def object_from_ll(text: str) -> bytes:
         return result.read_bytes()
 
 
+def assembly_from_ll(text: str) -> str:
+    """The assembly text of LLVM IR text as `object_from_ll` takes it."""
+    return str(loaded_ll(text).inspect_source("asm"))
+
+
+def object_from_assembly(assembly: str, text: str) -> bytes:
+    """The object that `object_from_ll(text)` makes (but for the padding before loops on the oldest x86), from
+    `assembly_from_ll(text)`: the code generator has run already, which takes most of the time, and LLVM's assembler is
+    asked for what is left, through a module that holds nothing else."""
+    lines = assembly.replace("\\", "\\5C").replace('"', "\\22").splitlines()
+    code = [f'module asm "{line}"' for line in lines if not line.lstrip().startswith(".file")]
+    head = [line for line in text.splitlines() if line.startswith("target ")]
+    flags = [line for line in text.splitlines() if line.startswith("!")]
+    return object_from_ll("\n".join([*head, *code, *flags, ""]))
+
+
 def loaded_ll(text: str) -> Any:
     """TVM's module of LLVM IR text."""
     import tvm

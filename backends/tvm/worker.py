@@ -33,13 +33,16 @@ def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict
 
         source, facts = kernel_source(spec, target, symbol)
         return source.encode(), facts
+    from irc.backends.tvm.slim import assembly_from_ll, object_from_assembly
+
     if isinstance(spec, LibrarySpec):
         from irc.backends.tvm.codegen import finished
         from irc.backends.tvm.library.compile import compile_library_text
 
         text, info = compile_library_text(spec.model, target, symbol)
         data = finished(text, target)
-        return data, {"scratch": info.scratch_bytes, **_instructions(text, target, symbol)}
+        counted = _instructions(assembly_from_ll(text), text, target, symbol) if _counts(target) else {}
+        return data, {"scratch": info.scratch_bytes, **counted}
     from irc.backends.tvm.codegen import finished, kernel_text
     from irc.backends.tvm.kernels.table import build, instructions
 
@@ -47,17 +50,24 @@ def compile_kernel(spec: Spec, target: Target, symbol: str) -> tuple[bytes, dict
     if written is not None:
         return written.encode(), {}
     text = kernel_text(build(symbol, spec, target), target)
-    return finished(text, target), _instructions(text, target, symbol)
+    if not _counts(target):
+        return finished(text, target), {}
+    assembly = assembly_from_ll(text)
+    return object_from_assembly(assembly, text), _instructions(assembly, text, target, symbol)
 
 
-def _instructions(text: str, target: Target, symbol: str) -> dict[str, Any]:
-    """The estimated instructions of a kernel that becomes an object of its own, where they can be told."""
-    from irc.backends.tvm.counting.program import count_kernels, reader_of
-    from irc.backends.tvm.slim import loaded_ll
+def _counts(target: Target) -> bool:
+    """Whether each kernel is an object of its own and its instructions can be told."""
+    from irc.backends.tvm.counting.program import reader_of
 
-    if target.linking == "module" or reader_of(target) is None:
-        return {}
-    found = count_kernels(str(loaded_ll(text).inspect_source("asm")), target, _pointers(text))
+    return target.linking != "module" and reader_of(target) is not None
+
+
+def _instructions(assembly: str, text: str, target: Target, symbol: str) -> dict[str, Any]:
+    """The estimated instructions of a kernel, where they can be told."""
+    from irc.backends.tvm.counting.program import count_kernels
+
+    found = count_kernels(assembly, target, _pointers(text))
     return {"instructions": found[symbol]} if symbol in found else {}
 
 

@@ -1,6 +1,6 @@
 """Debug information and unused helpers go, code and target stay."""
 
-from irc.backends.tvm.slim import align_stack, object_from_ll, slim_ll
+from irc.backends.tvm.slim import align_stack, assembly_from_ll, object_from_assembly, object_from_ll, slim_ll
 
 FLAG = '!2 = !{i32 2, !"tvm_target", !"{\\22kind\\22:\\22llvm\\22,\\22mtriple\\22:\\22x86_64-linux-gnu\\22}"}'
 HEAD = """; ModuleID = 'TVMMod'
@@ -78,3 +78,8 @@ def test_functions_that_are_defined_align_their_stack() -> None:
     aligned = align_stack(text)
     assert 'attributes #0 = { "stackrealign" nounwind }' in aligned
     assert "attributes #1 = { }" in aligned
+
+
+def test_assembly_becomes_the_same_object() -> None:
+    text = slim_ll(HEAD + copy_of("float") + TAIL)
+    assert object_from_assembly(assembly_from_ll(text), text) == object_from_ll(text)
