@@ -161,6 +161,7 @@ static IRC_APART void {name}(const int16_t *x, ptrdiff_t n, const int8_t *w, ptr
     int32_t *acc)
 {{
     const ptrdiff_t m = 16 * n;
+    if (n <= 0) return; /* never: compilers need not keep zeros for it */
     for (; rows > 0; rows--, w += length, acc++) {{
         int32_t {sums};
         for (ptrdiff_t i = 0; i < m; i++) {{ {steps} }}
