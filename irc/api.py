@@ -25,6 +25,7 @@ from irc.pipeline.instruments import Instrument
 from irc.pipeline.presets import with_io
 from irc.report.model import Report
 from irc.targets import Target, get_target
+from irc.targets.sizes import parse_size
 
 __all__ = ["Artifact", "Network", "Score", "compile", "evaluate", "load", "load_model", "tune"]
 
@@ -89,8 +90,8 @@ def compile(
     statistics: PathLike | None = None,
     save_statistics: PathLike | None = None,
     weights: Literal["plain", "coded", "huffman"] | None = None,
-    ram: int | None = None,
-    flash: int | None = None,
+    ram: int | str | None = None,
+    flash: int | str | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Artifact:
@@ -106,7 +107,8 @@ def compile(
     it.
     `weights`: "coded" and "huffman" store them entropy-coded; they are decoded into RAM when the network is
     initialised. "plain" is the default, but for the preset `size`.
-    `ram`, `flash`: bytes that the network may take (LimitError); by default what the target has, where it is fixed.
+    `ram`, `flash`: bytes (or "64k") that the network may take (LimitError); by default what the target has, where it
+    is fixed.
     Raises IrcError: VerificationError where the result differs from onnxruntime's, BudgetError where the budget is
     exceeded, UnsupportedError for operators that cannot be compiled, and others. Nothing is written then.
     """
@@ -132,8 +134,8 @@ def compile(
         statistics=None if statistics is None else Path(statistics),
         save_statistics=None if save_statistics is None else Path(save_statistics),
         weights=weights,
-        ram=ram,
-        flash=flash,
+        ram=parse_size(ram, "ram") if isinstance(ram, str) else ram,
+        flash=parse_size(flash, "flash") if isinstance(flash, str) else flash,
     )
     done = compile_model(options, progress=progress, instruments=instruments)
     return Artifact(options.directory, done.manifest, done.report)

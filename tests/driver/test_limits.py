@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import irc
 from irc.backends.artifact.footprint import ram_alone
 from irc.backends.program import Blob, Port, Program
 from irc.cli.main import main
 from irc.driver.compile import compile_model
 from irc.driver.limits import _ram_error, flash_limit, ram_limit, short_name
 from irc.driver.options import CompileOptions
-from irc.errors import LimitError
+from irc.errors import LimitError, OptionError
 from irc.targets import get_target
 
 
@@ -86,6 +87,14 @@ def test_the_command_line_has_an_exit_code_of_its_own(
     assert not out.exists()
     assert main([*arguments, "--ram", "2x"]) == 2
     assert main([*arguments, "--ram", "1M", "--flash", "1M"]) == 0
+
+
+def test_sizes_from_python(model_file: Path, kernel_cache: Path) -> None:
+    out = model_file.parent / "out"
+    with pytest.raises(LimitError, match="expected at most 1024 bytes"):
+        irc.compile(model_file, output=out, cache_dir=kernel_cache, verify=False, flash="1k")
+    with pytest.raises(OptionError, match="ram: the size cannot be read"):
+        irc.compile(model_file, output=out, cache_dir=kernel_cache, ram="2x")
 
 
 def test_a_target_may_fix_the_limits(model_file: Path, kernel_cache: Path) -> None:
