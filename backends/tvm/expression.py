@@ -26,61 +26,6 @@ class Instr:
 
 Expression = tuple[Instr, ...]
 
-UNARY = frozenset(
-    [
-        "neg",
-        "abs",
-        "relu",
-        "exp",
-        "log",
-        "sqrt",
-        "reciprocal",
-        "tanh",
-        "sigmoid",
-        "erf",
-        "gelu",
-        "gelu_tanh",
-        "floor",
-        "ceil",
-        "round",
-        "sign",
-        "not",
-        "softplus",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "isnan",
-    ]
-)
-BINARY = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "min",
-        "max",
-        "pow",
-        "mod",
-        "equal",
-        "less",
-        "less_equal",
-        "greater",
-        "greater_equal",
-        "and",
-        "or",
-        "xor",
-    ]
-)
-
 
 @dataclass
 class ExpressionBuilder:

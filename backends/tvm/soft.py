@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import re
 
-PREFIX = "irc_soft_"
-
 _FLOAT = """
 define i32 @irc_soft_float(i32 %n) noinline optsize nounwind cold {
   %sign = and i32 %n, -2147483648

@@ -21,7 +21,6 @@ Expr = Any  # a TIR expression; tvm ships no usable annotations
 Buffer = Any
 
 _MANY = 64  # items that are shared out evenly enough, whatever the number of threads
-ALL_PARTS = ("part", "parts")
 
 
 def vector_type(dtype: str, lanes: int) -> str:

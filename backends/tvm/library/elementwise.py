@@ -18,10 +18,6 @@ def is_float(dtype: str) -> bool:
     return "float" in dtype
 
 
-def is_signed(dtype: str) -> bool:
-    return dtype.startswith(("int", "float"))
-
-
 def in_float(formula: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
     """`formula` computed in float32 for float16 operands (LLVM has no library functions for half)."""
 
