@@ -43,9 +43,7 @@ def mve_conv(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -
     if written is not None:
         return written
     oc, steps = w.shape[0], steps_of(spec)
-    last = spec.expression[-1]
-    bytes_out = last.op == "requantize" and last.dtype == "int8"
-    streamed = _streamed(constants, oc) if bytes_out else []
+    streamed = _streamed(spec, constants, oc)
     if len(streamed) < len(spec.operands) and oc % TILE:  # operands of elements end with the last channel
         streamed = []
     made = replace(spec, way=MVE, streamed=len(streamed), scratch=conv_scratch(spec))
@@ -63,9 +61,15 @@ def mve_conv(spec: SmallConvSpec, w: Array, constants: Sequence[Array | None]) -
     return replace(made, w_size=packed.size), packed
 
 
-def _streamed(constants: Sequence[Array | None], channels: int) -> list[Array]:
-    """The first operands of an expression, as far as they are numbers of four bytes for each channel."""
-    found = []
+def _streamed(
+    spec: SmallConvSpec | SmallDepthwiseSpec, constants: Sequence[Array | None], channels: int
+) -> list[Array]:
+    """The first operands of an expression, as far as they are numbers of four bytes for each channel. Only kernels that
+    end in int8 read them among the weights."""
+    found: list[Array] = []
+    last = spec.expression[-1]
+    if last.op != "requantize" or last.dtype != "int8":
+        return found
     for values in constants:
         if values is None or values.size != channels or values.itemsize != 4:
             break
@@ -95,7 +99,7 @@ def mve_depthwise(
     if pairs_of_places(spec):
         taps[:, channels:] = taps[:, :channels]
     parts = [taps.reshape(-1, blocks(channels), BYTES).transpose(1, 0, 2).reshape(blocks(channels), -1)]
-    streamed = _streamed(constants, channels)
+    streamed = _streamed(spec, constants, channels)
     if len(streamed) < len(spec.operands) or (channels % BYTES and not pairs_of_places(spec)):
         streamed = []
     for values in streamed:

@@ -81,6 +81,10 @@ class Network:
     def output_floats(self, x: Quantized) -> None:
         self._named(x.real, x.floats())
 
+    def output_reals(self, value: Value, data: np.ndarray) -> None:
+        """Reals that are no bytes' any more."""
+        self._named(value, np.ascontiguousarray(data))
+
     def _named(self, value: Value, data: np.ndarray) -> None:
         name = f"{self.name}_y{len(self.results)}"
         self.b.output(value, name=name)
@@ -524,6 +528,15 @@ def _outside(n: Network) -> None:
     n.output(n.conv(x, 16, (3, 3), "int8", -7, pads=(2, 3, 4, 2)))
 
 
+def _depthwise_reals(n: Network) -> None:
+    """What depthwise kernels give without rounding it: each whole vectors of channels."""
+    x = n.bytes((1, 16, 7, 6), "int8", 0.04, -7)
+    w_value, w, w_scale = n.weights((16, 1, 3, 3), 0)
+    factor = (w_scale * float(x.scale)).astype(F)
+    sums = conv_sums(x.q.astype(np.int64) - x.zero, w, 1, 1, (1, 1, 1, 1), 16)
+    n.output_reals(n.b.conv(x.real, w_value, pads=[1] * 4, group=16), (sums.astype(F) * factor).transpose(0, 3, 1, 2))
+
+
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
@@ -557,6 +570,7 @@ NETWORKS: dict[str, Callable[[Network], None]] = {
     "single_row": _single_row,
     "dead_channels": _dead_channels,
     "outside": _outside,
+    "depthwise_reals": _depthwise_reals,
 }
 
 
