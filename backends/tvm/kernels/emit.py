@@ -181,11 +181,13 @@ def _emit(
     if op == "constant":
         return const(instr.params[0], dtype, lanes)
     if op == "cast":
+        if dtype == "float32" and sources[0].dtype in _INTEGERS:
+            return _real(k, args[0], lanes)
         return _cast(args[0], sources[0].dtype, dtype, lanes)
     if op == "cast_bool":
         return _truth(args[0] != const(0, sources[0].dtype, lanes), lanes)
     if op == "dequantize":
-        return _dequantize(args[0], instr, lanes)
+        return _dequantize(k, args[0], instr, lanes)
     if op == "unpack":
         return reinterpret(float_of_word(args[0], instr), "float32")
     if op == "scale":  # product rounded on its own: the first step of every requantization
@@ -216,10 +218,18 @@ def _truth(condition: Expr, lanes: int) -> Expr:
     return tirx.Select(condition, const(1, "int8", lanes), const(0, "int8", lanes))
 
 
-def _dequantize(q: Expr, instr: Instr, lanes: int) -> Expr:
+def _dequantize(k: KernelBuilder, q: Expr, instr: Instr, lanes: int) -> Expr:
     scale, zero_point = instr.params
     wide = cast(q, "int32", lanes) - const(int(zero_point), "int32", lanes)
-    return fence(cast(wide, "float32", lanes) * const(scale, "float32", lanes), lanes)
+    return fence(_real(k, wide, lanes) * const(scale, "float32", lanes), lanes)
+
+
+def _real(k: KernelBuilder, integer: Expr, lanes: int) -> Expr:
+    """An integer as float32. On MVE a fence keeps it apart from products: of one with 2**-4, LLVM makes a conversion of
+    fixed-point numbers with a register in the place of its 4."""
+    value = cast(integer, "float32", lanes)
+    is_mve = k.target is not None and k.target.dot == "mve" and lanes > 1
+    return fence(value, lanes) if is_mve else value
 
 
 def _requantize_source(

@@ -537,6 +537,14 @@ def _depthwise_reals(n: Network) -> None:
     n.output_reals(n.b.conv(x.real, w_value, pads=[1] * 4, group=16), (sums.astype(F) * factor).transpose(0, 3, 1, 2))
 
 
+def _powers_of_two(n: Network) -> None:
+    """Factors that a compiler may take for shifts of fixed-point numbers: 2**-1 to 2**-7."""
+    x = n.bytes((1, 8, 4, 4), "int8", 0.5, 0)
+    for bits in range(-3, 4):
+        n.output(n.global_pool(x, "int8", 0.5 * 2.0**bits, 3))
+        n.output(n.add(x, x, "int8", 2.0**bits, -4))
+
+
 NETWORKS: dict[str, Callable[[Network], None]] = {
     "conv_relu": _conv_relu,
     "conv_int8": _conv_int8,
@@ -571,6 +579,7 @@ NETWORKS: dict[str, Callable[[Network], None]] = {
     "dead_channels": _dead_channels,
     "outside": _outside,
     "depthwise_reals": _depthwise_reals,
+    "powers_of_two": _powers_of_two,
 }
 
 
