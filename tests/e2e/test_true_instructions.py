@@ -59,6 +59,12 @@ def test_the_example(target: str, digits_dir: Path, kernel_cache: Path, tmp_path
     check(options, compiled_plugin(tmp_path), SHARE)
 
 
+@pytest.mark.parametrize("target", ["cortex-m4", "cortex-m55", "neoverse-v1"])
+def test_the_example_in_floats(target: str, digits_dir: Path, kernel_cache: Path, tmp_path: Path) -> None:
+    _skip_without(target)
+    check(options_of(digits_dir / "digits.onnx", target, kernel_cache), compiled_plugin(tmp_path), SHARE)
+
+
 @pytest.mark.parametrize("target", ["cortex-m4", "cortex-m55", "riscv32", "neoverse-v1"])
 @pytest.mark.parametrize(
     "model", ["pretrainedResnet_quant_qdq", "vww_96_int8_qdq", "kws_ref_model_qdq", "ad01_int8_qdq"]

@@ -110,7 +110,8 @@ def _cost(target: Target, name: str, values: Mapping[str, Value]) -> float | Non
         return None
     arm = target.arch == "arm32"
     if "mem" in name:  # by words on Arm, by bytes in picolibc
-        size = values.get("r1" if name == "__aeabi_memset" else "r2" if arm else "a2")
+        eabi = name.startswith(("__aeabi_memset", "__aeabi_memclr"))  # the size before the byte, or no byte
+        size = values.get("r1" if eabi else "r2" if arm else "a2")
         return 20 + (size / 3 if arm else size) if isinstance(size, int) else 40.0
     if not name.startswith("__"):
         return _MATH

@@ -73,6 +73,12 @@ def test_calls_that_are_rare() -> None:
     assert count_program(function("net_run", *lines) + soft, M4, "net_run") == 4
 
 
+@pytest.mark.parametrize("name", ["__aeabi_memset", "__aeabi_memset4", "__aeabi_memclr", "__aeabi_memclr8"])
+def test_memory_is_set_for_as_long_as_its_second_argument_says(name: str) -> None:
+    setting = ("movs\tr1, #96", "mvn\tr2, #0", f"bl\t{name}", "pop\t{r4, pc}")
+    assert run("push\t{r4, lr}", *setting) == 5 + 20 + 96 // 3
+
+
 def test_kernels_are_called_with_numbers_on_the_stack() -> None:
     kernel = function(
         "irc_k_a",
