@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from irc.backends.tvm.counting.flow import Branch, Call, Instruction, Op, Value
-from irc.backends.tvm.counting.reading import STACK, Text, arithmetic, holds, number, op
+from irc.backends.tvm.counting.reading import STACK, Reader, Text, arithmetic, holds, number, op
 
 ARGUMENTS = tuple(f"x{i}" for i in range(8))
 _CLOBBERED = (*(f"x{i}" for i in range(18)), "x30", "flags")
@@ -44,27 +44,7 @@ def read(text: Text) -> list[str | Instruction]:
     return _Reader(text).lines()
 
 
-class _Reader:
-    def __init__(self, text: Text) -> None:
-        self.text, self.depth = text, 0
-
-    def lines(self) -> list[str | Instruction]:
-        found: list[str | Instruction] = []
-        body, ended = 0, False
-        for line in self.text.lines:
-            if ended:  # behind a return lies the body again
-                self.depth, ended = body, False
-            if isinstance(line, str):
-                found.append(line)
-                continue
-            made = self._instruction(*line)
-            body = max(body, self.depth)
-            ended = (made.branch is not None and made.branch.label is None) or (
-                made.call is not None and made.call.ends
-            )
-            found.append(made)
-        return found
-
+class _Reader(Reader):
     def _instruction(self, name: str, args: list[str]) -> Instruction:
         found = self._control(name, args)
         if found is not None:

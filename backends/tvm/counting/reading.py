@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from irc.backends.tvm.counting.flow import Function, Op, Value
+from irc.backends.tvm.counting.flow import Function, Instruction, Op, Value
 
 _LABEL = re.compile(r"^([A-Za-z_$.\"][\w.$\"]*):")
 _TYPE = re.compile(r"^\s*\.type\s+([^\s,]+),\s*[%@]function")
@@ -31,6 +32,33 @@ class Text:
     @cached_property
     def labels(self) -> set[str]:
         return {line for line in self.lines if isinstance(line, str)}
+
+
+class Reader(ABC):
+    """Reads a function line by line. `depth`: bytes of its frame at this line, which name its stack slots."""
+
+    def __init__(self, text: Text, depth: int = 0) -> None:
+        self.text, self.depth = text, depth
+
+    def lines(self) -> list[str | Instruction]:
+        """The instructions and labels, in order."""
+        found: list[str | Instruction] = []
+        body, ended = self.depth, False
+        for line in self.text.lines:
+            if ended:  # behind a return lies the body again
+                self.depth, ended = body, False
+            if isinstance(line, str):
+                found.append(line)
+                continue
+            made = self._instruction(*line)
+            body = max(body, self.depth)
+            returns = made.branch is not None and made.branch.label is None
+            ended = returns or (made.call is not None and made.call.ends)
+            found.append(made)
+        return found
+
+    @abstractmethod
+    def _instruction(self, name: str, args: list[str]) -> Instruction: ...
 
 
 def functions(assembly: str) -> dict[str, Text]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from irc.backends.tvm.counting.flow import Branch, Call, Instruction, Op, Value
-from irc.backends.tvm.counting.reading import STACK, Text, arithmetic, number, op
+from irc.backends.tvm.counting.reading import STACK, Reader, Text, arithmetic, number, op
 
 ARGUMENTS = tuple(f"a{i}" for i in range(8))
 _CLOBBERED = (*ARGUMENTS, *(f"t{i}" for i in range(7)), "ra")
@@ -57,30 +57,12 @@ def read(text: Text, bits: int) -> list[str | Instruction]:
     return _Reader(text, bits).lines()
 
 
-class _Reader:
+class _Reader(Reader):
     def __init__(self, text: Text, bits: int) -> None:
-        self.text, self.bits = text, bits
-        self.depth = 0
+        super().__init__(text)
+        self.bits = bits
         self.word = bits // 8
         self.f = arithmetic(bits)
-
-    def lines(self) -> list[str | Instruction]:
-        found: list[str | Instruction] = []
-        body = 0
-        ended = False
-        for line in self.text.lines:
-            if ended:  # behind a return lies the body again
-                self.depth, ended = body, False
-            if isinstance(line, str):
-                found.append(line)
-                continue
-            made = self._instruction(*line)
-            body = max(body, self.depth)
-            ended = (made.branch is not None and made.branch.label is None) or (
-                made.call is not None and made.call.ends
-            )
-            found.append(made)
-        return found
 
     def _instruction(self, name: str, args: list[str]) -> Instruction:
         found = self._control(name, args)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from irc.backends.tvm.counting.flow import Branch, Call, Instruction, Op, Value
-from irc.backends.tvm.counting.reading import STACK, Text, arithmetic, holds, number, op
+from irc.backends.tvm.counting.reading import STACK, Reader, Text, arithmetic, holds, number, op
 
 ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 _CLOBBERED = ("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "flags")
@@ -60,27 +60,10 @@ def read(text: Text) -> list[str | Instruction]:
     return _Reader(text).lines()
 
 
-class _Reader:
+class _Reader(Reader):
     def __init__(self, text: Text) -> None:
-        self.text, self.depth = text, 8  # the return address
+        super().__init__(text, depth=8)  # the return address
         self.frame = 0  # where rbp stands, where it is a frame pointer
-
-    def lines(self) -> list[str | Instruction]:
-        found: list[str | Instruction] = []
-        body, ended = self.depth, False
-        for line in self.text.lines:
-            if ended:  # behind a return lies the body again
-                self.depth, ended = body, False
-            if isinstance(line, str):
-                found.append(line)
-                continue
-            made = self._instruction(*line)
-            body = max(body, self.depth)
-            ended = (made.branch is not None and made.branch.label is None) or (
-                made.call is not None and made.call.ends
-            )
-            found.append(made)
-        return found
 
     def _instruction(self, name: str, args: list[str]) -> Instruction:
         found = self._control(name, args)
