@@ -42,12 +42,24 @@ def _linear(name: str, y: str, **options: object) -> Callable[[Target], Case]:
     extra = {k: options.pop(k) for k in ("residual", "swish", "size") if k in options}
     sum_x = bool(options.get("sum_x"))
     expression = cases.requantized(y, terms=terms, sum_x=sum_x, **extra)  # type: ignore[arg-type]  # flags
-    return lambda target: cases.linear(name, target, y_dtype=y, expression=expression, **options)  # type: ignore[arg-type]
+    return lambda target: cases.linear(
+        name,
+        target,
+        y_dtype=y,
+        expression=expression,
+        **options,  # type: ignore[arg-type]  # as given
+    )
 
 
 def _depthwise(name: str, y: str, **options: object) -> Callable[[Target], Case]:
     expression = cases.requantized(y, terms=9)
-    return lambda target: cases.depthwise(name, target, y_dtype=y, expression=expression, **options)  # type: ignore[arg-type]
+    return lambda target: cases.depthwise(
+        name,
+        target,
+        y_dtype=y,
+        expression=expression,
+        **options,  # type: ignore[arg-type]  # as given
+    )
 
 
 def _mean_pool(name: str, dtype: str, channels: int, expression: tuple) -> Case:
