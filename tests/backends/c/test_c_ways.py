@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from irc.targets.catalogue import TARGETS
 CHECKED = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsanitize=undefined")
 
 
-class Changed(Network):
+class Changed(Network, ABC):
     """Weights with a change."""
 
     def weights(self, shape: Any, axis: int, **options: Any) -> Any:
@@ -31,8 +32,8 @@ class Changed(Network):
         value = self.b.dequantize(w, scale.astype(np.float32), np.zeros(len(w), np.int8), axis=axis)
         return value, w.astype(np.int64), scale
 
-    def change(self, w: np.ndarray) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def change(self, w: np.ndarray) -> None: ...
 
 
 class Sparse(Changed):
@@ -91,24 +92,50 @@ CASES: dict[str, tuple[type[Network], Callable[[Network], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_bytes_of_the_definition(name: str, tmp_path: Path, need_tool: Callable[..., str]) -> None:
-    """Compiled so that undefined behaviour ends the process."""
-    compiler = need_tool("gcc")
-    kind, build, mark = CASES[name]
+def loaded(kind: type[Network], build: Callable[[Network], None], compiler: str, folder: Path) -> tuple[Any, ...]:
+    """(what was built, its program, its C source, the library of it, compiled so that undefined behaviour ends the
+    process)."""
     b = GraphBuilder("networks")
-    made = kind(b, name)
+    made = kind(b, "ways")
     build(made)
     program = program_of(b.build(), TARGETS["c"], name="net")
     source = source_text(program)
-    assert mark in source
-    (tmp_path / "net.h").write_text(header_text(program))
-    (tmp_path / "net.c").write_text(source)
+    (folder / "net.h").write_text(header_text(program))
+    (folder / "net.c").write_text(source)
     command = [compiler, *CHECKED, "-fno-sanitize-recover=undefined", "-shared", "-fPIC", "-o", "libnet.so", "net.c"]
-    subprocess.run([*command, "-lm"], check=True, cwd=tmp_path)
-    network = Loaded(tmp_path / "libnet.so", "net")
+    subprocess.run([*command, "-lm"], check=True, cwd=folder)
+    network = Loaded(folder / "libnet.so", "net")
     network.poison = True
+    return made, program, source, network
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_of_the_definition(name: str, tmp_path: Path, need_tool: Callable[..., str]) -> None:
+    kind, build, mark = CASES[name]
+    made, _, source, network = loaded(kind, build, need_tool("gcc"), tmp_path)
+    assert mark in source
     got = network.run(made.feeds)
     network.close()
     for port, wanted in made.results:
         np.testing.assert_array_equal(got[port], wanted, port)
+
+
+def image(n: Network) -> None:
+    """An image of three planes, which lie side by side for the layers."""
+    x = n.conv(n.bytes((1, 3, 12, 10), "int8", 0.02, 3), 8, (3, 3), "int8", -20, pads=(1, 1, 1, 1))
+    n.output(n.conv(x, 6, (1, 1), "int8", 7))
+
+
+def test_inputs_and_outputs_lie_in_the_workspace(tmp_path: Path, need_tool: Callable[..., str]) -> None:
+    made, program, _, network = loaded(Network, image, need_tool("gcc"), tmp_path)
+    sources, results, place, workspace = network._new_frame()
+    (port,), (output,) = program.inputs, program.outputs
+    (into,), (out_of,) = program.input_places, program.output_places
+    workspace.fill(0xFF)
+    workspace[into : into + port.nbytes] = made.feeds[port.name].view(np.uint8).ravel()
+    sources[0], results[0] = place.value + into, place.value + out_of
+    assert network._run(network._ctx, sources, results, place) == 0
+    got = workspace[out_of : out_of + output.nbytes].copy()
+    network.close()
+    ((_, wanted),) = made.results
+    np.testing.assert_array_equal(got, wanted.view(np.uint8).ravel())
