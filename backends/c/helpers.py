@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from irc.backends.c.small import CONV, form
 from irc.backends.c.transforms import COLUMNS, transforms
 
 PREAMBLE = """\
@@ -421,6 +422,7 @@ static IRC_APART void irc_depthwise(const float *x, const float *w, int32_t row,
 }"""
 
 _HELPERS = {
+    "irc_conv_f32": CONV,
     "irc_columns": _COLUMNS,
     "irc_tiles1": _tiles(1),
     "irc_tiles4": _tiles(4),
@@ -457,14 +459,20 @@ _HELPERS = {
 }
 
 
-def preamble(code: str) -> str:
-    """What stands before `code`: headers, macros, and the helpers that it uses, and those that these use."""
+def _words(code: str) -> set[str]:
+    """Names of ours that `code` uses, and of the helpers that it needs."""
     words = set(re.findall(r"\b(?:irc|IRC)_\w+", code))
     while True:
         more = {w for n in words if n in _HELPERS for w in re.findall(r"\b(?:irc|IRC)_\w+", _HELPERS[n])}
         if more <= words:
-            break
+            return words
         words |= more
+
+
+def preamble(code: str) -> str:
+    """What stands before `code`: headers, macros, and the helpers that it uses, and those that these use."""
+    small, fast = _words(form(code, small=True)), _words(form(code, small=False))
+    words = small | fast
     out = [PREAMBLE]
     if words & {"IRC_ALIGNED", "IRC_APART"}:
         out.append(_ALIGNED)
@@ -476,5 +484,9 @@ def preamble(code: str) -> str:
         out.append(COLUMNS)
     if "IRC_FENCE" in words:
         out.append(_FENCE)
-    out += [text for name, text in _HELPERS.items() if name in words]
+    for name in (n for n in _HELPERS if n in words):
+        if name in small and name in fast:
+            out.append(_HELPERS[name])
+        else:
+            out.append(f"#if{'' if name in small else 'n'}def __OPTIMIZE_SIZE__\n{_HELPERS[name]}\n#endif")
     return "\n".join([*out, ""])

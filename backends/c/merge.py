@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from irc.backends.c.small import either, form
+
 _TOKEN = re.compile(
     r"[A-Za-z_]\w*"
     r"|\(-\d+\)(?![\w.])"
@@ -23,6 +25,9 @@ _INTEGER = re.compile(r"(\d+|\(-\d+\))\Z")
 _REAL = re.compile(r"(\(?-?\d[\d.]*(?:e[-+]?\d+)?f\)?|\([-+]INFINITY\))\Z")
 _SIZE = re.compile(r"N\d+\Z")
 _DEFINITION = re.compile(r"^static ", re.MULTILINE)
+
+
+_CONSTANTS = re.compile(r"^( +)static (const uint16_t \w+\[\d+\] = \{)(.*\bq\d+\b.*)(\};)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,31 @@ def _merged(members: list[tuple[str, list[str]]]) -> Merged:
         table = tables[kind]
         found.append({s: tuple(column[i] for column in table) for i, s in enumerate(symbols)} if table else {})
         if table:
-            text = _with_table(text, letter, ctype, len(table))
+            text = _with_table(_CONSTANTS.sub(_made_here, text), letter, ctype, len(table))
     return Merged(name, text, tuple(symbols), found[0], integer_type, found[1])
 
 
 def _with_table(text: str, letter: str, ctype: str, count: int) -> str:
-    """The function with one more parameter, whose elements get names at its beginning."""
+    """The function with one more parameter, whose elements get names at its beginning; where it has two forms, in each
+    those that it uses."""
     head, body = text.split("\n{\n", 1)
     local = "float" if ctype == "float" else "int32_t"
-    lines = [f"    const {local} {letter}{i} = {letter}_[{i}];" for i in range(count)]
+    given = [(f"{letter}{i}", f"    const {local} {letter}{i} = {letter}_[{i}];\n") for i in range(count)]
+
+    def named(code: str) -> str:
+        used = set(re.findall(rf"\b{letter}\d+\b", code))
+        return ("".join(line for name, line in given if name in used) or f"    (void){letter}_;\n") + code
+
+    small, fast = form(body, small=True), form(body, small=False)
     head = head[: head.rindex(")")] + f", const {ctype} *IRC_RESTRICT {letter}_)"
-    return "\n".join([head, "{", *lines, body])
+    if small == fast:
+        return f"{head}\n{{\n{named(body)}"
+    end = "}\n"
+    bodies = [named(code.removesuffix(end)).splitlines() for code in (small, fast)]
+    return "\n".join([head, "{", *either(*bodies), end])
+
+
+def _made_here(found: re.Match[str]) -> str:
+    """An array of constants of which some are parameters now. C++ wants to be told that they fit."""
+    indent, head, numbers, end = found.groups()
+    return indent + head + re.sub(r"\bq\d+\b", r"(uint16_t)\g<0>", numbers) + end

@@ -17,6 +17,7 @@ from irc.backends.c.arrays import array_chunks
 from irc.backends.c.calls import Argument, KernelCall, call_lines
 from irc.backends.c.helpers import preamble
 from irc.backends.c.merge import Merged, merge
+from irc.backends.c.small import chosen
 from irc.backends.program import Arg, Port, Program, Step
 from irc.errors import OptionError
 from irc.ir.types import Array
@@ -74,7 +75,7 @@ class _Source:
             self.arrays[-1].append(blob.data)
         kernels = {symbol: data.decode() for symbol, data in program.kernels.items()}
         short = {symbol: f"kernel_{i}" for i, symbol in enumerate(kernels)}
-        texts = {short[s]: text.replace(s, short[s]) for s, text in kernels.items()}
+        texts = chosen({short[s]: text.replace(s, short[s]) for s, text in kernels.items()})
         self.nulls = {s: _nulls(text) for s, text in texts.items()}
         texts = {s: text.replace(_NULL, "") for s, text in texts.items()}
         self.short = short

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from irc.backends.c.numbers import ctype, real
+from irc.backends.c.small import either
 from irc.backends.tvm.source.window import Epilogue, Text, even_step, vectors
 from irc.backends.tvm.specs import SmallConvSpec, SmallDepthwiseSpec
 from irc.targets.target import Target
@@ -55,6 +56,29 @@ class Common:
         return Common(added == 2, low, high)
 
 
+def _small(common: Common | None, spec: SmallConvSpec | SmallDepthwiseSpec) -> list[str]:
+    """The small form (`irc_conv_f32`) of a kernel as lines of C; empty where it has none."""
+    deep = isinstance(spec, SmallDepthwiseSpec)
+    ic, oc = (spec.channels, spec.channels) if isinstance(spec, SmallDepthwiseSpec) else (spec.ic, spec.oc)
+    if common is None or spec.batch > 1 or oc % 4 or spec.dilation != (1, 1):
+        return []
+    whole = _is_whole(spec.x_strides, spec.image, ic) and _is_whole(spec.y_strides, spec.out, oc)
+    if not whole or (common.added and not _is_whole(spec.operands[1].strides, spec.out, oc)):
+        return []
+    walk = (spec.stride[0], spec.pads[0], spec.stride[1], spec.pads[1])
+    numbers = (*spec.out, *spec.kernel, *walk, *spec.image, ic, oc, int(deep), int(common.low == 0.0))
+    if not all(0 <= n < 2**16 for n in numbers) or not math.isinf(common.high):
+        return []
+    table = f"    static const uint16_t numbers[{len(numbers)}] = {{{', '.join(map(str, numbers))}}};"
+    return [table, "    irc_conv_f32(x, w, e0, e1, y, numbers);"]
+
+
+def _is_whole(strides: tuple[int, ...], places: tuple[int, int], channels: int) -> bool:
+    """Whether an image with these strides (n, h, w, ...) has no gaps."""
+    height, width = places
+    return (width == 1 or strides[2] == channels) and (height == 1 or strides[1] == width * channels)
+
+
 class RealEpilogue:
     """The expression of a place, on its sums."""
 
@@ -70,6 +94,12 @@ class RealEpilogue:
         if self.common is not None and not self.common.added:
             found.append("const float *IRC_RESTRICT e1 /* NULL */")
         return found
+
+    def kernel(self, head: str, fast: Text) -> str:
+        """The function with the body `fast`, and with its small form where it has one."""
+        small = _small(self.common, self.spec)
+        body = either(small, fast.lines) if small else fast.lines
+        return "\n".join([head, "{", *body, "}", ""])
 
     def other(self) -> str:
         """Where the second operand of a common expression has the channels of the place (b, h, v)."""
@@ -136,13 +166,13 @@ class RealConv:
         spec, t = self.spec, self.t
         y = ctype(spec.y_dtype)
         parameters = ["const float *x", "const float *IRC_RESTRICT w", *self.epilogue.parameters(), f"{y} *y"]
-        t.put(f"static void {self.symbol}({', '.join(parameters)})", "{")
+        head = f"static void {self.symbol}({', '.join(parameters)})"
+        t.depth = 1
         if self.total > 1:
             self._places()
         else:
             self._single()
-        t.put("}")
-        return t.done([])
+        return self.epilogue.kernel(head, t)
 
     def _is_in_place(self) -> bool:
         """Whether every window lies in the image, so that none is copied."""
@@ -272,7 +302,8 @@ class RealDepthwise:
         spec, t = self.spec, self.t
         y, several, whole = ctype(spec.y_dtype), spec.batch > 1, self.epilogue.in_place
         parameters = ["const float *x", "const float *IRC_RESTRICT w", *self.epilogue.parameters(), f"{y} *y"]
-        t.put(f"static void {self.symbol}({', '.join(parameters)})", "{")
+        head = f"static void {self.symbol}({', '.join(parameters)})"
+        t.depth = 1
         if not whole:
             t.put(f"float acc[{spec.channels}];")
         if several:
@@ -288,8 +319,8 @@ class RealDepthwise:
             t.put(f"for (int32_t v = 0; v < {spec.out[1]}; v++) {{")
             self._sums(image, "acc", 1)
         self.epilogue.put(t, f"y + ({row})" if whole else "acc", f"y + ({row})", spec.channels)
-        t.put("}", "}", *["}"] * several, "}")
-        return t.done([])
+        t.put("}", "}", *["}"] * several)
+        return self.epilogue.kernel(head, t)
 
     def _sums(self, x: str, y: str, places: int) -> None:
         """Of places of a row from v on."""

@@ -17,6 +17,7 @@ STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
 COMPILERS = {
     "vectors": ("gcc", "-std=c99", "-O2", *STRICT),
     "small": ("gcc", "-std=c99", "-Os", "-DIRC_NO_VECTORS", *STRICT),
+    "small, checked": ("g++", "-Os", "-x", "c++", *STRICT, "-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
     "checked": ("gcc", "-std=c99", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"),
     "c++": ("g++", "-O1", "-x", "c++", *STRICT),
 }
