@@ -246,39 +246,33 @@ def _operands(p: Planner, views: Sequence[View]) -> tuple[Operand, ...]:
     return tuple(Operand(v.dtype, v.strides, v.extent, p.limit(v)) for v in views)
 
 
-def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
+def _conv_spec(p: Planner, im: _Images, g: Window, oc: int, expression: Expression) -> SmallConvSpec:
+    """Of the way "plain", with places outside of the image 0; the weights' size is to come."""
     batch, height, width, ic = im.x.shape
-    spec = SmallConvSpec(
+    return SmallConvSpec(
         im.out.dtype,
         batch,
         (height, width),
         (im.out.shape[1], im.out.shape[2]),
         g.kernel,
         ic,
-        w.shape[0],
+        oc,
         _nhw(im.x),
         _nhw(im.out),
         g.stride,
         g.dilation,
         g.pads[:2],
-        zero,
-        expression,
-        _operands(p, im.operands),
+        expression=expression,
+        operands=_operands(p, im.operands),
         x_size=im.x.extent,
         y_size=im.out.extent,
-        w_size=w.size,
     )
-    macs = batch * math.prod(spec.out) * w.size
-    if p.target.arch == "c":
-        _call(p, region, im, *source_conv(spec, w), macs)
-        return
-    packed = pack_conv(spec, np.ascontiguousarray(w), im.constants, p.target)
-    _call(p, region, im, packed.spec, packed.weights, macs, packed.elements)
 
 
-def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
+def _depthwise_spec(p: Planner, im: _Images, g: Window, expression: Expression) -> SmallDepthwiseSpec:
+    """As `_conv_spec`."""
     batch, height, width, channels = im.x.shape
-    spec = SmallDepthwiseSpec(
+    return SmallDepthwiseSpec(
         im.out.dtype,
         batch,
         (height, width),
@@ -290,15 +284,26 @@ def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, exp
         g.stride,
         g.dilation,
         g.pads[:2],
-        zero,
-        w.dtype.name,
-        expression,
-        _operands(p, im.operands),
+        expression=expression,
+        operands=_operands(p, im.operands),
         x_size=im.x.extent,
         y_size=im.out.extent,
-        w_size=w.size,
     )
-    macs = batch * math.prod(spec.out) * w.size
+
+
+def _conv(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
+    spec = replace(_conv_spec(p, im, g, w.shape[0], expression), fill=zero, w_size=w.size)
+    macs = spec.batch * math.prod(spec.out) * w.size
+    if p.target.arch == "c":
+        _call(p, region, im, *source_conv(spec, w), macs)
+        return
+    packed = pack_conv(spec, np.ascontiguousarray(w), im.constants, p.target)
+    _call(p, region, im, packed.spec, packed.weights, macs, packed.elements)
+
+
+def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression, zero: int) -> None:
+    spec = replace(_depthwise_spec(p, im, g, expression), fill=zero, w_dtype=w.dtype.name, w_size=w.size)
+    macs = spec.batch * math.prod(spec.out) * w.size
     if p.target.arch == "c":
         _call(p, region, im, source_depthwise(spec, w), np.ascontiguousarray(w.transpose(1, 2, 0)), macs)
         return
@@ -319,13 +324,26 @@ def _call(
     stored = p.constant(weights, region.root.need(1).name)
     first = len(im.operands) - (len(spec.operands) - spec.streamed)
     operands = im.operands[first:] if elements is None else [im.operands[i] for i in elements]
+    _place(p, im, spec, stored, operands, region.label, macs)
+
+
+def _place(
+    p: Planner,
+    im: _Images,
+    spec: SmallConvSpec | SmallDepthwiseSpec,
+    stored: View,
+    operands: Sequence[View],
+    label: str,
+    macs: int,
+) -> None:
+    """The call with weights that are `stored`, and its scratch memory."""
     args = [p.pointer(v) for v in (im.x, stored, *operands, im.out)]
     writes: tuple[int, ...] = (im.out.storage,)
     if spec.scratch:
         scratch = p.new_storage("uint8", spec.scratch)
         args.append(Pointer(scratch, 0))
         writes = (*writes, scratch)
-    p.call(spec, args, writes, region.label, macs=macs)
+    p.call(spec, args, writes, label, macs=macs)
 
 
 __all__ = ["conv_weights", "lower_small", "small_expression", "small_weights"]

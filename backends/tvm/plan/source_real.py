@@ -10,9 +10,18 @@ import numpy as np
 from irc.backends.tvm.expression import Expression, ExpressionBuilder
 from irc.backends.tvm.plan.integer import FusedQuantize, IntegerWeights, float_weights, integer_weights, start_sum
 from irc.backends.tvm.plan.kinds import is_weight, kind_of
-from irc.backends.tvm.plan.planner import Planner, Pointer, RegionOperands
+from irc.backends.tvm.plan.planner import Planner, RegionOperands
 from irc.backends.tvm.plan.regions import Region
-from irc.backends.tvm.plan.small_conv import _bias, _geometry, _Images, _images, _nhw, _operands, _plain_gemm
+from irc.backends.tvm.plan.small_conv import (
+    _bias,
+    _conv_spec,
+    _depthwise_spec,
+    _geometry,
+    _Images,
+    _images,
+    _place,
+    _plain_gemm,
+)
 from irc.backends.tvm.plan.source import real_weights
 from irc.backends.tvm.plan.source_winograd import scratch_bytes, winograd_weights
 from irc.backends.tvm.plan.window import Window
@@ -72,28 +81,8 @@ def _conv(
     expression: Expression,
     tile: tuple[int, int] | None,
 ) -> None:
-    batch, height, width, ic = im.x.shape
-    spec = SmallConvSpec(
-        im.out.dtype,
-        batch,
-        (height, width),
-        (im.out.shape[1], im.out.shape[2]),
-        g.kernel,
-        ic,
-        w.shape[0],
-        _nhw(im.x),
-        _nhw(im.out),
-        g.stride,
-        g.dilation,
-        g.pads[:2],
-        0,
-        expression,
-        _operands(p, im.operands),
-        way=REAL,
-        x_size=im.x.extent,
-        y_size=im.out.extent,
-    )
-    macs = batch * math.prod(spec.out) * w.size
+    spec = replace(_conv_spec(p, im, g, w.shape[0], expression), way=REAL)
+    macs = spec.batch * math.prod(spec.out) * w.size
     if tile is None:
         _call(p, region, im, spec, real_weights(w), macs, region.label)
         return
@@ -103,26 +92,8 @@ def _conv(
 
 
 def _depthwise(p: Planner, region: Region, im: _Images, g: Window, w: Array, expression: Expression) -> None:
-    batch, height, width, channels = im.x.shape
-    spec = SmallDepthwiseSpec(
-        im.out.dtype,
-        batch,
-        (height, width),
-        (im.out.shape[1], im.out.shape[2]),
-        g.kernel,
-        channels,
-        _nhw(im.x),
-        _nhw(im.out),
-        g.stride,
-        g.dilation,
-        g.pads[:2],
-        expression=expression,
-        operands=_operands(p, im.operands),
-        way=REAL,
-        x_size=im.x.extent,
-        y_size=im.out.extent,
-    )
-    _call(p, region, im, spec, w.reshape(-1), batch * math.prod(spec.out) * w.size, region.label)
+    spec = replace(_depthwise_spec(p, im, g, expression), way=REAL)
+    _call(p, region, im, spec, w.reshape(-1), spec.batch * math.prod(spec.out) * w.size, region.label)
 
 
 def _call(
@@ -135,13 +106,7 @@ def _call(
     label: str,
 ) -> None:
     weights = p.constant(w, region.root.need(1).name)
-    args = [p.pointer(v) for v in (im.x, weights, *im.operands, im.out)]
-    writes: tuple[int, ...] = (im.out.storage,)
-    if spec.scratch:
-        scratch = p.new_storage("uint8", spec.scratch)
-        args.append(Pointer(scratch, 0))
-        writes = (*writes, scratch)
-    p.call(replace(spec, w_size=weights.extent), args, writes, label, macs=macs)
+    _place(p, im, replace(spec, w_size=weights.extent), weights, im.operands, label, macs)
 
 
 __all__ = ["is_real_source", "lower_real"]
